@@ -1,0 +1,168 @@
+//! The messages of channel 0, and what the guest is told to run.
+
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// Raised whenever a message changes its meaning; both sides come from one build, so they must agree.
+pub const PROTOCOL: u32 = 1;
+
+/// The virtio-serial port's name under QEMU (`/sys/class/virtio-ports/*/name`).
+pub const PORT_NAME: &str = "org.firegopher.control";
+/// The vsock port the guest connects to on the host (CID 2) under Firecracker.
+pub const VSOCK_PORT: u32 = 1024;
+/// Prefix of the console line that repeats the exit record when the control channel is gone.
+pub const EXIT_LINE: &str = "firegopher-exit: ";
+
+/// What each channel carries.
+pub mod channel {
+    /// JSON messages, one a frame.
+    pub const CONTROL: u16 = 0;
+    /// Host to guest: the workload's standard input. An empty frame closes it.
+    pub const STDIN: u16 = 1;
+    /// Guest to host: the workload's standard output.
+    pub const STDOUT: u16 = 2;
+    /// Guest to host: the workload's standard error.
+    pub const STDERR: u16 = 3;
+}
+
+/// Guest to host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum FromGuest {
+    /// The first message: the guest is up and waits for `Start`.
+    Hello {
+        /// The guest's `PROTOCOL`.
+        protocol: u32,
+        /// The guest's kernel release.
+        kernel: String,
+    },
+    /// Something optional failed; the guest goes on.
+    Warning {
+        /// For the user.
+        message: String,
+    },
+    /// The workload was started.
+    Started {
+        /// Its pid in the guest.
+        pid: i32,
+    },
+    /// The workload ended and all its output has been sent. Repeated until acknowledged.
+    Exit(ExitRecord),
+}
+
+/// Host to guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ToGuest {
+    /// Answers `Hello`: everything about this boot.
+    Start(Box<RunConfig>),
+    /// Sends a signal to the workload's process group.
+    Signal {
+        /// Linux signal number.
+        signal: i32,
+    },
+    /// Ends the workload: SIGTERM, then SIGKILL after `RunConfig::grace_ms`.
+    Stop,
+    /// The exit record was received: power off.
+    ExitAck,
+}
+
+/// How the workload ended. Exactly one of `code`, `signal` and `failed` is set.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// It exited with this code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// It was ended by this signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// It never ran: what failed, for the user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+    /// The kernel's out-of-memory killer ended a process of the workload.
+    #[serde(default)]
+    pub oom: bool,
+}
+
+/// Everything a guest needs for one boot. Nothing of it is in the initramfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// argv of the workload; `argv[0]` without '/' is looked up in PATH.
+    pub argv: Vec<String>,
+    /// Environment, in order; HOME, PATH, USER and TERM get defaults when missing.
+    pub env: Vec<(String, String)>,
+    /// Secret environment: never printed, not even in errors.
+    pub secrets: Vec<(String, String)>,
+    /// Absolute working directory; must exist.
+    pub workdir: String,
+    /// Whom the workload runs as.
+    pub user: RunUser,
+    /// The guest's host name.
+    pub hostname: String,
+    /// Lines for /etc/hosts beyond localhost and the host name.
+    pub hosts: Vec<(IpAddr, String)>,
+    /// Name servers for /etc/resolv.conf; none leaves an empty file.
+    pub dns: Vec<IpAddr>,
+    /// eth0's settings, if there is a device.
+    pub network: Option<Network>,
+    /// The disks of the root, lowest first.
+    pub layers: Vec<Disk>,
+    /// The writable layer; `None` is a tmpfs.
+    pub scratch: Option<Disk>,
+    /// Mounted inside the root, parents first.
+    pub volumes: Vec<VolumeMount>,
+    /// Time between SIGTERM and SIGKILL in milliseconds.
+    pub grace_ms: u64,
+    /// The host's clock, in milliseconds since the epoch, at the time of sending.
+    pub clock_ms: u64,
+    /// Whether the workload gets a standard input pipe; else /dev/null.
+    pub stdin: bool,
+}
+
+/// Whom the workload runs as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunUser {
+    /// By name; created if the image lacks it.
+    Name(String),
+    /// By number.
+    Id {
+        /// Numeric user id.
+        uid: u32,
+        /// Numeric group id.
+        gid: u32,
+    },
+}
+
+/// A block device, named by its position on the virtio bus: 0 is vda.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// 0-based index among the VM's drives.
+    pub index: u8,
+    /// Attached read-only.
+    pub read_only: bool,
+}
+
+/// A volume and its mount point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// For messages.
+    pub name: String,
+    /// The device.
+    pub disk: Disk,
+    /// Absolute path in the root.
+    pub at: String,
+}
+
+/// eth0's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Addresses with their prefix lengths in bits.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Default gateways, at most one a family.
+    pub gateways: Vec<IpAddr>,
+    /// Bytes; the device's own default unless set.
+    pub mtu: Option<u32>,
+    /// Permanent neighbour entries: address and MAC.
+    pub neighbours: Vec<(IpAddr, [u8; 6])>,
+}

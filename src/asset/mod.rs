@@ -1,0 +1,1 @@
+//! Finds, fetches and verifies what boots: kernels, VMMs, base packages.

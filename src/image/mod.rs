@@ -1,0 +1,1 @@
+//! Writes root file systems and the initramfs: deterministic, without root, without mounting.

@@ -1,0 +1,15 @@
+//! firegopher: from a checked-in manifest to a running microVM, by way of a content-addressed graph of steps.
+
+pub mod asset;
+pub mod digest;
+pub mod error;
+pub mod home;
+pub mod image;
+pub mod listing;
+pub mod lock;
+pub mod manifest;
+pub mod name;
+pub mod net;
+pub mod store;
+pub mod supervise;
+pub mod vmm;

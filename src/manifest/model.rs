@@ -1,0 +1,202 @@
+//! The typed model of a manifest. Everything here has been checked: later code cannot see a bad value.
+//! Defaults are filled in; spans stay in the decoder.
+
+use crate::name::Name;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A whole manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// The canonical directory that holds the manifest; relative paths start here.
+    pub dir: PathBuf,
+    /// The project's name, if the manifest gives one.
+    pub project: Option<Name>,
+    /// The VMs in the order of the manifest.
+    pub vms: Vec<Vm>,
+}
+
+/// One microVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Vm {
+    /// Unique in the manifest.
+    pub name: Name,
+    /// Where the kernel comes from.
+    pub kernel: KernelSource,
+    /// Where the base image comes from.
+    pub image: ImageSource,
+    /// Which VMM boots it, and where that comes from.
+    pub vmm: VmmSource,
+    /// What is placed over the base image, in order.
+    pub workloads: Vec<Workload>,
+    /// The argument vector; never split, never empty.
+    pub run: Vec<String>,
+    /// Absolute path in the guest; `/` unless set.
+    pub workdir: String,
+    /// Whom the workload runs as.
+    pub user: User,
+    /// Plain environment, in the order of the manifest.
+    pub env: Vec<(String, String)>,
+    /// Values taken from the host at boot and never stored.
+    pub secrets: Vec<Secret>,
+    /// Virtual CPUs, 1 to 32.
+    pub cpus: u32,
+    /// Guest memory in bytes: a multiple of 1 MiB, at least 64 MiB.
+    pub memory: u64,
+    /// Published ports.
+    pub ports: Vec<Port>,
+    /// What may leave the guest.
+    pub egress: Egress,
+    /// Disks that outlive the VM.
+    pub volumes: Vec<Volume>,
+    /// What the writable layer of the root is made of.
+    pub root: Root,
+    /// When the workload is started again after its end.
+    pub restart: Restart,
+    /// Time between SIGTERM and SIGKILL; 10 s unless set.
+    #[serde(with = "millis")]
+    pub grace: Duration,
+    /// Time in which the guest must report; 60 s unless set.
+    #[serde(with = "millis")]
+    pub boot_timeout: Duration,
+    /// The guest's host name; the VM's name unless set.
+    pub hostname: String,
+}
+
+/// Where a kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelSource {
+    /// A Debian image package or a metapackage that depends on one; `linux-image-cloud-amd64` unless set.
+    Debian(String),
+    /// A vmlinux or bzImage on this host, without modules.
+    Path(PathBuf),
+}
+
+/// Where a base image comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageSource {
+    /// The closure of these packages and of `manifest::BASE_PACKAGES`; sorted, without duplicates.
+    Debian(Vec<String>),
+    /// A tar (any compression) or ext4 file on this host.
+    Path(PathBuf),
+}
+
+/// Which VMM, and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmmSource {
+    /// The best one this host can run.
+    Auto,
+    /// QEMU's microvm machine out of Debian packages in the store.
+    Qemu,
+    /// An explicit `qemu-system-x86_64` on this host.
+    QemuPath(PathBuf),
+}
+
+/// A tree placed over the base image.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Workload {
+    /// Directory, zip, tar[.gz|.xz|.zst] or single file; as written, relative to the manifest.
+    pub source: PathBuf,
+    /// Absolute path in the guest; a directory, or for a single file its own path unless it ends in '/'.
+    pub to: String,
+    /// Numeric owner of everything, 0:0 unless set; only for directories and single files.
+    pub owner: (u32, u32),
+    /// Keep the mode bits of a directory instead of 0755/0644.
+    pub keep_modes: bool,
+    /// gitignore patterns of what stays out; only for directories.
+    pub ignore: Vec<String>,
+}
+
+/// Whom the workload runs as.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum User {
+    /// By name; created in the guest if the image lacks it. `root` unless set.
+    Name(String),
+    /// By number; the gid equals the uid unless set.
+    Id {
+        /// Numeric user id.
+        uid: u32,
+        /// Numeric group id.
+        gid: u32,
+    },
+}
+
+/// An environment variable whose value comes from the host at boot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Secret {
+    /// The variable's name in the guest.
+    pub name: String,
+    /// The host's environment variable that holds the value.
+    pub env: String,
+}
+
+/// A published TCP port.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Port {
+    /// The host's address; 127.0.0.1 unless set.
+    pub address: std::net::IpAddr,
+    /// The host's port, 1 to 65535.
+    pub host: u16,
+    /// The guest's port; the host's unless set.
+    pub guest: u16,
+}
+
+/// What may leave the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Egress {
+    /// Nothing.
+    None,
+}
+
+/// A disk that outlives the VM.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Volume {
+    /// Unique in the project.
+    pub name: Name,
+    /// Absolute mount point in the guest.
+    pub at: String,
+    /// Size in bytes: a multiple of 4096, at least 32 MiB.
+    pub size: u64,
+}
+
+/// The writable layer of the root file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Root {
+    /// A sparse disk of this many bytes, empty at every boot; 2 GiB unless set.
+    Scratch(u64),
+    /// The guest's memory.
+    Tmpfs,
+}
+
+/// When a workload that ended is booted again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Never.
+    No,
+    /// After anything but exit code 0, at most `max` times in a row (`None`: without limit).
+    OnFailure {
+        /// Restarts in a row before giving up.
+        max: Option<u32>,
+    },
+    /// After every end, at most `max` times in a row.
+    Always {
+        /// Restarts in a row before giving up.
+        max: Option<u32>,
+    },
+}
+
+mod millis {
+    use serde::Serializer;
+    use std::time::Duration;
+    pub fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u64(d.as_millis() as u64)
+    }
+}

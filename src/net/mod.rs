@@ -1,0 +1,1 @@
+//! The project's network namespace, its taps and addresses.

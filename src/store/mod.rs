@@ -1,0 +1,1 @@
+//! The content-addressed store. Nothing else writes below its directories.

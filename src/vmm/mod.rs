@@ -1,0 +1,3 @@
+//! Where a VMM comes in: one trait-sized interface, one back end a VMM, and the jail around it.
+
+pub mod spec;
