@@ -1,6 +1,7 @@
 //! firegopher: from a checked-in manifest to a running microVM, by way of a content-addressed graph of steps.
 
 pub mod asset;
+pub mod cli;
 pub mod digest;
 pub mod error;
 pub mod home;
@@ -10,6 +11,10 @@ pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod net;
+pub mod plan;
+pub mod project;
+pub mod step;
 pub mod store;
 pub mod supervise;
+pub mod ui;
 pub mod vmm;

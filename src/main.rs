@@ -1,3 +1,5 @@
 //! Parses the command line, runs the command, exits with its code: nothing else.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    firegopher::cli::main()
+}

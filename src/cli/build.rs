@@ -1,0 +1,78 @@
+//! `firegopher build`: the pure steps only; needs no privileges.
+
+use super::{print, signals, target};
+use crate::error::Result;
+use crate::plan::Graph;
+use crate::project::Project;
+use crate::step::{execute, record_last};
+use crate::ui::Ui;
+use serde::Serialize;
+use std::path::Path;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only these VMs.
+    vms: Vec<String>,
+    /// Fail rather than change firegopher.lock.
+    #[arg(long)]
+    locked: bool,
+    /// Fail rather than download.
+    #[arg(long)]
+    offline: bool,
+    /// Print every step's key and output as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Built<'a> {
+    format_version: u32,
+    steps: Vec<BuiltStep<'a>>,
+}
+
+#[derive(Serialize)]
+struct BuiltStep<'a> {
+    kind: crate::plan::StepKind,
+    subject: &'a str,
+    vms: &'a [crate::name::Name],
+    key: crate::digest::StepKey,
+    output: crate::digest::ObjectDigest,
+    path: std::path::PathBuf,
+}
+
+pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+    let ui = Ui::stderr();
+    let mut project = Project::open(dir)?;
+    target::select(&mut project, &args.vms)?;
+    let signals = signals::Signals::block(&project.store);
+    let guard = project.guard(&ui)?;
+    let scan = project.scan(&ui)?;
+    project.pin_missing(&ui, args.locked, args.offline)?;
+    drop(guard);
+    let graph = Graph::of(&project.manifest);
+    let work = project.work(&scan, args.offline, &ui);
+    let done = execute(&graph, &work)?;
+    record_last(&graph, &done, &[], &work)?;
+    ui.clear();
+    drop(signals);
+    match done.ran {
+        0 => ui.note("Nothing to build: everything is up to date."),
+        n => ui.note(&format!("Built {n} of {} steps.", graph.nodes.len())),
+    }
+    if args.json {
+        let steps = graph.nodes.iter().enumerate().map(|(n, node)| BuiltStep {
+            kind: node.task.kind(),
+            subject: &node.subject,
+            vms: &node.vms,
+            key: done.inputs[n].key(node.task.kind()),
+            output: done.outputs[n],
+            path: project.store.object_path(&done.outputs[n]),
+        });
+        let built = Built { format_version: 1, steps: steps.collect() };
+        let text =
+            serde_json::to_string_pretty(&built).map_err(|e| crate::error::Error::bug(e.to_string()))?;
+        print(&(text + "\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

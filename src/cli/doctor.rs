@@ -1,0 +1,48 @@
+//! `firegopher doctor`: what this host can do, shown by doing it.
+
+use super::print;
+use crate::error::Result;
+use crate::home::Home;
+use crate::vmm::probe::{self, Check, Status};
+use serde::Serialize;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print the checks as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    format_version: u32,
+    checks: &'a [Check],
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let home = Home::from_env()?;
+    let checks = probe::doctor(&home);
+    if args.json {
+        let document = Document { format_version: 1, checks: &checks };
+        let text =
+            serde_json::to_string_pretty(&document).map_err(|e| crate::error::Error::bug(e.to_string()))?;
+        print(&(text + "\n"))?;
+    } else {
+        let mut out = String::new();
+        for check in &checks {
+            let mark = match check.status {
+                Status::Ok => "ok     ",
+                Status::Warn => "note   ",
+                Status::Missing => "missing",
+            };
+            out.push_str(&format!("{mark} {:<18} {}\n", check.name, check.detail));
+            if let Some(help) = check.help.as_ref().filter(|_| check.status != Status::Ok) {
+                out.push_str(&format!("{:27}{help}\n", ""));
+            }
+        }
+        print(&out)?;
+    }
+    let missing = checks.iter().any(|check| check.status == Status::Missing);
+    Ok(if missing { ExitCode::from(69) } else { ExitCode::SUCCESS })
+}

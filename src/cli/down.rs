@@ -1,0 +1,100 @@
+//! `firegopher down`: stops VMs and removes what they used. Works from state, without the manifest.
+
+use super::target;
+use crate::error::{Context, Error, Result};
+use crate::home::Home;
+use crate::name::Name;
+use crate::project;
+use crate::store::Store;
+use crate::supervise::{self, Client, Event};
+use crate::ui::Ui;
+use crate::{manifest, net};
+use fs_err as fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only these VMs.
+    vms: Vec<String>,
+    /// Also delete the volumes and their data.
+    #[arg(long)]
+    volumes: bool,
+    /// Kill the VMs at once.
+    #[arg(long)]
+    kill: bool,
+}
+
+pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+    let ui = Ui::stderr();
+    let home = Home::from_env()?;
+    let name = project_of(dir, &home)?;
+    if args.volumes && !args.vms.is_empty() {
+        return Err(Error::usage("down.volumes", "--volumes deletes the whole project's volumes")
+            .help("Leave the VM names away, or leave --volumes away."));
+    }
+    if !home.project(&name).exists() && !(args.volumes && home.volumes(&name).exists()) {
+        ui.note(&format!("Nothing to do: project {name} has no VMs."));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let store = Store::open(home.clone())?;
+    let _lock = crate::store::lock_file(&home.project(&name).join("lock"), &|who| {
+        ui.note(&format!("waiting for {who}, which works on project {name}"));
+    })?;
+    let observed = supervise::observe(&home, &name)?;
+    for wanted in &args.vms {
+        if !observed.iter().any(|o| o.state.vm.as_str() == wanted) {
+            return Err(target::unknown_vm(wanted, observed.iter().map(|o| o.state.vm.as_str())));
+        }
+    }
+    let chosen: Vec<_> = observed
+        .iter()
+        .filter(|o| args.vms.is_empty() || args.vms.iter().any(|n| n == o.state.vm.as_str()))
+        .collect();
+    for vm in &chosen {
+        remove_vm(&home, &name, &vm.state.vm, args.kill)?;
+        ui.note(&format!("{} is down", vm.state.vm));
+    }
+    if chosen.is_empty() {
+        ui.note(&format!("Nothing to do: project {name} has no VMs."));
+    }
+    if args.volumes && home.volumes(&name).exists() {
+        fs::remove_dir_all(home.volumes(&name)).or_failed("down.volumes", || "cannot delete the volumes")?;
+        ui.note("deleted the project's volumes");
+    }
+    drop(store);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The project in `dir`: by its manifest, or, when that is gone or broken, by who claimed the directory.
+pub(super) fn project_of(dir: &Path, home: &Home) -> Result<Name> {
+    let error = match manifest::load(dir) {
+        Ok(manifest) => return Ok(manifest::project_name(&manifest)),
+        Err(error) => error,
+    };
+    let Ok(here) = dir.canonicalize() else { return Err(error) };
+    let Ok(projects) = fs::read_dir(home.root().join("state")) else { return Err(error) };
+    projects
+        .flatten()
+        .find(|entry| project::claimed_by(&entry.path()).as_deref() == Some(&here))
+        .and_then(|entry| Name::new(entry.file_name().to_string_lossy().into_owned()).ok())
+        .ok_or(error)
+}
+
+/// Stops a VM if it runs and removes everything it used but its volumes and logs.
+pub(super) fn remove_vm(home: &Home, project: &Name, vm: &Name, kill: bool) -> Result<()> {
+    let dir = home.vm(project, vm);
+    if !dir.exists() {
+        return Ok(());
+    }
+    if let Some(mut client) = Client::connect(&dir)? {
+        client.stop(kill)?;
+        while let Some(event) = client.next_event()? {
+            if matches!(event, Event::Ended(_)) {
+                break;
+            }
+        }
+    }
+    supervise::reclaim(home, project, vm)?;
+    net::address::release(&home.project(project), vm)
+}

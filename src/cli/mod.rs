@@ -1,0 +1,113 @@
+//! The command line: what can be typed, and which file does it. One file a command.
+
+mod attach;
+mod build;
+mod doctor;
+mod down;
+mod init;
+mod lock;
+mod logs;
+mod plan;
+mod ps;
+mod run;
+mod signals;
+mod target;
+mod up;
+
+use crate::error::Result;
+use crate::ui;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The hidden first argument that makes this process a supervisor.
+pub const SUPERVISE: &str = "__supervise";
+
+/// Runs your app in a microVM, from the firegopher.kdl beside it.
+#[derive(Debug, Parser)]
+#[command(name = "firegopher", version, disable_help_subcommand = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 changes pending (plan --detailed-exitcode), 64 usage or \
+    manifest error, 69 the host lacks something, 70 a bug. `run` exits with the workload's own code."
+)]
+struct Cli {
+    /// Work as if started in this directory.
+    #[arg(short = 'C', value_name = "DIR", global = true, default_value = ".")]
+    directory: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a commented starter manifest.
+    Init(init::Args),
+    /// Show what would happen, and why.
+    Plan(plan::Args),
+    /// Fetch and build everything, without booting.
+    Build(build::Args),
+    /// Build what changed, boot, and follow the logs.
+    Up(up::Args),
+    /// Boot one throw-away VM and exit with its workload's code.
+    Run(run::Args),
+    /// Stop VMs and remove what they used; volumes stay.
+    Down(down::Args),
+    /// List this project's VMs.
+    Ps(ps::Args),
+    /// Show what a workload wrote.
+    Logs(logs::Args),
+    /// Prove what this host can do, by doing it.
+    Doctor(doctor::Args),
+    /// Pin every asset in firegopher.lock.
+    Lock(lock::Args),
+}
+
+/// Parses the process's arguments, runs the command, returns the exit code.
+pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == SUPERVISE) {
+        return crate::supervise::child_main();
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version are no errors; everything else is EX_USAGE of sysexits.h.
+            let code = if error.use_stderr() { 64 } else { 0 };
+            // Nothing to be done about a closed terminal.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{}", ui::render(&error));
+            ui::exit_code(&error)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let dir = cli.directory.as_path();
+    match cli.command {
+        Command::Init(args) => init::run(dir, &args),
+        Command::Plan(args) => plan::run(dir, &args),
+        Command::Build(args) => build::run(dir, &args),
+        Command::Up(args) => up::run(dir, &args),
+        Command::Run(args) => run::run(dir, &args),
+        Command::Down(args) => down::run(dir, &args),
+        Command::Ps(args) => ps::run(dir, &args),
+        Command::Logs(args) => logs::run(dir, &args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Lock(args) => lock::run(dir, &args),
+    }
+}
+
+/// Writes data to stdout. A reader that went away ends the command quietly, as in any filter.
+fn print(text: &str) -> Result<()> {
+    use crate::error::Context;
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.or_failed("stdout", || "cannot write to standard output"),
+    }
+}

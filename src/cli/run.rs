@@ -1,0 +1,125 @@
+//! `firegopher run`: one throw-away VM under a name of its own, without ports; exits with the workload's code.
+
+use super::attach::{self, Followed, Until};
+use super::{down, signals, target, up};
+use crate::error::{Error, Result};
+use crate::manifest::model::{Restart, Vm};
+use crate::name::Name;
+use crate::net::netns::Netns;
+use crate::plan::Graph;
+use crate::project::{self, Project};
+use crate::step::boot::BootOptions;
+use crate::step::execute;
+use crate::supervise::{self, Client, FAILED_CODE};
+use crate::ui::{self, Ui};
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The VM of the manifest; may be left away if there is only one.
+    vm: Option<String>,
+    /// Run this instead of the manifest's command.
+    #[arg(last = true)]
+    command: Vec<String>,
+    /// Fail rather than change firegopher.lock.
+    #[arg(long)]
+    locked: bool,
+    /// Fail rather than download.
+    #[arg(long)]
+    offline: bool,
+}
+
+/// Every code but 125 is the workload's.
+pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+    Ok(run_inner(dir, args).unwrap_or_else(|error| {
+        eprintln!("{}", ui::render(&error));
+        ExitCode::from(FAILED_CODE)
+    }))
+}
+
+fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
+    let ui = Ui::stderr();
+    let mut project = Project::open(dir)?;
+    let vm = throw_away(choose(&mut project, args.vm.as_deref())?, &args.command)?;
+    project.manifest.vms = vec![vm];
+    let signals = signals::Signals::block(&project.store);
+    let guard = project.guard(&ui)?;
+    let scan = project.scan(&ui)?;
+    project.pin_missing(&ui, args.locked, args.offline)?;
+    let graph = Graph::of(&project.manifest);
+    let work = project.work(&scan, args.offline, &ui);
+    let done = execute(&graph, &work)?;
+    ui.clear();
+    let host = project::host();
+    let (vm, nodes) = (&project.manifest.vms[0], &graph.vms[0]);
+    up::announce(vm, host, &ui);
+    let namespace = match host.root {
+        true => Some(up::namespace_of(&project.observed()?).map_or_else(Netns::create, Ok)?),
+        false => None,
+    };
+    let options = BootOptions { ephemeral: true, stdin: true };
+    let (spec, _) = up::spec_of(vm, nodes, &done, host, options, &work)?;
+    let client = supervise::spawn(&spec, namespace.as_ref())?;
+    drop(guard);
+    forward_stdin(Client::connect(&spec.dir)?);
+    let followed = vec![Followed { name: vm.name.clone(), client, ours: true, ports: vec![] }];
+    let quiet = Ui::stderr().quiet();
+    let ended =
+        attach::follow(followed, Until::Ended, signals.as_ref(), &project.home, &project.name, &quiet)?;
+    let outcome = ended.outcomes.into_iter().next().and_then(|(_, outcome)| outcome);
+    let outcome = outcome.ok_or_else(|| Error::failed("run.lost", "the VM went away without an end"))?;
+    if let Some(message) = outcome.failure() {
+        ui.line(&format!("error: {message}"));
+    }
+    down::remove_vm(&project.home, &project.name, &vm.name, true)?;
+    Ok(ExitCode::from(outcome.exit_code()))
+}
+
+fn choose(project: &mut Project, wanted: Option<&str>) -> Result<Vm> {
+    let vms = &project.manifest.vms;
+    match (wanted, vms.as_slice()) {
+        (None, [only]) => Ok(only.clone()),
+        (None, many) => {
+            let names: Vec<&str> = many.iter().map(|vm| vm.name.as_str()).collect();
+            Err(Error::usage("run.which", "the manifest has several VMs")
+                .help(format!("Name one: firegopher run {}", names.join("|"))))
+        }
+        (Some(name), vms) => vms
+            .iter()
+            .find(|vm| vm.name.as_str() == name)
+            .cloned()
+            .ok_or_else(|| target::unknown_vm(name, vms.iter().map(|vm| vm.name.as_str()))),
+    }
+}
+
+fn throw_away(mut vm: Vm, command: &[String]) -> Result<Vm> {
+    let unique = crate::digest::FieldHasher::new("firegopher run v1")
+        .field(std::process::id().to_le_bytes())
+        .field(format!("{:?}", std::time::SystemTime::now()))
+        .finish();
+    vm.name = Name::new(format!("run-{}", &unique.to_hex()[..12])).map_err(Error::bug)?;
+    vm.ports.clear();
+    vm.restart = Restart::No;
+    if !command.is_empty() {
+        vm.run = command.to_vec();
+    }
+    Ok(vm)
+}
+
+/// Copies this process's standard input to the workload until either ends.
+fn forward_stdin(client: Option<Client>) {
+    let Some(mut client) = client else { return };
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            // An unreadable standard input is an empty one.
+            let count = std::io::stdin().read(&mut buffer).unwrap_or(0);
+            if client.stdin(&buffer[..count]).is_err() || count == 0 {
+                // Keep the connection: an ephemeral VM must not take its end for ours.
+                std::thread::park();
+            }
+        }
+    });
+}

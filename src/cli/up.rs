@@ -1,0 +1,204 @@
+//! `firegopher up`: plan, build, boot, follow.
+
+use super::attach::{self, Followed, Until};
+use super::{down, signals, target};
+use crate::error::{Error, Result};
+use crate::manifest::model::{Vm, VmmSource};
+use crate::name::Name;
+use crate::net::netns::Netns;
+use crate::plan::{self, Action, Desired, Graph, Host, Plan, StepKind, VmNodes};
+use crate::project::{self, Project};
+use crate::step::boot::{BootOptions, supervise_spec};
+use crate::step::{Outputs, Work, execute, record_last};
+use crate::supervise::{self, Client, Observed};
+use crate::ui::Ui;
+use std::path::Path;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only these VMs; others stay as they are.
+    vms: Vec<String>,
+    /// Return once the workloads run.
+    #[arg(short, long)]
+    detach: bool,
+    /// Fail rather than change firegopher.lock.
+    #[arg(long)]
+    locked: bool,
+    /// Fail rather than download.
+    #[arg(long)]
+    offline: bool,
+}
+
+pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+    let ui = Ui::stderr();
+    let mut project = Project::open(dir)?;
+    let selected = target::select(&mut project, &args.vms)?;
+    let signals = signals::Signals::block(&project.store);
+    let guard = project.guard(&ui)?;
+    let scan = project.scan(&ui)?;
+    project.pin_missing(&ui, args.locked, args.offline)?;
+    let observed = selected.observed(&project)?;
+    if !project.plan(&scan, &observed).has_changes() {
+        ui.note(&plan::render::summary(&project.plan(&scan, &observed)));
+        drop(guard);
+        let running = connect_all(&project)?;
+        if args.detach {
+            running.iter().for_each(|vm| ui.note(&attach::running(&vm.name, &vm.ports)));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let ended =
+            attach::follow(running, Until::Ended, signals.as_ref(), &project.home, &project.name, &ui)?;
+        return Ok(code(ended.all_well()));
+    }
+    let graph = Graph::of(&project.manifest);
+    let work = project.work(&scan, args.offline, &ui);
+    let done = execute(&graph, &work)?;
+    ui.clear();
+    // Everything is known now: what was undecided is decided.
+    let plan = project.plan(&scan, &observed);
+    let mut boots =
+        Boots { project: &project, graph: &graph, done: &done, host: project::host(), work: &work, ui: &ui };
+    let followed = boots.carry_out(&plan, &observed)?;
+    drop(guard);
+    let until = if args.detach { Until::Running } else { Until::Ended };
+    let ended = attach::follow(followed, until, signals.as_ref(), &project.home, &project.name, &ui)?;
+    Ok(code(ended.all_well()))
+}
+
+fn code(well: bool) -> ExitCode {
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn connect_all(project: &Project) -> Result<Vec<Followed>> {
+    let mut followed = Vec::new();
+    for vm in &project.manifest.vms {
+        if let Some(client) = Client::connect(&project.home.vm(&project.name, &vm.name))? {
+            followed.push(Followed { name: vm.name.clone(), client, ours: false, ports: vm.ports.clone() });
+        }
+    }
+    Ok(followed)
+}
+
+/// Turns the effects of a plan into running VMs.
+struct Boots<'a> {
+    project: &'a Project,
+    graph: &'a Graph,
+    done: &'a Outputs,
+    host: Host,
+    work: &'a Work<'a>,
+    ui: &'a Ui,
+}
+
+impl Boots<'_> {
+    fn carry_out(&mut self, plan: &Plan, observed: &[Observed]) -> Result<Vec<Followed>> {
+        let Project { home, name, .. } = self.project;
+        for step in plan.steps.iter().filter(|s| s.kind == StepKind::Boot && s.action == Action::Remove) {
+            let vm = &step.vms[0];
+            self.ui.note(&format!("{vm} left the manifest: stopping it"));
+            down::remove_vm(home, name, vm, false)?;
+        }
+        let namespace = self.namespace(observed)?;
+        let mut started = Vec::new();
+        match self.start_all(plan, namespace.as_ref(), &mut started) {
+            Ok(followed) => Ok(followed),
+            Err(error) => {
+                // A half-started project helps nobody: what this command started goes again.
+                for vm in started.iter().rev() {
+                    if let Err(left) = down::remove_vm(home, name, vm, false) {
+                        self.ui.warning(&format!("could not remove {vm}: {left}"));
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn start_all(
+        &self,
+        plan: &Plan,
+        namespace: Option<&Netns>,
+        started: &mut Vec<Name>,
+    ) -> Result<Vec<Followed>> {
+        let Project { home, name, manifest, .. } = self.project;
+        let mut followed = Vec::new();
+        let mut booted: Vec<(&VmNodes, Desired)> = Vec::new();
+        for (vm, nodes) in manifest.vms.iter().zip(&self.graph.vms) {
+            let action = plan.step(StepKind::Boot, &vm.name).map(|s| s.action);
+            if action == Some(Action::Keep) {
+                if let Some(client) = Client::connect(&home.vm(name, &vm.name))? {
+                    followed.push(Followed {
+                        name: vm.name.clone(),
+                        client,
+                        ours: false,
+                        ports: vm.ports.clone(),
+                    });
+                }
+                continue;
+            }
+            if action == Some(Action::Replace) {
+                self.ui.note(&format!("stopping {} to replace it", vm.name));
+            }
+            down::remove_vm(home, name, &vm.name, false)?;
+            announce(vm, self.host, self.ui);
+            let (client, desired) = self.start(vm, nodes, namespace)?;
+            started.push(vm.name.clone());
+            booted.push((nodes, desired));
+            followed.push(Followed { name: vm.name.clone(), client, ours: true, ports: vm.ports.clone() });
+        }
+        let booted: Vec<(&VmNodes, &Desired)> =
+            booted.iter().map(|(nodes, desired)| (*nodes, desired)).collect();
+        record_last(self.graph, self.done, &booted, self.work)?;
+        Ok(followed)
+    }
+
+    fn start(&self, vm: &Vm, nodes: &VmNodes, namespace: Option<&Netns>) -> Result<(Client, Desired)> {
+        let (spec, desired) = spec_of(vm, nodes, self.done, self.host, BootOptions::default(), self.work)?;
+        Ok((supervise::spawn(&spec, namespace)?, desired))
+    }
+
+    /// The project's namespace: of a VM that runs, else a new one. It lives as long as somebody holds it.
+    fn namespace(&self, observed: &[Observed]) -> Result<Option<Netns>> {
+        if !self.host.root {
+            return Ok(None);
+        }
+        namespace_of(observed).map_or_else(Netns::create, Ok).map(Some)
+    }
+}
+
+/// The namespace of the first VM that still holds it.
+pub(super) fn namespace_of(observed: &[Observed]) -> Option<Netns> {
+    observed.iter().filter(|o| o.alive).find_map(|o| o.state.namespace())
+}
+
+/// A VM's spec and the effects it stands for.
+pub(super) fn spec_of(
+    vm: &Vm,
+    nodes: &VmNodes,
+    done: &Outputs,
+    host: Host,
+    options: BootOptions,
+    work: &Work<'_>,
+) -> Result<(supervise::SuperviseSpec, Desired)> {
+    let outputs: Vec<_> = done.outputs.iter().copied().map(Some).collect();
+    let desired = plan::desired(vm, nodes, &outputs, work.scan)
+        .map_err(|_| Error::bug("a VM was started before its artifacts were built"))?;
+    let spec = supervise_spec(vm, nodes, done, &desired, host, options, work)?;
+    Ok((spec, desired))
+}
+
+/// The fallback is never silent.
+pub(super) fn announce(vm: &Vm, host: Host, ui: &Ui) {
+    if vm.vmm == VmmSource::Auto && !host.kvm {
+        ui.note(&format!(
+            "{}: no hardware-backed KVM here, so QEMU emulates the CPU (slower; `firegopher doctor` says why)",
+            vm.name
+        ));
+    }
+    if !host.root {
+        ui.note(&format!(
+            "{}: without root there is no jail and no tap; QEMU runs as you, its network restricted",
+            vm.name
+        ));
+    }
+}

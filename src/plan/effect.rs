@@ -1,0 +1,209 @@
+//! Effects: what a VM's jail, tap and boot should be, against what is observed. Never cached, only compared.
+
+use super::{Action, Graph, Inputs, PlannedStep, Reason, Running, Scan, Situation, StepKind, VmNodes};
+use crate::digest::{ObjectDigest, StepKey};
+use crate::manifest::model::{Egress, Restart, Root, Vm, VmmSource};
+use crate::name::Name;
+use std::collections::BTreeMap;
+
+/// The input vectors of a VM's effects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// What is staged in the jail.
+    pub jail: Inputs,
+    /// The network device and what is published.
+    pub tap: Inputs,
+    /// The whole VM: its key is the VM's identity.
+    pub boot: Inputs,
+}
+
+impl Desired {
+    /// The key that a running VM is compared by.
+    pub fn boot_key(&self) -> StepKey {
+        self.boot.key(StepKind::Boot)
+    }
+
+    fn of(&self, kind: StepKind) -> &Inputs {
+        match kind {
+            StepKind::Jail => &self.jail,
+            StepKind::Tap => &self.tap,
+            _ => &self.boot,
+        }
+    }
+}
+
+const EFFECTS: [StepKind; 3] = [StepKind::Jail, StepKind::Tap, StepKind::Boot];
+
+/// What a VM's effects should be, or the nodes whose outputs are still unknown.
+pub fn desired(
+    vm: &Vm,
+    nodes: &VmNodes,
+    outputs: &[Option<ObjectDigest>],
+    scan: &Scan,
+) -> Result<Desired, Vec<usize>> {
+    let wanted = [
+        Some(nodes.kernel),
+        Some(nodes.initramfs),
+        nodes.vmm,
+        Some(nodes.image),
+        nodes.unpack,
+        Some(nodes.init),
+    ];
+    let unknown: Vec<usize> = wanted.into_iter().flatten().filter(|&n| outputs[n].is_none()).collect();
+    if !unknown.is_empty() {
+        return Err(unknown);
+    }
+    let mut jail = Inputs::default();
+    let mut push_output = |name: &str, node: Option<usize>| {
+        if let Some(output) = node.and_then(|n| outputs[n]) {
+            jail.push(name, output);
+        }
+    };
+    push_output("kernel", Some(nodes.kernel));
+    push_output("initramfs", Some(nodes.initramfs));
+    push_output("vmm", nodes.vmm);
+    push_output("image", Some(nodes.image));
+    push_output("workload", nodes.unpack);
+    if let VmmSource::QemuPath(path) = &vm.vmm
+        && let Some(source) = scan.sources.get(&Scan::file_id(path))
+    {
+        jail.push("vmm", source.digest());
+    }
+    jail.push("cpus", vm.cpus);
+    jail.push("memory", vm.memory);
+    match vm.root {
+        Root::Tmpfs => jail.push("root", "tmpfs"),
+        Root::Scratch(size) => jail.push("root", format!("scratch {size}")),
+    }
+    for volume in &vm.volumes {
+        jail.push(format!("volume {}", volume.name), volume.size);
+    }
+
+    let mut tap = Inputs::default();
+    for port in &vm.ports {
+        tap.push(format!("port {}:{}", port.address, port.host), port.guest);
+    }
+    match vm.egress {
+        Egress::None => tap.push("egress", "none"),
+    }
+
+    let mut boot = Inputs::default();
+    boot.push("jail", jail.key(StepKind::Jail));
+    boot.push("tap", tap.key(StepKind::Tap));
+    boot.push("init", outputs[nodes.init].map(|d| d.to_hex()).unwrap_or_default());
+    boot.push("restart", restart_text(vm.restart));
+    boot.push("boot-timeout ms", vm.boot_timeout.as_millis());
+    for secret in &vm.secrets {
+        boot.push(format!("secret {}", secret.name), format!("from {}", secret.env));
+    }
+    Ok(Desired { jail, tap, boot })
+}
+
+fn restart_text(restart: Restart) -> String {
+    let limit = |max: Option<u32>| max.map(|n| format!(" max {n}")).unwrap_or_default();
+    match restart {
+        Restart::No => "no".to_owned(),
+        Restart::OnFailure { max } => format!("on-failure{}", limit(max)),
+        Restart::Always { max } => format!("always{}", limit(max)),
+    }
+}
+
+/// Appends the effects of every VM, those that left the manifest included.
+pub(super) fn plan_effects(graph: &Graph, situation: &Situation<'_>, steps: &mut Vec<PlannedStep>) {
+    let observed: BTreeMap<&Name, &super::ObservedVm> =
+        situation.observed.iter().map(|o| (&o.name, o)).collect();
+    for old in
+        situation.observed.iter().filter(|o| !situation.manifest.vms.iter().any(|vm| vm.name == o.name))
+    {
+        let mut step = blank(steps.len(), StepKind::Boot, &old.name, vec![]);
+        step.action = Action::Remove;
+        step.reasons = vec![Reason::note("left the manifest")];
+        steps.push(step);
+    }
+    let outputs: Vec<Option<ObjectDigest>> = steps.iter().take(graph.nodes.len()).map(|s| s.output).collect();
+    for (vm, nodes) in situation.manifest.vms.iter().zip(&graph.vms) {
+        let wanted = desired(vm, nodes, &outputs, situation.scan);
+        let found = observed.get(&vm.name).copied();
+        plan_vm(graph, situation, vm, nodes, wanted, found, steps);
+    }
+}
+
+fn blank(id: usize, kind: StepKind, vm: &Name, needs: Vec<usize>) -> PlannedStep {
+    PlannedStep {
+        id,
+        kind,
+        subject: vm.to_string(),
+        vms: vec![vm.clone()],
+        action: Action::Keep,
+        reasons: vec![],
+        key: None,
+        output: None,
+        needs,
+    }
+}
+
+fn plan_vm(
+    graph: &Graph,
+    situation: &Situation<'_>,
+    vm: &Vm,
+    nodes: &VmNodes,
+    wanted: Result<Desired, Vec<usize>>,
+    found: Option<&super::ObservedVm>,
+    steps: &mut Vec<PlannedStep>,
+) {
+    let first = steps.len();
+    let artifacts: Vec<usize> =
+        [Some(nodes.kernel), nodes.vmm, Some(nodes.image), nodes.unpack, Some(nodes.initramfs)]
+            .into_iter()
+            .flatten()
+            .collect();
+    let runs = found.filter(|f| f.running == Running::Yes);
+    let same = matches!((&wanted, runs), (Ok(w), Some(f)) if f.boot_key == w.boot_key());
+    let last = situation.store.last(&vm.name);
+    for (offset, kind) in EFFECTS.into_iter().enumerate() {
+        let needs = match kind {
+            StepKind::Jail => artifacts.clone(),
+            StepKind::Tap => vec![],
+            _ => vec![first, first + 1, nodes.init],
+        };
+        let mut step = blank(first + offset, kind, &vm.name, needs);
+        step.key = wanted.as_ref().ok().map(|w| w.of(kind).key(kind));
+        if same {
+            steps.push(step);
+            continue;
+        }
+        match (&wanted, runs) {
+            (_, None) => {
+                step.action = Action::Create;
+                if kind == StepKind::Boot {
+                    step.reasons.extend(found.map(|f| match &f.running {
+                        Running::Ended(how) => Reason::note(how.clone()),
+                        _ => Reason::note("its supervisor is gone; what it left is removed first"),
+                    }));
+                }
+            }
+            (Err(unknown), Some(_)) => {
+                step.action = Action::Unknown;
+                let names = unknown
+                    .iter()
+                    .map(|&n| format!("{} {}", graph.nodes[n].task.kind(), graph.nodes[n].subject));
+                step.reasons =
+                    vec![Reason::note(format!("replaced if {} gives another output", join_or(names)))];
+            }
+            (Ok(wanted), Some(_)) => {
+                step.action = Action::Replace;
+                let before = last.as_ref().and_then(|l| l.steps.get(kind.label()));
+                step.reasons = match before.map(|b| wanted.of(kind).changes_since(&b.inputs)) {
+                    Some(changes) if !changes.is_empty() => changes,
+                    Some(_) => vec![Reason::note("made anew with its VM")],
+                    None => vec![Reason::note("what it was made from is not on record")],
+                };
+            }
+        }
+        steps.push(step);
+    }
+}
+
+fn join_or(names: impl Iterator<Item = String>) -> String {
+    names.collect::<Vec<_>>().join(" or ")
+}

@@ -1,0 +1,239 @@
+//! Pure steps: their input vectors, and whether the store already has their outputs.
+
+use super::{
+    Action, Graph, Inputs, Node, PlannedStep, Reason, Scan, ScannedSource, Situation, StepKind, StoreView,
+    Task,
+};
+use crate::digest::ObjectDigest;
+use crate::listing::{Change, Listing};
+use crate::lock::{AssetId, Lock};
+use crate::manifest::model::{ImageSource, KernelSource, Workload};
+use crate::step::run_config;
+
+/// At most this many changed files are named; the rest are counted.
+const FILES_NAMED: usize = 12;
+
+/// Digests and versions of what firegopher itself brings: part of keys, constant in one build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tools {
+    /// The embedded guest init.
+    pub init: ObjectDigest,
+    /// The image writer's version.
+    pub writer: String,
+}
+
+/// Why a step's inputs are not known yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Missing {
+    /// These parents have yet to run.
+    Parents(Vec<usize>),
+    /// The lock has no entry for the asset.
+    Pin(AssetId),
+}
+
+/// The lock entry a fetch step needs.
+pub fn asset_of(task: &Task) -> Option<AssetId> {
+    match task {
+        Task::FetchKernel(KernelSource::Debian(package)) => Some(AssetId::Kernel(package.clone())),
+        Task::FetchQemu => Some(AssetId::Vmm),
+        Task::FetchImage(ImageSource::Debian(packages)) => Some(AssetId::Image(packages.clone())),
+        _ => None,
+    }
+}
+
+/// The input vector of a node, given its parents' outputs.
+pub fn node_inputs(
+    graph: &Graph,
+    node: &Node,
+    outputs: &[Option<ObjectDigest>],
+    lock: &Lock,
+    scan: &Scan,
+    tools: &Tools,
+) -> Result<Inputs, Missing> {
+    let mut inputs = Inputs::default();
+    if let Some(asset) = asset_of(&node.task) {
+        let Some(pins) = lock.get(&asset) else { return Err(Missing::Pin(asset)) };
+        for pin in pins {
+            inputs.push(&pin.package, format!("{} {}", pin.version, pin.sha256));
+        }
+    }
+    match &node.task {
+        Task::FetchKernel(KernelSource::Path(path)) | Task::FetchImage(ImageSource::Path(path)) => {
+            if let Some(source) = scan.sources.get(&Scan::file_id(path)) {
+                inputs.push(path.display().to_string(), source.digest());
+            }
+        }
+        Task::Image(_) => inputs.push("image writer", &tools.writer),
+        Task::Unpack(workloads) => {
+            inputs.push("image writer", &tools.writer);
+            for workload in workloads {
+                if let Some(source) = scan.sources.get(&Scan::workload_id(workload)) {
+                    push_workload(&mut inputs, workload, source);
+                }
+            }
+        }
+        Task::Initramfs => inputs.push("guest init", tools.init),
+        Task::Init(vm) => {
+            let settings = run_config::template(vm);
+            for (name, value) in run_config::fields(&settings) {
+                inputs.push(name, value);
+            }
+        }
+        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchImage(_) => {}
+    }
+    let unknown: Vec<usize> = node.parents.iter().copied().filter(|&p| outputs[p].is_none()).collect();
+    if !unknown.is_empty() {
+        return Err(Missing::Parents(unknown));
+    }
+    for &parent in &node.parents {
+        if let Some(output) = outputs[parent] {
+            inputs
+                .push(format!("{} {}", graph.nodes[parent].task.kind(), graph.nodes[parent].subject), output);
+        }
+    }
+    Ok(inputs)
+}
+
+fn push_workload(inputs: &mut Inputs, workload: &Workload, source: &ScannedSource) {
+    let name = workload.source.display().to_string();
+    inputs.push(format!("{name} to"), &workload.to);
+    if !matches!(source, ScannedSource::File { .. }) || workload.owner != (0, 0) {
+        inputs.push(format!("{name} owner"), format!("{}:{}", workload.owner.0, workload.owner.1));
+    }
+    if let ScannedSource::File { executable, .. } = source {
+        inputs.push(format!("{name} executable"), executable);
+    }
+    inputs.push(name, source.digest());
+}
+
+/// Plans all pure steps, in the graph's order; a step's id is its node's index.
+pub(super) fn plan_nodes(graph: &Graph, situation: &Situation<'_>) -> Vec<PlannedStep> {
+    let mut outputs: Vec<Option<ObjectDigest>> = vec![None; graph.nodes.len()];
+    let mut steps = Vec::with_capacity(graph.nodes.len());
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let kind = node.task.kind();
+        let mut step = PlannedStep {
+            id,
+            kind,
+            subject: node.subject.clone(),
+            vms: node.vms.clone(),
+            action: Action::Run,
+            reasons: Vec::new(),
+            key: None,
+            output: None,
+            needs: node.parents.clone(),
+        };
+        match node_inputs(graph, node, &outputs, situation.lock, situation.scan, situation.tools) {
+            Err(Missing::Pin(_)) => step.reasons.push(Reason::note("not in firegopher.lock yet")),
+            Err(Missing::Parents(parents)) => {
+                step.action = Action::Unknown;
+                step.reasons = parents.iter().map(|&p| condition(&graph.nodes[p])).collect();
+            }
+            Ok(inputs) => {
+                let key = inputs.key(kind);
+                step.key = Some(key);
+                let done = situation.store.action(&key);
+                match done {
+                    Some(done) if situation.store.has(&done.output) => {
+                        step.action = Action::Reuse;
+                        step.output = Some(done.output);
+                    }
+                    Some(done) => {
+                        step.reasons = vec![Reason::note(format!(
+                            "its output {} is gone from the store",
+                            done.output.short()
+                        ))];
+                    }
+                    None => step.reasons = explain_miss(node, &inputs, situation),
+                }
+            }
+        }
+        outputs[id] = step.output;
+        steps.push(step);
+    }
+    steps
+}
+
+fn condition(parent: &Node) -> Reason {
+    Reason::note(format!("runs if {} {} gives another output", parent.task.kind(), parent.subject))
+}
+
+/// Compares a step's inputs with those of the last time one of its VMs ran it.
+fn explain_miss(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Vec<Reason> {
+    let kind = node.task.kind();
+    let before = node.vms.iter().find_map(|vm| situation.store.last(vm)?.steps.remove(kind.label()));
+    let Some(before) = before else { return vec![Reason::note("never done before")] };
+    let changes = inputs.changes_since(&before.inputs);
+    if changes.is_empty() {
+        return vec![Reason::note("its record is gone from the store")];
+    }
+    let mut reasons = Vec::new();
+    for change in changes {
+        match file_changes(node, &change, &before.listings, situation) {
+            Some(files) => reasons.extend(files),
+            None => reasons.push(change),
+        }
+    }
+    reasons
+}
+
+/// For a changed workload directory: the files that differ.
+fn file_changes(
+    node: &Node,
+    change: &Reason,
+    listings: &[ObjectDigest],
+    situation: &Situation<'_>,
+) -> Option<Vec<Reason>> {
+    let Task::Unpack(workloads) = &node.task else { return None };
+    let workload = workloads.iter().find(|w| w.source.display().to_string() == change.what)?;
+    let ScannedSource::Dir { listing, .. } = situation.scan.sources.get(&Scan::workload_id(workload))? else {
+        return None;
+    };
+    let old_digest = change.old.as_deref()?;
+    let old = listings
+        .iter()
+        .filter_map(|object| situation.store.listing(object))
+        .find(|listing| listing.digest().to_hex() == old_digest)?;
+    Some(describe(&change.what, &Listing::diff(&old, listing)))
+}
+
+fn describe(workload: &str, changes: &[Change]) -> Vec<Reason> {
+    let root = workload.trim_start_matches("./").trim_end_matches('/');
+    let mut reasons: Vec<Reason> = changes
+        .iter()
+        .take(FILES_NAMED)
+        .map(|change| Reason {
+            what: if root.is_empty() || root == "." {
+                change.path.clone()
+            } else {
+                format!("{root}/{}", change.path)
+            },
+            old: change.old.clone(),
+            new: change.new.clone(),
+        })
+        .collect();
+    if changes.len() > FILES_NAMED {
+        reasons.push(Reason::note(format!("{} more files", changes.len() - FILES_NAMED)));
+    }
+    reasons
+}
+
+impl Scan {
+    /// The id of a workload's scan: its path and what decides which entries are seen.
+    pub fn workload_id(workload: &Workload) -> String {
+        let mut id = format!("workload {}", workload.source.display());
+        if workload.keep_modes {
+            id.push_str(" modes");
+        }
+        for pattern in &workload.ignore {
+            id.push_str(" !");
+            id.push_str(pattern);
+        }
+        id
+    }
+
+    /// The id of a plain file's scan.
+    pub fn file_id(path: &std::path::Path) -> String {
+        format!("file {}", path.display())
+    }
+}

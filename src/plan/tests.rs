@@ -1,0 +1,394 @@
+use super::*;
+use crate::listing::{Listed, ListedKind, Listing};
+use crate::lock::{AssetId, Pin};
+use crate::manifest::parse;
+use crate::store;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A store in memory: what a real one would answer.
+#[derive(Default)]
+struct Memory {
+    actions: RefCell<BTreeMap<StepKey, store::Action>>,
+    gone: RefCell<Vec<ObjectDigest>>,
+    last: RefCell<BTreeMap<Name, store::Last>>,
+    listings: RefCell<BTreeMap<ObjectDigest, Listing>>,
+}
+
+impl StoreView for Memory {
+    fn action(&self, key: &StepKey) -> Option<store::Action> {
+        self.actions.borrow().get(key).cloned()
+    }
+    fn has(&self, object: &ObjectDigest) -> bool {
+        !self.gone.borrow().contains(object)
+    }
+    fn last(&self, vm: &Name) -> Option<store::Last> {
+        self.last.borrow().get(vm).cloned()
+    }
+    fn listing(&self, object: &ObjectDigest) -> Option<Listing> {
+        self.listings.borrow().get(object).cloned()
+    }
+}
+
+struct World {
+    manifest: Manifest,
+    lock: Lock,
+    scan: Scan,
+    tools: Tools,
+    store: Memory,
+    observed: Vec<ObservedVm>,
+    project: Name,
+}
+
+const WEB: &str = r#"vm "web" {
+    image { debian "python3-minimal" }
+    workload "./app" to="/app"
+    run "python3" "server.py"
+    port 8080 to=8000
+}
+"#;
+
+fn digest(text: &str) -> ObjectDigest {
+    blake3::hash(text.as_bytes()).into()
+}
+
+fn listing(files: &[(&str, &str)]) -> Listing {
+    let entries = files
+        .iter()
+        .map(|(path, content)| Listed {
+            path: (*path).to_owned(),
+            mode: 0o644,
+            kind: ListedKind::File { size: content.len() as u64, digest: digest(content) },
+        })
+        .collect();
+    Listing { entries }
+}
+
+impl World {
+    fn new(text: &str) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("app")).unwrap();
+        let manifest = parse(text, "firegopher.kdl", dir.path()).map_err(|d| d.render(false)).unwrap();
+        let mut world = World {
+            manifest,
+            lock: Lock::default(),
+            scan: Scan::default(),
+            tools: Tools { init: digest("init"), writer: "1".to_owned() },
+            store: Memory::default(),
+            observed: vec![],
+            project: Name::new("demo").unwrap(),
+        };
+        world.pin_all();
+        world.workload(&[("server.py", "one"), ("static/a.css", "two")]);
+        world
+    }
+
+    fn pin_all(&mut self) {
+        for node in Graph::of(&self.manifest).nodes {
+            if let Some(asset) = asset_of(&node.task) {
+                self.pin(asset, "1.0");
+            }
+        }
+    }
+
+    fn pin(&mut self, asset: AssetId, version: &str) {
+        let pin = Pin {
+            package: asset.to_string(),
+            version: version.to_owned(),
+            arch: "amd64".to_owned(),
+            sha256: digest(version).to_hex(),
+            size: 1,
+            pool: "pool/p.deb".to_owned(),
+        };
+        self.lock.set(asset, vec![pin]);
+    }
+
+    fn workload(&mut self, files: &[(&str, &str)]) {
+        let listing = listing(files);
+        let digest = listing.digest();
+        for vm in &self.manifest.vms {
+            for workload in &vm.workloads {
+                let source =
+                    ScannedSource::Dir { path: PathBuf::from("/p/app"), listing: listing.clone(), digest };
+                self.scan.sources.insert(Scan::workload_id(workload), source);
+            }
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        plan(&Situation {
+            project: &self.project,
+            manifest: &self.manifest,
+            lock: &self.lock,
+            scan: &self.scan,
+            tools: &self.tools,
+            store: &self.store,
+            observed: &self.observed,
+        })
+    }
+
+    /// Builds and boots everything, as `up` would; outputs are digests of the keys unless `output` says otherwise.
+    fn up(&mut self, output: impl Fn(StepKind, StepKey) -> ObjectDigest) {
+        let graph = Graph::of(&self.manifest);
+        let mut outputs = vec![None; graph.nodes.len()];
+        for (index, node) in graph.nodes.iter().enumerate() {
+            let kind = node.task.kind();
+            let inputs = node_inputs(&graph, node, &outputs, &self.lock, &self.scan, &self.tools).unwrap();
+            let key = inputs.key(kind);
+            let done = self.store.action(&key).map(|a| a.output).unwrap_or_else(|| output(kind, key));
+            outputs[index] = Some(done);
+            let action = store::Action {
+                kind: kind.label().to_owned(),
+                output: done,
+                inputs: inputs.0.clone(),
+                millis: 1,
+            };
+            self.store.actions.borrow_mut().insert(key, action);
+            let mut listings = vec![];
+            if kind == StepKind::Unpack {
+                for source in self.scan.sources.values() {
+                    if let ScannedSource::Dir { listing, digest, .. } = source {
+                        listings.push(*digest);
+                        self.store.listings.borrow_mut().insert(*digest, listing.clone());
+                    }
+                }
+            }
+            for vm in &node.vms {
+                let step = store::LastStep {
+                    key,
+                    inputs: inputs.0.clone(),
+                    output: Some(done),
+                    listings: listings.clone(),
+                };
+                self.store
+                    .last
+                    .borrow_mut()
+                    .entry(vm.clone())
+                    .or_default()
+                    .steps
+                    .insert(kind.label().to_owned(), step);
+            }
+        }
+        self.observed.clear();
+        for (vm, nodes) in self.manifest.vms.iter().zip(&graph.vms) {
+            let desired = desired(vm, nodes, &outputs, &self.scan).unwrap();
+            for (kind, inputs) in [
+                (StepKind::Jail, &desired.jail),
+                (StepKind::Tap, &desired.tap),
+                (StepKind::Boot, &desired.boot),
+            ] {
+                let step = store::LastStep {
+                    key: inputs.key(kind),
+                    inputs: inputs.0.clone(),
+                    output: None,
+                    listings: vec![],
+                };
+                self.store
+                    .last
+                    .borrow_mut()
+                    .entry(vm.name.clone())
+                    .or_default()
+                    .steps
+                    .insert(kind.label().to_owned(), step);
+            }
+            self.observed.push(ObservedVm {
+                name: vm.name.clone(),
+                boot_key: desired.boot_key(),
+                running: Running::Yes,
+            });
+        }
+    }
+
+    fn up_plainly(&mut self) {
+        self.up(|_, key| digest(&key.to_hex()));
+    }
+
+    fn remanifest(&mut self, text: &str) {
+        let other = World::new(text);
+        self.manifest = other.manifest;
+        self.scan = other.scan;
+        self.pin_all();
+    }
+}
+
+fn actions(plan: &Plan) -> Vec<(StepKind, Action)> {
+    plan.steps.iter().map(|s| (s.kind, s.action)).collect()
+}
+
+#[test]
+fn a_first_plan_runs_and_creates_everything_and_guesses_nothing() {
+    let world = World::new(WEB);
+    let plan = world.plan();
+    assert!(plan.has_changes());
+    insta::assert_snapshot!(render::text(&plan));
+    // What follows from an unknown output has no key.
+    assert!(plan.steps.iter().filter(|s| s.action == Action::Unknown).all(|s| s.key.is_none()));
+}
+
+#[test]
+fn after_up_nothing_changes() {
+    let mut world = World::new(WEB);
+    world.up_plainly();
+    let plan = world.plan();
+    assert!(!plan.has_changes(), "{}", render::text(&plan));
+    insta::assert_snapshot!(render::text(&plan));
+}
+
+#[test]
+fn an_edited_file_is_named_with_the_steps_that_follow() {
+    let mut world = World::new(WEB);
+    world.up_plainly();
+    world.workload(&[("server.py", "edited"), ("static/a.css", "two"), ("new.py", "three")]);
+    insta::assert_snapshot!(render::text(&world.plan()));
+}
+
+#[test]
+fn an_output_that_stays_the_same_stops_the_rebuild() {
+    let mut world = World::new(WEB);
+    // The kernel's output does not depend on its pin: the same bytes under a new version.
+    let output = |kind: StepKind, key: StepKey| match kind {
+        StepKind::FetchKernel => digest("kernel"),
+        _ => digest(&key.to_hex()),
+    };
+    world.up(output);
+    let boot_key = world.observed[0].boot_key;
+    world.pin(AssetId::Kernel("linux-image-cloud-amd64".to_owned()), "2.0");
+    let before = world.plan();
+    assert_eq!(before.steps[0].action, Action::Run);
+    assert_eq!(before.step(StepKind::Boot, &world.observed[0].name).unwrap().action, Action::Unknown);
+    world.up(output);
+    assert_eq!(world.observed[0].boot_key, boot_key);
+}
+
+#[test]
+fn comments_and_spacing_change_nothing() {
+    let mut world = World::new(WEB);
+    world.up_plainly();
+    world.remanifest(&WEB.replace("    run", "    // a comment\n\n  run"));
+    assert!(!world.plan().has_changes());
+}
+
+#[test]
+fn every_setting_replaces_the_vm() {
+    let settings = [
+        "cpus 2",
+        "memory \"512MiB\"",
+        "user \"app\"",
+        "workdir \"/app\"",
+        "env { A \"b\" }",
+        "secret \"K\" env=\"K\"",
+        "port 9090",
+        "volume \"data\" at=\"/data\" size=\"64MiB\"",
+        "root \"tmpfs\"",
+        "restart \"always\"",
+        "grace \"3s\"",
+        "boot-timeout \"30s\"",
+        "hostname \"other\"",
+    ];
+    for setting in settings {
+        let mut world = World::new(WEB);
+        world.up_plainly();
+        world.remanifest(&WEB.replace("    run", &format!("    {setting}\n    run")));
+        let mut built = world.plan();
+        if built.steps.iter().any(|s| s.action == Action::Unknown || s.action == Action::Run) {
+            let observed = world.observed.clone();
+            let last = world.store.last.borrow().clone();
+            world.up_plainly();
+            world.observed = observed;
+            *world.store.last.borrow_mut() = last;
+            built = world.plan();
+        }
+        let boot = built.step(StepKind::Boot, &Name::new("web").unwrap()).unwrap();
+        assert_eq!(boot.action, Action::Replace, "{setting}");
+        assert!(!boot.reasons.is_empty(), "{setting}");
+    }
+}
+
+#[test]
+fn an_ended_vm_is_created_again_and_says_how_it_ended() {
+    let mut world = World::new(WEB);
+    world.up_plainly();
+    world.observed[0].running = Running::Ended("exited 0".to_owned());
+    let plan = world.plan();
+    let boot = plan.step(StepKind::Boot, &world.observed[0].name).unwrap();
+    assert_eq!((boot.action, boot.reasons[0].what.as_str()), (Action::Create, "exited 0"));
+}
+
+#[test]
+fn a_vm_that_left_the_manifest_is_removed() {
+    let mut world = World::new(&format!("{WEB}\nvm \"old\" {{ run \"true\" }}"));
+    world.up_plainly();
+    world.remanifest(WEB);
+    let plan = world.plan();
+    let removed: Vec<_> = plan.steps.iter().filter(|s| s.action == Action::Remove).collect();
+    assert_eq!(removed.len(), 1);
+    assert_eq!(removed[0].subject, "old");
+    assert_eq!(plan.steps.iter().filter(|s| s.action.is_change()).count(), 1);
+}
+
+#[test]
+fn vms_share_what_is_the_same() {
+    let world = World::new(&format!("{WEB}\n{}", WEB.replace("\"web\"", "\"two\"").replace("8080", "8081")));
+    let plan = world.plan();
+    let count = |kind| plan.steps.iter().filter(|s| s.kind == kind).count();
+    assert_eq!(count(StepKind::Image), 1);
+    assert_eq!(count(StepKind::Unpack), 1);
+    assert_eq!(count(StepKind::Initramfs), 1);
+    assert_eq!(count(StepKind::Boot), 2);
+}
+
+#[test]
+fn an_object_that_is_gone_is_built_again() {
+    let mut world = World::new(WEB);
+    world.up_plainly();
+    let plan = world.plan();
+    let image = plan.steps.iter().find(|s| s.kind == StepKind::Image).unwrap();
+    world.store.gone.borrow_mut().push(image.output.unwrap());
+    let again = world.plan();
+    let image = again.steps.iter().find(|s| s.kind == StepKind::Image).unwrap();
+    assert_eq!(image.action, Action::Run);
+    assert!(image.reasons[0].what.contains("gone from the store"));
+}
+
+#[test]
+fn a_missing_pin_is_shown_and_not_guessed() {
+    let mut world = World::new(WEB);
+    world.lock = Lock::default();
+    let plan = world.plan();
+    assert!(plan.steps[0].reasons[0].what.contains("firegopher.lock"));
+    assert_eq!(plan.steps[0].key, None);
+}
+
+#[test]
+fn drawings_name_every_step_and_every_arrow() {
+    let world = World::new(WEB);
+    let plan = world.plan();
+    insta::assert_snapshot!(render::graph(&plan, render::GraphFormat::Dot));
+    insta::assert_snapshot!(render::graph(&plan, render::GraphFormat::Mermaid));
+}
+
+#[test]
+fn json_has_a_version_and_full_digests() {
+    let mut world = World::new(WEB);
+    world.up_plainly();
+    let json: serde_json::Value = serde_json::from_str(&render::json(&world.plan())).unwrap();
+    assert_eq!(json["format_version"], 1);
+    assert_eq!(json["changes"], false);
+    assert_eq!(json["steps"][0]["output"].as_str().unwrap().len(), 64);
+}
+
+#[test]
+fn control_characters_in_names_are_escaped() {
+    let mut world = World::new(WEB);
+    world.up_plainly();
+    world.workload(&[("\u{1b}[31mred", "x")]);
+    assert!(!render::text(&world.plan()).contains('\u{1b}'));
+}
+
+#[test]
+fn planning_is_pure() {
+    let world = World::new(WEB);
+    assert_eq!(world.plan(), world.plan());
+    assert!(actions(&world.plan()).len() >= 9);
+}

@@ -1,0 +1,90 @@
+//! What a plan may know of the world, as plain data and one read-only trait.
+
+use crate::digest::{ObjectDigest, StepKey};
+use crate::listing::Listing;
+use crate::name::Name;
+use crate::store::{Action, Last};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What this host allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host {
+    /// Effective uid 0: jails and taps.
+    pub root: bool,
+    /// Hardware-backed KVM that we may use.
+    pub kvm: bool,
+}
+
+/// Digests of everything on this host that the manifest names.
+#[derive(Debug, Clone, Default)]
+pub struct Scan {
+    /// By path as the manifest writes it, with the workload's options for directories.
+    pub sources: BTreeMap<String, ScannedSource>,
+}
+
+/// One scanned path.
+#[derive(Debug, Clone)]
+pub enum ScannedSource {
+    /// A directory.
+    Dir {
+        /// Its canonical path.
+        path: PathBuf,
+        /// What it holds.
+        listing: Listing,
+        /// The listing's digest.
+        digest: ObjectDigest,
+    },
+    /// A file: archive, executable, kernel, image.
+    File {
+        /// Its canonical path.
+        path: PathBuf,
+        /// Of its bytes.
+        digest: ObjectDigest,
+        /// The owner's executable bit.
+        executable: bool,
+    },
+}
+
+impl ScannedSource {
+    /// What the step's key holds of it.
+    pub fn digest(&self) -> ObjectDigest {
+        match self {
+            ScannedSource::Dir { digest, .. } | ScannedSource::File { digest, .. } => *digest,
+        }
+    }
+}
+
+/// What a plan reads of the store.
+pub trait StoreView {
+    /// The record of a computation, if it was ever done.
+    fn action(&self, key: &StepKey) -> Option<Action>;
+    /// Whether an object is there.
+    fn has(&self, object: &ObjectDigest) -> bool;
+    /// The last keys and inputs of a VM's steps.
+    fn last(&self, vm: &Name) -> Option<Last>;
+    /// A workload listing stored earlier.
+    fn listing(&self, object: &ObjectDigest) -> Option<Listing>;
+}
+
+/// A VM of this project as it is found on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedVm {
+    /// The VM.
+    pub name: Name,
+    /// The boot it was started for.
+    pub boot_key: StepKey,
+    /// Whether it runs.
+    pub running: Running,
+}
+
+/// Whether an observed VM runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Running {
+    /// Supervised and up, or on its way up.
+    Yes,
+    /// It ended; how, in a few words: `exited 0`.
+    Ended(String),
+    /// Its supervisor is gone: drift.
+    Lost,
+}

@@ -1,0 +1,256 @@
+//! A project on this host: its manifest, name, lock and store, opened together and guarded by one lock.
+
+use crate::asset::debian::{self, Apt};
+use crate::digest::{ObjectDigest, StepKey};
+use crate::error::{Context, Error, Result};
+use crate::home::Home;
+use crate::listing::Listing;
+use crate::lock::Lock;
+use crate::manifest::model::{ImageSource, KernelSource, Manifest, VmmSource, Workload};
+use crate::manifest::{self};
+use crate::name::Name;
+use crate::plan::{
+    Graph, Host, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools, asset_of,
+};
+use crate::step::{Work, tools};
+use crate::store::scan::{ScanOptions, scan_dir, scan_file};
+use crate::store::{Action, Last, Store};
+use crate::supervise::{self, Observed, Status};
+use crate::ui::Ui;
+use crate::vmm::probe;
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The lock's file name, beside the manifest.
+pub const LOCK_FILE: &str = "firegopher.lock";
+
+/// An opened project.
+pub struct Project {
+    /// The checked manifest.
+    pub manifest: Manifest,
+    /// Its name on this host.
+    pub name: Name,
+    /// Paths.
+    pub home: Home,
+    /// Objects and records.
+    pub store: Store,
+    /// The pins as on disk.
+    pub lock: Lock,
+    /// What this build brings along.
+    pub tools: Tools,
+}
+
+impl Project {
+    /// Opens the project in `dir`: its manifest, its lock, the store.
+    pub fn open(dir: &Path) -> Result<Project> {
+        let manifest = manifest::load(dir)?;
+        let name = manifest::project_name(&manifest);
+        let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
+        let home = Home::from_env()?;
+        let store = Store::open(home.clone())?;
+        Ok(Project { manifest, name, home, store, lock, tools: tools() })
+    }
+
+    /// Hashes everything on this host that the manifest names.
+    pub fn scan(&self, ui: &Ui) -> Result<Scan> {
+        let mut scan = Scan::default();
+        for vm in &self.manifest.vms {
+            if let KernelSource::Path(path) = &vm.kernel {
+                self.scan_plain(&mut scan, path)?;
+            }
+            if let ImageSource::Path(path) = &vm.image {
+                self.scan_plain(&mut scan, path)?;
+            }
+            if let VmmSource::QemuPath(path) = &vm.vmm {
+                self.scan_plain(&mut scan, path)?;
+            }
+            for workload in &vm.workloads {
+                self.scan_workload(&mut scan, workload, ui)?;
+            }
+        }
+        Ok(scan)
+    }
+
+    fn scan_plain(&self, scan: &mut Scan, path: &Path) -> Result<()> {
+        let id = Scan::file_id(path);
+        if !scan.sources.contains_key(&id) {
+            scan.sources.insert(id, self.file(path)?);
+        }
+        Ok(())
+    }
+
+    fn file(&self, path: &Path) -> Result<ScannedSource> {
+        let path = self.canonical(path)?;
+        let file = scan_file(&self.store, &path)?;
+        Ok(ScannedSource::File { path, digest: file.digest, executable: file.executable })
+    }
+
+    fn canonical(&self, path: &Path) -> Result<PathBuf> {
+        let full = self.manifest.dir.join(path);
+        full.canonicalize().map_err(|e| {
+            Error::usage("manifest.path", format!("cannot open {}, which the manifest names", path.display()))
+                .because(e)
+                .help("Paths are relative to the manifest's directory.")
+        })
+    }
+
+    fn scan_workload(&self, scan: &mut Scan, workload: &Workload, ui: &Ui) -> Result<()> {
+        let id = Scan::workload_id(workload);
+        if scan.sources.contains_key(&id) {
+            return Ok(());
+        }
+        let path = self.canonical(&workload.source)?;
+        let source = if path.is_dir() {
+            let options = ScanOptions { ignore: &workload.ignore, keep_modes: workload.keep_modes };
+            let scanned = scan_dir(&self.store, &path, &options)?;
+            scanned.warnings.iter().for_each(|w| ui.warning(w));
+            let digest = scanned.listing.digest();
+            ScannedSource::Dir { path, listing: scanned.listing, digest }
+        } else {
+            self.file(&workload.source)?
+        };
+        scan.sources.insert(id, source);
+        Ok(())
+    }
+
+    /// What runs of this project, by its state on this host.
+    pub fn observed(&self) -> Result<Vec<Observed>> {
+        supervise::observe(&self.home, &self.name)
+    }
+
+    /// Plans against what is observed.
+    pub fn plan(&self, scan: &Scan, observed: &[Observed]) -> Plan {
+        let observed: Vec<ObservedVm> =
+            observed.iter().filter(|o| !o.state.ephemeral).map(observed_vm).collect();
+        crate::plan::plan(&Situation {
+            project: &self.name,
+            manifest: &self.manifest,
+            lock: &self.lock,
+            scan,
+            tools: &self.tools,
+            store: &View { store: &self.store, project: &self.name },
+            observed: &observed,
+        })
+    }
+
+    /// Pins what the manifest needs and the lock lacks; returns whether anything was added. Uses the network.
+    pub fn pin_missing(&mut self, ui: &Ui, locked: bool, offline: bool) -> Result<bool> {
+        let graph = Graph::of(&self.manifest);
+        let mut missing: Vec<_> = graph
+            .nodes
+            .iter()
+            .filter_map(|n| asset_of(&n.task))
+            .filter(|a| self.lock.get(a).is_none())
+            .collect();
+        missing.dedup();
+        if missing.is_empty() {
+            return Ok(false);
+        }
+        if locked {
+            let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+            return Err(Error::usage("lock.missing", format!("{LOCK_FILE} lacks: {}", names.join("; ")))
+                .help("Run `firegopher lock` without --locked and check the file in."));
+        }
+        let apt = Apt::new(&self.home, offline)?;
+        for asset in missing {
+            ui.note(&format!("pinning {asset} in {LOCK_FILE}"));
+            let pins = debian::resolve(&apt, &asset, ui)?;
+            self.lock.set(asset, pins);
+        }
+        self.lock.save(&self.manifest.dir.join(LOCK_FILE))?;
+        Ok(true)
+    }
+
+    /// What steps work with.
+    pub fn work<'a>(&'a self, scan: &'a Scan, offline: bool, ui: &'a Ui) -> Work<'a> {
+        Work {
+            project: &self.name,
+            home: &self.home,
+            store: &self.store,
+            lock: &self.lock,
+            scan,
+            tools: &self.tools,
+            offline,
+            ui,
+        }
+    }
+
+    /// Claims the project's name for this directory and takes its lock; waits for whoever holds it.
+    pub fn guard(&self, ui: &Ui) -> Result<ProjectGuard> {
+        let dir = self.home.project(&self.name);
+        fs::create_dir_all(&dir).or_failed("state.create", || "cannot make the project's state directory")?;
+        let guard = crate::store::lock_file(&dir.join("lock"), &|who| {
+            ui.note(&format!("waiting for {who}, which works on project {}", self.name));
+        })?;
+        claim(&dir.join("project.json"), &self.name, &self.manifest.dir)?;
+        Ok(ProjectGuard(guard))
+    }
+}
+
+/// Holds the project's lock until dropped.
+pub struct ProjectGuard(#[expect(dead_code, reason = "held for its Drop")] crate::store::KeyLock);
+
+#[derive(Serialize, Deserialize)]
+struct Claim {
+    directory: PathBuf,
+}
+
+/// The directory that a project's state belongs to.
+pub fn claimed_by(project_dir: &Path) -> Option<PathBuf> {
+    let bytes = fs::read(project_dir.join("project.json")).ok()?;
+    Some(serde_json::from_slice::<Claim>(&bytes).ok()?.directory)
+}
+
+fn claim(path: &Path, name: &Name, dir: &Path) -> Result<()> {
+    match path.parent().and_then(claimed_by) {
+        Some(owner) if owner == dir => return Ok(()),
+        // A project that moved takes its name along.
+        Some(owner) if owner.join(manifest::FILE_NAME).exists() => {
+            return Err(Error::usage(
+                "project.claimed",
+                format!("the project name {name} belongs to {}", owner.display()),
+            )
+            .help("Give one of the two another name with `project \"name\"` in its firegopher.kdl."));
+        }
+        _ => {}
+    }
+    let text =
+        serde_json::to_vec(&Claim { directory: dir.to_owned() }).map_err(|e| Error::bug(e.to_string()))?;
+    fs::write(path, text).or_failed("state.create", || format!("cannot claim the project name {name}"))
+}
+
+fn observed_vm(observed: &Observed) -> ObservedVm {
+    let state = &observed.state;
+    let running = match (observed.alive, state.status) {
+        (true, Status::Starting | Status::Running | Status::Restarting) => Running::Yes,
+        (_, Status::Exited | Status::Failed) => Running::Ended(state.how_it_ended()),
+        (false, _) => Running::Lost,
+    };
+    ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running }
+}
+
+/// What this host allows; asked once.
+pub fn host() -> Host {
+    Host { root: nix::unistd::geteuid().is_root(), kvm: probe::kvm().is_hardware() }
+}
+
+struct View<'a> {
+    store: &'a Store,
+    project: &'a Name,
+}
+
+impl StoreView for View<'_> {
+    fn action(&self, key: &StepKey) -> Option<Action> {
+        self.store.action(key)
+    }
+    fn has(&self, object: &ObjectDigest) -> bool {
+        self.store.has(object)
+    }
+    fn last(&self, vm: &Name) -> Option<Last> {
+        self.store.last(self.project, vm)
+    }
+    fn listing(&self, object: &ObjectDigest) -> Option<Listing> {
+        Listing::decode(&self.store.read(object).ok()?).ok()
+    }
+}

@@ -1,0 +1,140 @@
+//! From a VM's settings and its artifacts to what its supervisor is told.
+
+use super::{Outputs, Work, run_config};
+use crate::error::{Error, Result};
+use crate::manifest::model::{Root, Vm, VmmSource};
+use crate::name::{Name, VmId};
+use crate::net::address;
+use crate::plan::{Desired, Host, Scan, ScannedSource, VmNodes};
+use crate::supervise::{SuperviseSpec, VolumeSpec};
+use crate::vmm::spec::{Drive, NetSpec, VmSpec, VmmBinary};
+
+/// How this boot differs from the manifest's settings.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BootOptions {
+    /// Ends when its client goes; leaves no state.
+    pub ephemeral: bool,
+    /// The workload reads the client's standard input.
+    pub stdin: bool,
+}
+
+/// What the supervisor of `vm` is told. Reads the secrets from this process's environment.
+pub fn supervise_spec(
+    vm: &Vm,
+    nodes: &VmNodes,
+    done: &Outputs,
+    desired: &Desired,
+    host: Host,
+    options: BootOptions,
+    work: &Work<'_>,
+) -> Result<SuperviseSpec> {
+    let id = VmId::derive(work.project, &vm.name);
+    let object = |node: usize| work.store.object_path(&done.outputs[node]);
+    let dir = work.home.vm(work.project, &vm.name);
+    let volumes: Vec<VolumeSpec> = vm
+        .volumes
+        .iter()
+        .map(|volume| VolumeSpec {
+            name: volume.name.clone(),
+            path: work.home.volumes(work.project).join(format!("{}.ext4", volume.name)),
+            size: volume.size,
+        })
+        .collect();
+    let drives = run_config::drive_plan(vm)
+        .into_iter()
+        .map(|role| {
+            let (path, read_only) = match role.as_str() {
+                "base" => (object(nodes.image).join("base.ext4"), true),
+                "workload" => {
+                    (object(nodes.unpack.ok_or_else(|| Error::bug("a workload without its layer"))?), true)
+                }
+                "scratch" => (dir.join("scratch.ext4"), false),
+                _ => {
+                    let volume = volumes.iter().find(|v| run_config::volume_role(v.name.as_str()) == role);
+                    (volume.ok_or_else(|| Error::bug("a drive without its volume"))?.path.clone(), false)
+                }
+            };
+            Ok(Drive { role, path, read_only })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut run = run_config::template(vm);
+    run.stdin = options.stdin;
+    run.secrets = secrets(vm)?;
+    Ok(SuperviseSpec {
+        project: work.project.clone(),
+        vm: vm.name.clone(),
+        boot_key: desired.boot_key(),
+        vm_spec: VmSpec {
+            vmm: vmm_binary(vm, nodes, done, work)?,
+            kvm: host.kvm,
+            kernel: object(nodes.kernel).join("vmlinux"),
+            initramfs: object(nodes.initramfs),
+            cpus: vm.cpus,
+            memory: vm.memory,
+            drives,
+            net: net(vm, &id, host, work)?,
+            jail: None,
+            id,
+        },
+        jailed: host.root,
+        run,
+        ports: vm.ports.clone(),
+        restart: vm.restart,
+        boot_timeout: vm.boot_timeout,
+        ephemeral: options.ephemeral,
+        scratch: match vm.root {
+            Root::Scratch(size) => Some(size),
+            Root::Tmpfs => None,
+        },
+        volumes,
+        dir,
+    })
+}
+
+fn vmm_binary(vm: &Vm, nodes: &VmNodes, done: &Outputs, work: &Work<'_>) -> Result<VmmBinary> {
+    match (&vm.vmm, nodes.vmm) {
+        (VmmSource::QemuPath(path), _) => match work.scan.sources.get(&Scan::file_id(path)) {
+            Some(ScannedSource::File { path, .. }) => Ok(VmmBinary::QemuPath(path.clone())),
+            _ => Err(Error::bug(format!("{} was not scanned", path.display()))),
+        },
+        (VmmSource::Auto | VmmSource::Qemu, Some(node)) => {
+            Ok(VmmBinary::QemuTree(work.store.object_path(&done.outputs[node])))
+        }
+        (VmmSource::Auto | VmmSource::Qemu, None) => Err(Error::bug("a VM without its VMM")),
+    }
+}
+
+/// With root a tap in the project's namespace, else QEMU's restricted user networking.
+fn net(vm: &Vm, id: &VmId, host: Host, work: &Work<'_>) -> Result<NetSpec> {
+    let mac = mac(work.project, &vm.name);
+    if !host.root {
+        return Ok(NetSpec::User { forwards: vm.ports.clone(), mac });
+    }
+    let subnet = address::lease(&work.home.project(work.project), &vm.name)?;
+    Ok(NetSpec::Tap { name: id.tap_name(), host: subnet.host, guest: subnet.guest, mac })
+}
+
+/// A stable, locally administered unicast address.
+fn mac(project: &Name, vm: &Name) -> [u8; 6] {
+    let hash = crate::digest::FieldHasher::new("firegopher mac v1").field(project).field(vm).finish();
+    let bytes = hash.as_bytes();
+    [0x06, bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]]
+}
+
+fn secrets(vm: &Vm) -> Result<Vec<(String, String)>> {
+    let mut values = Vec::with_capacity(vm.secrets.len());
+    for secret in &vm.secrets {
+        let value = std::env::var(&secret.env).map_err(|_| {
+            Error::usage(
+                "secret.missing",
+                format!(
+                    "VM {}: the secret {} comes from ${}, which is not set",
+                    vm.name, secret.name, secret.env
+                ),
+            )
+            .help(format!("Set it for this command: {}=… firegopher up", secret.env))
+        })?;
+        values.push((secret.name.clone(), value));
+    }
+    Ok(values)
+}

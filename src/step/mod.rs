@@ -1,0 +1,49 @@
+//! Carries out plans: runs pure steps in parallel and caches them, and turns a VM's settings into a boot.
+
+pub mod boot;
+mod execute;
+mod record;
+pub mod run_config;
+mod tasks;
+
+pub use execute::{Outputs, execute};
+pub use record::record_last;
+
+use crate::digest::ObjectDigest;
+use crate::home::Home;
+use crate::lock::Lock;
+use crate::name::Name;
+use crate::plan::{Scan, Tools};
+use crate::store::Store;
+use crate::ui::Ui;
+
+/// The guest's PID 1, built by build.rs.
+pub static GUEST_INIT: &[u8] = include_bytes!(env!("FIREGOPHER_INIT"));
+
+/// The digests of what this build brings along.
+pub fn tools() -> Tools {
+    Tools {
+        init: ObjectDigest::from(blake3::hash(GUEST_INIT)),
+        writer: crate::image::WRITER_VERSION.to_owned(),
+    }
+}
+
+/// What steps work with.
+pub struct Work<'a> {
+    /// The project.
+    pub project: &'a Name,
+    /// Paths.
+    pub home: &'a Home,
+    /// Objects and records.
+    pub store: &'a Store,
+    /// The pins; every asset of the graph has an entry.
+    pub lock: &'a Lock,
+    /// What the manifest names on this host.
+    pub scan: &'a Scan,
+    /// What this build brings along.
+    pub tools: &'a Tools,
+    /// Whether downloads are forbidden.
+    pub offline: bool,
+    /// Progress and warnings.
+    pub ui: &'a Ui,
+}

@@ -1,0 +1,72 @@
+//! Renders what the guest init is told. The template holds everything that is known before a boot; addresses,
+//! the clock and secrets are filled in by the supervisor and never stored.
+
+use crate::manifest::model::{Root, User, Vm};
+use firegopher_protocol::{Disk, RunConfig, RunUser, VolumeMount};
+
+/// The run configuration of a VM, without network, clock and secrets.
+pub fn template(vm: &Vm) -> RunConfig {
+    let drives = drive_plan(vm);
+    let disk = |role: &str, read_only: bool| {
+        let index =
+            drives.iter().position(|r| r == role).expect("invariant: drive_plan lists every role of the VM");
+        Disk { index: index as u8, read_only }
+    };
+    let layers = drives.iter().filter(|r| *r == "base" || *r == "workload").map(|r| disk(r, true)).collect();
+    RunConfig {
+        argv: vm.run.clone(),
+        env: vm.env.clone(),
+        secrets: Vec::new(),
+        workdir: vm.workdir.clone(),
+        user: match &vm.user {
+            User::Name(name) => RunUser::Name(name.clone()),
+            User::Id { uid, gid } => RunUser::Id { uid: *uid, gid: *gid },
+        },
+        hostname: vm.hostname.clone(),
+        hosts: Vec::new(),
+        dns: Vec::new(),
+        network: None,
+        layers,
+        scratch: matches!(vm.root, Root::Scratch(_)).then(|| disk("scratch", false)),
+        volumes: vm
+            .volumes
+            .iter()
+            .map(|volume| VolumeMount {
+                name: volume.name.to_string(),
+                disk: disk(&volume_role(volume.name.as_str()), false),
+                at: volume.at.clone(),
+            })
+            .collect(),
+        grace_ms: vm.grace.as_millis() as u64,
+        clock_ms: 0,
+        stdin: false,
+    }
+}
+
+/// The roles of a VM's drives in the order the guest sees them.
+pub fn drive_plan(vm: &Vm) -> Vec<String> {
+    let mut roles = vec!["base".to_owned()];
+    if !vm.workloads.is_empty() {
+        roles.push("workload".to_owned());
+    }
+    if matches!(vm.root, Root::Scratch(_)) {
+        roles.push("scratch".to_owned());
+    }
+    roles.extend(vm.volumes.iter().map(|v| volume_role(v.name.as_str())));
+    roles
+}
+
+/// The drive role of a volume.
+pub fn volume_role(name: &str) -> String {
+    format!("volume-{name}")
+}
+
+/// The template as named values, for a key that can be explained setting by setting.
+pub fn fields(config: &RunConfig) -> Vec<(String, String)> {
+    let value = serde_json::to_value(config).expect("invariant: a run configuration has only string keys");
+    let mut fields: Vec<(String, String)> =
+        config.env.iter().map(|(k, v)| (format!("env {k}"), v.clone())).collect();
+    let settings = value.as_object().into_iter().flatten().filter(|(name, _)| *name != "env");
+    fields.extend(settings.map(|(name, value)| (name.clone(), value.to_string())));
+    fields
+}

@@ -1,0 +1,8 @@
+//! What the user sees on stderr: steps as they run, downloads, warnings, errors. Data for pipes goes to stdout
+//! and is written by the commands themselves.
+
+mod progress;
+mod report;
+
+pub use progress::{Step, Ui};
+pub use report::{exit_code, render};

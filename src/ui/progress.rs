@@ -1,0 +1,141 @@
+//! Progress: bars that go away when stderr is a terminal, plain lines otherwise.
+
+use crate::asset::Progress;
+use crate::plan::render::escape;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::HashMap;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// The user's terminal, or whatever stderr is.
+pub struct Ui {
+    bars: Option<MultiProgress>,
+    transfer: Mutex<HashMap<std::thread::ThreadId, ProgressBar>>,
+    quiet: bool,
+}
+
+/// A step under way; its line is finished by `done` and goes away when dropped.
+pub struct Step<'a> {
+    ui: &'a Ui,
+    name: String,
+    bar: Option<ProgressBar>,
+}
+
+impl Ui {
+    /// Writes to stderr.
+    pub fn stderr() -> Ui {
+        let bars = std::io::stderr()
+            .is_terminal()
+            .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+        Ui { bars, transfer: Mutex::default(), quiet: false }
+    }
+
+    /// Says nothing but warnings.
+    #[must_use]
+    pub fn quiet(mut self) -> Ui {
+        self.quiet = true;
+        self.bars = None;
+        self
+    }
+
+    /// A line of its own, above the bars.
+    pub fn line(&self, text: &str) {
+        let text = escape(text);
+        match &self.bars {
+            Some(bars) => bars.suspend(|| eprintln!("{text}")),
+            // A closed stderr must not end a build.
+            None => drop(writeln!(std::io::stderr(), "{text}")),
+        }
+    }
+
+    /// Something worth knowing.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            self.line(text);
+        }
+    }
+
+    /// Something that may be wrong.
+    pub fn warning(&self, text: &str) {
+        self.line(&format!("warning: {text}"));
+    }
+
+    /// Announces a step.
+    pub fn step(&self, name: &str) -> Step<'_> {
+        let bar = self.bars.as_ref().map(|bars| {
+            let style = ProgressStyle::with_template("  {spinner} {msg} {elapsed:>4}");
+            let bar = bars.add(ProgressBar::new_spinner().with_message(escape(name)));
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Step { ui: self, name: name.to_owned(), bar }
+    }
+}
+
+impl Step<'_> {
+    /// The step is done; says so with its duration.
+    pub fn done(self, took: Duration) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        self.ui.note(&format!("{} ({:.2} s)", self.name, took.as_secs_f64()));
+    }
+}
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Ui {
+    fn start(&self, what: &str, total: Option<u64>) {
+        let Some(bars) = &self.bars else {
+            self.note(what);
+            return;
+        };
+        let bar = bars.add(match total {
+            Some(total) => ProgressBar::new(total),
+            None => ProgressBar::new_spinner(),
+        });
+        let template = match total {
+            Some(_) => "  {msg} {bar:24} {bytes}/{total_bytes}",
+            None => "  {spinner} {msg}",
+        };
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_message(escape(what));
+        let old = self.transfers().insert(std::thread::current().id(), bar);
+        if let Some(old) = old {
+            old.finish_and_clear();
+        }
+    }
+
+    fn advance(&self, amount: u64) {
+        if let Some(bar) = self.transfers().get(&std::thread::current().id()) {
+            bar.inc(amount);
+        }
+    }
+
+    fn note(&self, text: &str) {
+        Ui::note(self, text);
+    }
+}
+
+impl Ui {
+    fn transfers(&self) -> std::sync::MutexGuard<'_, HashMap<std::thread::ThreadId, ProgressBar>> {
+        self.transfer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes away whatever bars are left.
+    pub fn clear(&self) {
+        for (_, bar) in self.transfers().drain() {
+            bar.finish_and_clear();
+        }
+    }
+}

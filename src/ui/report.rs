@@ -1,0 +1,37 @@
+//! Errors as the user sees them: what failed, why, how to mend it.
+
+use crate::error::{Error, Kind};
+use crate::plan::render::escape;
+use std::fmt::Write;
+use std::process::ExitCode;
+
+/// The error as lines for stderr.
+pub fn render(error: &Error) -> String {
+    if let Some(report) = error.report() {
+        return report.trim_end().to_owned();
+    }
+    let mut out = format!("error: {error}\n");
+    let mut source = std::error::Error::source(error);
+    let mut said = error.to_string();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Some libraries repeat their cause in their own message.
+        if !said.contains(&text) {
+            let _ = writeln!(out, "  because: {text}");
+        }
+        said = text;
+        source = cause.source();
+    }
+    if let Some(help) = error.help_text() {
+        let _ = writeln!(out, "  help: {help}");
+    }
+    if error.kind() == Kind::Bug {
+        out.push_str("  This is a bug in firegopher, please report it.\n");
+    }
+    out.trim_end().lines().map(escape).collect::<Vec<_>>().join("\n")
+}
+
+/// The process exit code of an error.
+pub fn exit_code(error: &Error) -> ExitCode {
+    ExitCode::from(error.kind().exit_code())
+}
