@@ -15,6 +15,8 @@ impl Ignored {
             return Ok(Ignored { patterns: None });
         }
         let mut builder = GitignoreBuilder::new("");
+        // git takes `a[` as a pattern that matches nothing; whoever wrote it should know.
+        builder.allow_unclosed_class(false);
         for pattern in std::iter::once(".git").chain(patterns.iter().map(String::as_str)) {
             builder
                 .add_line(None, pattern)
