@@ -1,0 +1,88 @@
+//! Publishes a port: accepts on the host and pumps bytes to a backend in the project's namespace.
+//! Each direction has one bounded buffer; a slow reader slows its writer and nobody else.
+
+use nix::sys::socket::{setsockopt, sockopt};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// Bytes in flight in each direction of a connection.
+const BUFFER: usize = 64 * 1024;
+/// Connections at a time; more wait in the listener's backlog.
+const CONNECTIONS: usize = 512;
+/// How long a backend may leave a SYN unanswered. It is one hop away: a live one answers at once.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after an accept that failed for want of descriptors or memory, so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until dropped; every connection ends with it. `connect` starts one non-blocking connection to the
+/// backend (`Netns::connect`). A backend that refuses or stays silent gets the client a reset.
+pub async fn serve<C>(listener: TcpListener, connect: C) -> io::Result<()>
+where
+    C: Fn() -> io::Result<std::net::TcpStream> + Send + Sync + 'static,
+{
+    let connect = Arc::new(connect);
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
+        let client = match listener.accept().await {
+            Ok((client, _)) => client,
+            Err(e) if is_fatal(&e) => return Err(e),
+            Err(_) => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let connect = Arc::clone(&connect);
+        connections.spawn(async move {
+            pump(client, &*connect).await;
+            drop(slot);
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Only a broken listener ends the proxy; accept(2) also reports errors of single connections.
+fn is_fatal(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
+}
+
+async fn pump(mut client: TcpStream, connect: &(impl Fn() -> io::Result<std::net::TcpStream> + Sync)) {
+    let Ok(mut backend) = reach(connect).await else {
+        reset(&client);
+        return;
+    };
+    for socket in [&client, &backend] {
+        let _ = socket.set_nodelay(true); // Only a matter of speed.
+        // A peer that vanished without a word must not hold a slot forever.
+        let _ = setsockopt(socket, sockopt::KeepAlive, &true);
+    }
+    // Passes an end of file on as a half-close and ends when both directions have ended.
+    if tokio::io::copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER).await.is_err() {
+        // One side was reset: so is the other, or it would take a cut-off stream for a whole one.
+        reset(&client);
+        reset(&backend);
+    }
+}
+
+async fn reach(connect: &impl Fn() -> io::Result<std::net::TcpStream>) -> io::Result<TcpStream> {
+    let stream = TcpStream::from_std(connect()?)?;
+    tokio::time::timeout(CONNECT_TIMEOUT, stream.writable()).await??;
+    match stream.take_error()? {
+        Some(e) => Err(e),
+        None => Ok(stream),
+    }
+}
+
+/// Makes the coming close a reset.
+fn reset(socket: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let _ = setsockopt(socket, sockopt::Linger, &linger); // Fails only on a socket that is gone already.
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+use super::*;
+use crate::net::netns::{Netns, tests::root};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, SocketAddrV4};
+use std::thread;
+
+/// A proxy on a thread of its own in front of `backend`, in this process's own namespace.
+fn proxy_to(backend: SocketAddr) -> SocketAddr {
+    proxy(move || {
+        let stream = std::net::TcpStream::connect(backend)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    })
+}
+
+fn proxy(connect: impl Fn() -> io::Result<std::net::TcpStream> + Send + Sync + 'static) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { serve(TcpListener::from_std(listener).unwrap(), connect).await }).unwrap();
+    });
+    address
+}
+
+/// A backend that hands each connection to `handle` on a thread.
+fn backend(handle: impl Fn(std::net::TcpStream) + Send + Sync + Clone + 'static) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let handle = handle.clone();
+            thread::spawn(move || handle(stream.unwrap()));
+        }
+    });
+    address
+}
+
+/// Reads all the client has to say before it answers: works only if half-closes pass.
+fn echo_after_eof(mut stream: std::net::TcpStream) {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    stream.write_all(&all).unwrap();
+}
+
+#[test]
+fn a_half_close_passes_through_and_the_answer_comes_back() {
+    let address = proxy_to(backend(echo_after_eof));
+    let mut client = std::net::TcpStream::connect(address).unwrap();
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "question");
+}
+
+#[test]
+fn a_big_transfer_arrives_whole_in_both_directions() {
+    let address = proxy_to(backend(|mut stream| {
+        let mut back = stream.try_clone().unwrap();
+        io::copy(&mut stream, &mut back).unwrap();
+    }));
+    let client = std::net::TcpStream::connect(address).unwrap();
+    let data: Vec<u8> = (0..32_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut writer = client.try_clone().unwrap();
+    let sent = data.clone();
+    let sender = thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut got = Vec::new();
+    (&client).read_to_end(&mut got).unwrap();
+    sender.join().unwrap();
+    assert!(got == data);
+}
+
+#[test]
+fn a_slow_reader_stops_its_writer_instead_of_filling_memory() {
+    let (report, sent) = std::sync::mpsc::channel();
+    let address = proxy_to(backend(move |mut stream| {
+        stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let mut total = 0;
+        while let Ok(n @ 1..) = stream.write(&[0; 65536]) {
+            total += n;
+        }
+        report.send(total).unwrap();
+    }));
+    let _client = std::net::TcpStream::connect(address).unwrap();
+    // What fits into the sockets' own buffers, far below what an unbounded proxy would swallow.
+    let total = sent.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(total < 64 << 20, "{total} bytes were taken without a reader");
+}
+
+#[test]
+fn a_slow_reader_does_not_hold_up_others() {
+    let address = proxy_to(backend(|mut stream| {
+        let _ = stream.write_all(&vec![7; 16 << 20]);
+    }));
+    let _slow = std::net::TcpStream::connect(address).unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let mut fast = std::net::TcpStream::connect(address).unwrap();
+    let mut got = Vec::new();
+    fast.read_to_end(&mut got).unwrap();
+    assert_eq!(got.len(), 16 << 20);
+}
+
+#[test]
+fn a_backend_that_refuses_resets_the_client() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut client = std::net::TcpStream::connect(proxy_to(free)).unwrap();
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_reset_by_the_backend_reaches_the_client_as_a_reset() {
+    let address = proxy_to(backend(|mut stream| {
+        stream.write_all(b"half an answer").unwrap();
+        thread::sleep(Duration::from_millis(50));
+        setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+    }));
+    let mut client = std::net::TcpStream::connect(address).unwrap();
+    let error = client.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn more_clients_than_slots_are_all_served() {
+    let address = proxy_to(backend(echo_after_eof));
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    let mut client = std::net::TcpStream::connect(address).unwrap();
+                    client.write_all(b"x").unwrap();
+                    client.shutdown(Shutdown::Write).unwrap();
+                    let mut answer = Vec::new();
+                    client.read_to_end(&mut answer).unwrap();
+                    assert_eq!(answer, b"x");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn connections_are_made_inside_the_namespace() {
+    if !root() {
+        return;
+    }
+    let ns = Netns::create().unwrap();
+    let inside = ns.run_in(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let SocketAddr::V4(port) = inside.local_addr().unwrap() else { unreachable!() };
+    thread::spawn(move || echo_after_eof(inside.accept().unwrap().0));
+    let to = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port.port());
+    let address = proxy(move || ns.connect(to));
+    let mut client = std::net::TcpStream::connect(address).unwrap();
+    client.write_all(b"over the border").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "over the border");
+}
