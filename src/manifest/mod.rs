@@ -1,3 +1,170 @@
 //! KDL text to the typed model; every problem of a manifest in one run, each with its span.
 
+pub mod diagnostic;
 pub mod model;
+
+mod decode;
+mod path;
+mod prescan;
+mod project;
+mod source;
+mod table;
+mod units;
+mod vm;
+mod workload;
+
+use crate::digest::FieldHasher;
+use crate::error::{Context, Error, Result};
+use crate::name::{NAME_MAX, Name};
+use diagnostic::{Diagnostics, Problem};
+use fs_err as fs;
+use model::Manifest;
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+
+/// The manifest's name in the project's directory.
+pub const FILE_NAME: &str = "firegopher.kdl";
+
+/// What every image out of Debian packages has.
+pub const BASE_PACKAGES: &[&str] = &["base-files", "base-passwd", "dash", "bash", "coreutils", "libc-bin"];
+
+/// What `init` writes.
+pub const STARTER: &str = include_str!("starter.kdl");
+
+/// Larger files are no manifests.
+const SIZE_MAX: u64 = 1 << 20;
+
+/// Columns of a rendered report.
+const REPORT_WIDTH: usize = 100;
+
+/// Reads `dir/firegopher.kdl`.
+///
+/// # Errors
+/// `Kind::Usage` if there is no such file, or with a rendered report if it is not valid;
+/// `Kind::Failed` if it cannot be read.
+pub fn load(dir: &Path) -> Result<Manifest> {
+    let file = dir.join(FILE_NAME);
+    let text = read(dir, &file)?;
+    let dir = fs::canonicalize(dir)
+        .or_failed("manifest.unreadable", || format!("cannot resolve the directory {}", dir.display()))?;
+    let shown = file.strip_prefix("./").unwrap_or(&file).display().to_string();
+    parse(&text, &shown, &dir).map_err(|diagnostics| {
+        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let code = match diagnostics.problems() {
+            [only] => only.code,
+            _ => "manifest.invalid",
+        };
+        Error::usage(code, diagnostics.summary()).with_report(diagnostics.render(colours, REPORT_WIDTH))
+    })
+}
+
+fn read(dir: &Path, file: &Path) -> Result<String> {
+    let unreadable = || format!("cannot read {}", file.display());
+    let meta = match fs::metadata(file) {
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            let error = Error::usage("manifest.missing", format!("there is no {FILE_NAME} in {}", dir.display()));
+            return Err(error.help("`firegopher init` writes one to start from; `-C DIR` names another directory"));
+        }
+        meta => meta.or_failed("manifest.unreadable", unreadable)?,
+    };
+    // Opening a pipe would wait for its writer.
+    if !meta.is_file() {
+        let error = Error::usage("manifest.not-a-file", format!("{} is not a regular file", file.display()));
+        return Err(error.help("replace it by a text file"));
+    }
+    let mut bytes = vec![];
+    fs::File::open(file)
+        .and_then(|f| f.take(SIZE_MAX + 1).read_to_end(&mut bytes))
+        .or_failed("manifest.unreadable", unreadable)?;
+    if bytes.len() as u64 > SIZE_MAX {
+        let error = Error::usage("manifest.too-large", format!("{} is larger than {}", file.display(), units::show(SIZE_MAX)));
+        return Err(error.help("a manifest is text of a few kB; is this another file?"));
+    }
+    String::from_utf8(bytes).map_err(|e| not_utf8(file, e.as_bytes(), e.utf8_error().valid_up_to()))
+}
+
+fn not_utf8(file: &Path, bytes: &[u8], at: usize) -> Error {
+    let line_start = bytes[..at].iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
+    let line = bytes[..at].iter().filter(|b| **b == b'\n').count() + 1;
+    let column = String::from_utf8_lossy(&bytes[line_start..at]).chars().count() + 1;
+    let error = Error::usage(
+        "manifest.not-utf8",
+        format!(
+            "{} is not UTF-8: byte 0x{:02x} at offset {at} (line {line}, column {column})",
+            file.display(),
+            bytes[at]
+        ),
+    );
+    error.help(match bytes {
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => "it looks like UTF-16: save it as UTF-8",
+        _ => "save the file as UTF-8",
+    })
+}
+
+/// Reads a manifest's text. `dir` is the project's canonical directory, `file_name` is for the report.
+///
+/// # Errors
+/// Every problem that was found.
+pub fn parse(text: &str, file_name: &str, dir: &Path) -> Result<Manifest, Diagnostics> {
+    let fail = |problems| Diagnostics::new(file_name, text, problems);
+    if text.len() as u64 > SIZE_MAX {
+        let problem = Problem::new("manifest.too-large", 0..0, "", format!("the manifest is larger than {}", units::show(SIZE_MAX)));
+        return Err(Diagnostics::new(file_name, "", vec![problem]));
+    }
+    let clean = prescan::prescan(text).map_err(fail)?;
+    let doc = kdl::KdlDocument::parse_v2(&clean).map_err(|e| fail(from_kdl(&e, text)))?;
+    let decoder = decode::Decoder::new(text, dir);
+    let manifest = project::decode(&decoder, &doc);
+    let problems = decoder.into_problems();
+    match manifest {
+        Some(manifest) if problems.is_empty() => Ok(manifest),
+        _ if problems.is_empty() => {
+            Err(fail(vec![Problem::new("bug", 0..0, "", "the manifest was refused without a reason; this is a bug")]))
+        }
+        _ => Err(fail(problems)),
+    }
+}
+
+/// The parser's own words, for what the scan before it let through.
+fn from_kdl(error: &kdl::KdlError, text: &str) -> Vec<Problem> {
+    error
+        .diagnostics
+        .iter()
+        .take(10)
+        .map(|d| {
+            // Spans come from another crate: keep them inside the text and on character boundaries.
+            let start = text.floor_char_boundary(d.span.offset().min(text.len()));
+            let end = text.ceil_char_boundary((d.span.offset() + d.span.len()).clamp(start, text.len()));
+            let message = d.message.clone().unwrap_or_else(|| "this is not KDL 2".to_owned());
+            let mut problem = Problem::new("manifest.syntax", start..end, d.label.clone().unwrap_or_default(), message);
+            problem.help = d.help.clone();
+            problem
+        })
+        .collect()
+}
+
+/// The project's name: as the manifest says, else the directory's name and six digits of its path's hash.
+pub fn project_name(manifest: &Manifest) -> Name {
+    if let Some(name) = &manifest.project {
+        return name.clone();
+    }
+    use std::os::unix::ffi::OsStrExt;
+    let path = manifest.dir.as_os_str().as_bytes();
+    let hash = FieldHasher::new("firegopher project name v1").field(path).finish();
+    let base = manifest.dir.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let mut word = String::new();
+    for c in base.chars() {
+        match c {
+            'a'..='z' | '0'..='9' => word.push(c),
+            _ if !word.ends_with('-') => word.push('-'),
+            _ => {}
+        }
+    }
+    let word = word.trim_start_matches('-');
+    let word = word[..word.len().min(NAME_MAX - 7)].trim_end_matches('-');
+    let word = if word.is_empty() { "project" } else { word };
+    Name::new(format!("{word}-{}", &hash.to_hex()[..6])).expect("invariant: made of allowed characters, at most 24")
+}
+
+#[cfg(test)]
+mod tests;

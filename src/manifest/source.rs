@@ -1,0 +1,307 @@
+//! Kernels, base images and VMMs: where they come from, alone or shared under a name.
+
+use super::BASE_PACKAGES;
+use super::decode::{Decoder, Setting, Spanned, Wrong, not_yet};
+use super::diagnostic::{Problem, listed, nearest};
+use super::model::{ImageSource, KernelSource, VmmSource};
+use super::table::{IMAGE, KERNEL, Node, VMM};
+use crate::name::Name;
+use kdl::KdlEntry;
+use std::collections::BTreeMap;
+
+/// The kernel of a VM that names none.
+const DEFAULT_KERNEL: &str = "linux-image-cloud-amd64";
+/// The kinds of VMM; no shared one can have such a name.
+const VMM_KINDS: &[&str] = &["auto", "qemu", "firecracker"];
+
+/// What stands at the top level under a name. `None`: declared, but wrong.
+pub(super) struct Shared<T>(BTreeMap<String, Option<T>>);
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Shared(BTreeMap::new())
+    }
+}
+
+/// The three kinds of shared sources.
+#[derive(Default)]
+pub(super) struct Sources {
+    kernels: Shared<KernelSource>,
+    images: Shared<ImageSource>,
+    vmms: Shared<VmmSource>,
+}
+
+/// A kind of source: how it is read and what its default is.
+pub(super) trait Source: Clone {
+    const KIND: &'static str;
+    const TABLE: &'static [Node];
+    fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self>;
+}
+
+impl Source for KernelSource {
+    const KIND: &'static str = "kernel";
+    const TABLE: &'static [Node] = KERNEL;
+    fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
+        match setting.name() {
+            "debian" => d.package(setting.args().next()?).map(|p| KernelSource::Debian(p.value)),
+            _ => d.host_path("the kernel's path", &d.text_arg(setting)?, true).map(KernelSource::Path),
+        }
+    }
+}
+
+impl Source for ImageSource {
+    const KIND: &'static str = "image";
+    const TABLE: &'static [Node] = IMAGE;
+    fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
+        if setting.name() == "path" {
+            return d.host_path("the image's path", &d.text_arg(setting)?, true).map(ImageSource::Path);
+        }
+        let mut packages: Vec<Spanned<String>> = vec![];
+        for entry in setting.args() {
+            let Some(package) = d.package(entry) else { continue };
+            if let Some(before) = packages.iter().find(|p| p.value == package.value) {
+                d.report::<()>(
+                    Problem::new(
+                        "manifest.duplicate-value",
+                        package.span.clone(),
+                        "named again",
+                        format!("the package {:?} is named twice", package.value),
+                    )
+                    .also(before.span.clone(), "first named here")
+                    .help("keep one of them"),
+                );
+            } else {
+                packages.push(package);
+            }
+        }
+        Some(debian_image(packages.into_iter().map(|p| p.value)))
+    }
+}
+
+impl Source for VmmSource {
+    const KIND: &'static str = "vmm";
+    const TABLE: &'static [Node] = VMM;
+    fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
+        d.host_path("the VMM's path", &d.text_arg(setting)?, true).map(VmmSource::QemuPath)
+    }
+}
+
+/// The image of these packages and of those that every image has.
+fn debian_image(packages: impl IntoIterator<Item = String>) -> ImageSource {
+    let mut all: Vec<String> = packages.into_iter().collect();
+    all.extend(BASE_PACKAGES.iter().map(|p| (*p).to_owned()));
+    all.sort();
+    all.dedup();
+    ImageSource::Debian(all)
+}
+
+pub(super) fn default_kernel() -> KernelSource {
+    KernelSource::Debian(DEFAULT_KERNEL.to_owned())
+}
+
+pub(super) fn default_image() -> ImageSource {
+    debian_image([])
+}
+
+impl Sources {
+    /// Takes in a shared `kernel`, `image` or `vmm`.
+    pub fn declare(&mut self, d: &Decoder<'_>, setting: Setting<'_>) {
+        match setting.name() {
+            "kernel" => self.kernels.declare(d, setting),
+            "image" => self.images.declare(d, setting),
+            _ => self.vmms.declare(d, setting),
+        }
+    }
+
+    pub fn kernel(&self, d: &Decoder<'_>, setting: Setting<'_>) -> Option<KernelSource> {
+        self.kernels.of_vm(d, setting)
+    }
+
+    pub fn image(&self, d: &Decoder<'_>, setting: Setting<'_>) -> Option<ImageSource> {
+        self.images.of_vm(d, setting)
+    }
+
+    pub fn vmm(&self, d: &Decoder<'_>, setting: Setting<'_>) -> Option<VmmSource> {
+        let kind = d.text_arg(setting)?;
+        let block = setting.node.children();
+        match (kind.value.as_str(), block) {
+            ("firecracker", _) => d.report(not_yet(
+                kind.span,
+                "Firecracker",
+                "Firecracker comes in a later version; write `vmm \"auto\"` or `vmm \"qemu\"`, which boot the same images",
+            )),
+            ("qemu", Some(_)) => read_block(d, setting),
+            ("qemu", None) => Some(VmmSource::Qemu),
+            (_, Some(_)) => d.report(
+                Problem::new(
+                    "manifest.unexpected-block",
+                    kind.span,
+                    "takes no block",
+                    format!("`vmm {:?}` takes no block here", kind.value),
+                )
+                .help("a path goes with `vmm \"qemu\" { path \"…\" }`, or with a `vmm` of that name at the top level"),
+            ),
+            ("auto", None) => Some(VmmSource::Auto),
+            (_, None) => self.vmms.named(d, &kind, &["auto", "qemu"]),
+        }
+    }
+}
+
+impl<T: Source> Shared<T> {
+    fn declare(&mut self, d: &Decoder<'_>, setting: Setting<'_>) {
+        let source = if setting.node.children().is_some() {
+            read_block(d, setting)
+        } else {
+            missing_source::<T>(d, setting)
+        };
+        let Some(name) = d.name_arg(setting) else { return };
+        if T::KIND == "vmm" && VMM_KINDS.contains(&name.value.as_str()) {
+            d.report::<()>(
+                Problem::new(
+                    "manifest.reserved-name",
+                    name.span,
+                    "a kind of VMM",
+                    format!("a shared `vmm` cannot be called {:?}", name.value.as_str()),
+                )
+                .help("give it a name of its own"),
+            );
+            return;
+        }
+        // Doubled names are found where all names are compared.
+        self.0.entry(name.value.as_str().to_owned()).or_insert(source);
+    }
+
+    /// A VM's source: by the name of a shared one, or by a block.
+    fn of_vm(&self, d: &Decoder<'_>, setting: Setting<'_>) -> Option<T> {
+        match (setting.args().next(), setting.node.children()) {
+            (Some(entry), Some(_)) => d.report(
+                Problem::new(
+                    "manifest.name-and-block",
+                    d.entry_span(entry),
+                    "a name",
+                    format!("a VM's `{}` has a name and a block", T::KIND),
+                )
+                .help(format!(
+                    "keep the block for a source of its own, or the name for a `{}` of the top level",
+                    T::KIND
+                )),
+            ),
+            (Some(entry), None) => self.named(d, &d.text_of(&format!("`{}`", T::KIND), entry)?, &[]),
+            (None, Some(_)) => read_block(d, setting),
+            (None, None) => missing_source::<T>(d, setting),
+        }
+    }
+
+    fn named(&self, d: &Decoder<'_>, name: &Spanned<String>, more: &[&str]) -> Option<T> {
+        if let Some(source) = self.0.get(&name.value) {
+            return source.clone();
+        }
+        let problem = Problem::new(
+            "manifest.unknown-name",
+            name.span.clone(),
+            "not declared",
+            format!("there is no {} named {:?}", T::KIND, name.value),
+        );
+        let known = || self.0.keys().map(String::as_str).chain(more.iter().copied());
+        d.report(problem.help(match nearest(&name.value, known()) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None if known().next().is_some() => format!("there is {}", listed(known())),
+            None => format!(
+                "declare it at the top level: `{} {:?} {{ … }}`; a source of the VM's own stands in a block",
+                T::KIND,
+                name.value
+            ),
+        }))
+    }
+}
+
+/// The one source in a block.
+fn read_block<T: Source>(d: &Decoder<'_>, setting: Setting<'_>) -> Option<T> {
+    let block = setting.node.children()?;
+    let settings = d.settings(T::KIND, block, T::TABLE);
+    match settings.as_slice() {
+        // An unknown or early one has been reported.
+        [] if !block.nodes().is_empty() => None,
+        [] => missing_source::<T>(d, setting),
+        [only] => T::read(d, *only),
+        [first, second, ..] => {
+            for each in &settings {
+                T::read(d, *each);
+            }
+            d.report(
+                Problem::new(
+                    "manifest.two-sources",
+                    second.span(),
+                    "another source",
+                    format!("`{}` has two sources", T::KIND),
+                )
+                .also(first.span(), "one source")
+                .help("keep one of them"),
+            )
+        }
+    }
+}
+
+fn missing_source<T: Source>(d: &Decoder<'_>, setting: Setting<'_>) -> Option<T> {
+    d.report(
+        Problem::new(
+            "manifest.missing-source",
+            setting.span(),
+            "no source",
+            format!("`{}` does not say where it comes from", T::KIND),
+        )
+        .help(format!("write a block with {}", listed(T::TABLE.iter().map(|n| n.name)).replace(" and ", " or "))),
+    )
+}
+
+impl Decoder<'_> {
+    /// A Debian package's name (Debian policy 5.6.1).
+    fn package(&self, entry: &KdlEntry) -> Option<Spanned<String>> {
+        let text = self.text_of("a package", entry)?;
+        let mut chars = text.value.chars();
+        let good = text.value.len() >= 2
+            && chars.next().is_some_and(|c| matches!(c, 'a'..='z' | '0'..='9'))
+            && chars.all(|c| matches!(c, 'a'..='z' | '0'..='9' | '+' | '-' | '.'));
+        if good {
+            return Some(text);
+        }
+        let help = if text.value.contains(['=', ':', '/']) {
+            "write the bare name: versions are pinned in the lock file, and everything is amd64"
+        } else if text.value.contains(char::is_whitespace) {
+            "write each package in quotes of its own"
+        } else {
+            "a package's name has at least two of a-z, 0-9, `+`, `-` and `.`, and starts with a letter or digit"
+        };
+        let message = format!("{:?} is not the name of a Debian package", text.value);
+        self.checked("manifest.bad-package", &text.span, Err(Wrong::new("not a package", message, help)))
+    }
+
+    /// A project's, VM's, volume's or shared source's name.
+    pub fn name_arg(&self, setting: Setting<'_>) -> Option<Spanned<Name>> {
+        let text = self.text_arg(setting)?;
+        match Name::new(text.value.as_str()) {
+            Ok(value) => Some(Spanned { value, span: text.span }),
+            Err(why) => {
+                let usable: String = text
+                    .value
+                    .to_lowercase()
+                    .chars()
+                    .map(|c| if matches!(c, 'a'..='z' | '0'..='9') { c } else { '-' })
+                    .take(crate::name::NAME_MAX)
+                    .collect();
+                let usable = usable.trim_matches('-');
+                let problem = Problem::new(
+                    "manifest.bad-name",
+                    text.span,
+                    "not a name",
+                    format!("{:?} cannot be the name of a {}", text.value, setting.name()),
+                );
+                self.report(problem.help(if usable.is_empty() {
+                    why
+                } else {
+                    format!("{why}; for example \"{usable}\"")
+                }))
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Every setting that exists: its arguments, properties and block. The decoder, the suggestions, the schema
+//! and the tests of the example all read these tables.
+
+/// One setting.
+pub(super) struct Node {
+    pub name: &'static str,
+    /// How many arguments, at least and at most.
+    pub args: (usize, usize),
+    /// What the arguments are, for messages.
+    pub arg: &'static str,
+    pub props: &'static [Prop],
+    pub block: Block,
+    /// May stand more than once in its block.
+    pub many: bool,
+    pub about: &'static str,
+}
+
+/// A property: its name and what it is, for messages and the schema.
+pub(super) struct Prop {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub about: &'static str,
+}
+
+/// The type of a property's value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Text,
+    Number,
+    /// `"0:0"` or a number.
+    TextOrNumber,
+}
+
+/// What may stand in a setting's block.
+pub(super) enum Block {
+    /// No block at all.
+    None,
+    /// These settings.
+    Nodes(&'static [Node]),
+    /// Any names, each with one text.
+    Names(&'static str),
+}
+
+const MAX: usize = usize::MAX;
+
+const fn node(name: &'static str, args: (usize, usize), arg: &'static str, about: &'static str) -> Node {
+    Node { name, args, arg, props: &[], block: Block::None, many: false, about }
+}
+
+const fn text(name: &'static str, about: &'static str) -> Prop {
+    Prop { name, kind: Kind::Text, about }
+}
+
+const fn number(name: &'static str, about: &'static str) -> Prop {
+    Prop { name, kind: Kind::Number, about }
+}
+
+/// The settings of the top level.
+pub(super) const TOP: &[Node] = &[
+    node("project", (1, 1), "a name", "Names the project; the directory's name and a short hash of its path unless set"),
+    Node {
+        block: Block::Nodes(KERNEL),
+        many: true,
+        ..node("kernel", (1, 1), "a name", "A kernel under a name that several VMs share")
+    },
+    Node {
+        block: Block::Nodes(IMAGE),
+        many: true,
+        ..node("image", (1, 1), "a name", "A base image under a name that several VMs share")
+    },
+    Node {
+        block: Block::Nodes(VMM),
+        many: true,
+        ..node("vmm", (1, 1), "a name", "A VMM under a name that several VMs share")
+    },
+    Node { block: Block::Nodes(VM), many: true, ..node("vm", (1, 1), "a name", "One microVM") },
+];
+
+/// Sources of a kernel.
+pub(super) const KERNEL: &[Node] = &[
+    node("debian", (1, 1), "a package", "A Debian kernel package, or a metapackage that depends on one"),
+    node("path", (1, 1), "a path", "A vmlinux or bzImage on this host, without modules"),
+];
+
+/// Sources of a base image.
+pub(super) const IMAGE: &[Node] = &[
+    node("debian", (1, MAX), "packages", "Debian packages; those that they depend on come with them"),
+    node("path", (1, 1), "a path", "A tar archive of any compression, or an ext4 image, on this host"),
+];
+
+/// Sources of a VMM.
+pub(super) const VMM: &[Node] =
+    &[node("path", (1, 1), "a path", "An explicit qemu-system-x86_64 on this host")];
+
+/// The block of a workload.
+pub(super) const WORKLOAD: &[Node] =
+    &[Node { many: true, ..node("ignore", (1, MAX), "patterns", "What stays out, as gitignore patterns") }];
+
+/// The settings of a VM.
+pub(super) const VM: &[Node] = &[
+    Node {
+        block: Block::Nodes(KERNEL),
+        ..node("kernel", (0, 1), "the name of a shared kernel", "The kernel: a shared one, or a source")
+    },
+    Node {
+        block: Block::Nodes(IMAGE),
+        ..node("image", (0, 1), "the name of a shared image", "The base image: a shared one, or a source")
+    },
+    Node {
+        block: Block::Nodes(VMM),
+        ..node("vmm", (1, 1), "\"auto\", \"qemu\" or the name of a shared vmm", "The VMM that boots the VM")
+    },
+    Node {
+        props: &[
+            text("to", "Absolute path in the guest"),
+            Prop { name: "owner", kind: Kind::TextOrNumber, about: "Numeric owner of everything, uid:gid" },
+            text("keep", "\"modes\" keeps the mode bits of a directory"),
+        ],
+        block: Block::Nodes(WORKLOAD),
+        many: true,
+        ..node("workload", (1, 1), "a path", "A directory, archive or file placed over the base image")
+    },
+    node("run", (1, MAX), "the program and its arguments", "The argument vector; never split on spaces"),
+    node("workdir", (1, 1), "a path", "The directory in which the workload starts"),
+    node("user", (1, 1), "a user", "Whom the workload runs as: name, uid or uid:gid"),
+    Node {
+        block: Block::Names("a variable's name and its text, such as `GREETING \"hello\"`"),
+        ..node("env", (0, 0), "", "Plain environment variables")
+    },
+    Node {
+        props: &[text("env", "The environment variable of the host that holds the value")],
+        many: true,
+        ..node("secret", (1, 1), "a variable's name", "An environment variable whose value is never stored")
+    },
+    node("cpus", (1, 1), "a number", "Virtual CPUs, 1 to 32"),
+    node("memory", (1, 1), "a size", "Guest memory: whole MiB, at least 64MiB"),
+    Node {
+        props: &[
+            number("to", "The guest's port; the host's unless set"),
+            text("address", "The host's address; 127.0.0.1 unless set"),
+        ],
+        many: true,
+        ..node("port", (1, 1), "the host's port", "Publishes a TCP port of the guest on the host")
+    },
+    node("egress", (1, 1), "\"none\"", "What may leave the guest"),
+    Node {
+        props: &[text("at", "Absolute mount point in the guest"), text("size", "Size of the disk")],
+        many: true,
+        ..node("volume", (1, 1), "a name", "A disk that outlives the VM")
+    },
+    Node {
+        props: &[text("size", "Size of the scratch disk; 2GiB unless set")],
+        ..node("root", (1, 1), "\"scratch\" or \"tmpfs\"", "The writable layer over the base image; empty at every boot")
+    },
+    Node {
+        props: &[number("max", "Restarts in a row before giving up; without limit unless set")],
+        ..node("restart", (1, 1), "\"no\", \"on-failure\" or \"always\"", "When a workload that ended is booted again")
+    },
+    node("grace", (1, 1), "a duration", "Time between SIGTERM and SIGKILL"),
+    node("boot-timeout", (1, 1), "a duration", "Time in which the guest must report"),
+    node("hostname", (1, 1), "a host name", "The guest's host name; the VM's name unless set"),
+];
+
+/// A name that is planned: where it would stand, and what to do until then.
+pub(super) struct Later {
+    /// The block's name; `""` is the top level.
+    pub parent: &'static str,
+    pub name: &'static str,
+    pub instead: &'static str,
+}
+
+const fn later(parent: &'static str, name: &'static str, instead: &'static str) -> Later {
+    Later { parent, name, instead }
+}
+
+/// Settings that have a name already and come in a later version.
+pub(super) const LATER: &[Later] = &[
+    later("kernel", "url", "download the file and name it with `path`, or use `debian`"),
+    later("kernel", "oci", "use `debian` or `path`"),
+    later("image", "url", "download the file and name it with `path`, or use `debian`"),
+    later("image", "oci", "export the image as a tar archive and name it with `path`, or use `debian`"),
+    later("vmm", "url", "install the program and name it with `path`"),
+    later("vmm", "oci", "install the program and name it with `path`"),
+    later("vmm", "debian", "`vmm \"qemu\"` takes QEMU from Debian packages already"),
+    later("vm", "health", "remove it; `restart` acts on the workload's end alone"),
+    later("vm", "after", "remove it; VMs start in parallel, so let the workload retry its connections"),
+];
+
+/// Looks a setting up.
+pub(super) fn find(nodes: &'static [Node], name: &str) -> Option<&'static Node> {
+    nodes.iter().find(|n| n.name == name)
+}

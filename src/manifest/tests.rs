@@ -1,0 +1,250 @@
+use super::model::*;
+use super::table::{Block, Node, TOP};
+use super::*;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLE: &str = include_str!("../../firegopher.kdl.example");
+
+fn project() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/", dir.path().join("link-out")).unwrap();
+    std::os::unix::fs::symlink(".", dir.path().join("link-in")).unwrap();
+    dir
+}
+
+fn parsed(text: &str) -> Result<Manifest, Diagnostics> {
+    let dir = project();
+    parse(text, FILE_NAME, &dir.path().canonicalize().unwrap())
+}
+
+fn good(text: &str) -> Manifest {
+    parsed(text).unwrap_or_else(|d| panic!("{}", d.render(false, 100)))
+}
+
+fn codes(text: &str) -> Vec<&'static str> {
+    parsed(text).expect_err(text).problems().iter().map(|p| p.code).collect()
+}
+
+#[test]
+fn a_vm_needs_only_run() {
+    let manifest = good("vm \"app\" { run \"true\"; }");
+    let vm = &manifest.vms[0];
+    assert_eq!(vm.run, ["true"]);
+    assert_eq!(vm.kernel, KernelSource::Debian("linux-image-cloud-amd64".into()));
+    let base = ["base-files", "base-passwd", "bash", "coreutils", "dash", "libc-bin"];
+    assert_eq!(vm.image, ImageSource::Debian(base.map(String::from).to_vec()));
+    assert_eq!(vm.vmm, VmmSource::Auto);
+    assert_eq!((vm.cpus, vm.memory), (1, 256 << 20));
+    assert_eq!(vm.user, User::Name("root".into()));
+    assert_eq!((vm.workdir.as_str(), vm.hostname.as_str()), ("/", "app"));
+    assert_eq!((vm.egress, vm.restart, vm.root), (Egress::None, Restart::No, Root::Scratch(2 << 30)));
+    assert_eq!((vm.grace, vm.boot_timeout), (Duration::from_secs(10), Duration::from_secs(60)));
+    assert!(vm.workloads.is_empty() && vm.env.is_empty() && vm.secrets.is_empty());
+    assert!(vm.ports.is_empty() && vm.volumes.is_empty());
+}
+
+#[test]
+fn the_example_means_what_its_comments_say() {
+    let manifest = good(EXAMPLE);
+    assert_eq!(manifest.project, Some(Name::new("example").unwrap()));
+    let [web, worker] = manifest.vms.as_slice() else { panic!("two VMs") };
+    assert_eq!(web.workloads.len(), 2);
+    assert_eq!(
+        web.workloads[0],
+        Workload {
+            source: "app".into(),
+            to: "/app".into(),
+            owner: (1000, 1000),
+            keep_modes: true,
+            ignore: ["*.pyc", "__pycache__/", "/tests"].map(String::from).to_vec(),
+        }
+    );
+    assert_eq!(web.run, ["python3", "server.py", "--port", "8000"]);
+    assert_eq!(web.user, User::Id { uid: 1000, gid: 1000 });
+    assert_eq!(web.env[1], ("LOG_LEVEL".to_owned(), "info".to_owned()));
+    assert_eq!(web.secrets, [Secret { name: "API_KEY".into(), env: "MY_API_KEY".into() }]);
+    assert_eq!(web.ports, [Port { address: "127.0.0.1".parse().unwrap(), host: 8080, guest: 8000 }]);
+    assert_eq!(web.root, Root::Scratch(4 << 30));
+    assert_eq!(web.restart, Restart::OnFailure { max: Some(5) });
+    assert_eq!(web.volumes[0].size, 1 << 30);
+    assert_eq!(worker.kernel, KernelSource::Path("boot/vmlinux".into()));
+    assert_eq!(worker.vmm, VmmSource::QemuPath(PathBuf::from("/usr/bin/qemu-system-x86_64")));
+    assert_eq!(worker.root, Root::Tmpfs);
+    assert!(worker.run[3].ends_with("done") && worker.run[3].contains("line.\nwhile"));
+}
+
+/// Every setting and property in the tables, as a path such as `vm/port@to`.
+fn names(prefix: &str, nodes: &[Node], out: &mut BTreeSet<String>) {
+    for node in nodes {
+        let path = format!("{prefix}{}", node.name);
+        for prop in node.props {
+            out.insert(format!("{path}@{}", prop.name));
+        }
+        if let Block::Nodes(nodes) = node.block {
+            names(&format!("{path}/"), nodes, out);
+        }
+        out.insert(path);
+    }
+}
+
+fn used(prefix: &str, doc: &kdl::KdlDocument, out: &mut BTreeSet<String>) {
+    for node in doc.nodes() {
+        let path = format!("{prefix}{}", node.name().value());
+        for name in node.entries().iter().filter_map(|e| e.name()) {
+            out.insert(format!("{path}@{}", name.value()));
+        }
+        if let Some(children) = node.children() {
+            used(&format!("{path}/"), children, out);
+        }
+        out.insert(path);
+    }
+}
+
+#[test]
+fn the_example_has_every_setting_that_exists() {
+    let (mut known, mut shown) = (BTreeSet::new(), BTreeSet::new());
+    names("", TOP, &mut known);
+    used("", &kdl::KdlDocument::parse_v2(EXAMPLE).unwrap(), &mut shown);
+    // A VM's own kernel is the same block as a shared one.
+    let missing: Vec<_> = known
+        .difference(&shown)
+        .filter(|n| !["vm/kernel/", "vm/image/"].iter().any(|p| n.starts_with(p)))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn the_starter_is_valid() {
+    assert_eq!(good(STARTER).vms[0].name.as_str(), "app");
+    assert!(!STARTER.contains('\t') && STARTER.ends_with("}\n"));
+    // So is everything that it has commented out.
+    let code = |l: &str| l.trim_start().starts_with("// ") && !l.trim_start()[3..].starts_with(|c: char| c.is_ascii_uppercase());
+    let open: Vec<_> =
+        STARTER.lines().map(|l| if code(l) { l.replacen("// ", "", 1) } else { l.to_owned() }).collect();
+    assert_eq!(good(&open.join("\n")).vms[0].ports[0].host, 8080);
+}
+
+/// `testdata/manifest/NAME.kdl` each has its report in a snapshot, as a user without colours sees it.
+#[test]
+fn bad_manifests_are_explained() {
+    let mut files: Vec<_> =
+        fs::read_dir("testdata/manifest").unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() > 20);
+    let dir = project();
+    let dir = dir.path().canonicalize().unwrap();
+    for file in files {
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        let text = fs::read_to_string(&file).unwrap();
+        let Err(diagnostics) = parse(&text, FILE_NAME, &dir) else { panic!("{name} is valid") };
+        for problem in diagnostics.problems() {
+            assert!(problem.code.starts_with("manifest."), "{problem:?}");
+            assert!(text.get(problem.span()).is_some(), "{problem:?}");
+            assert!(problem.help.is_some(), "{name} offers no help: {problem:?}");
+        }
+        let report = diagnostics.render(false, 100);
+        assert!(!report.contains('\x1b'));
+        insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!(name, report);
+        });
+    }
+}
+
+#[test]
+fn shared_sources_may_stand_behind_their_vms() {
+    let manifest = good(
+        "vm \"a\" { run \"x\"; kernel \"k\"; image \"i\"; vmm \"v\"; }
+         kernel \"k\" { path \"/boot/vmlinuz\"; }
+         image \"i\" { debian \"python3\" \"bash\"; }
+         vmm \"v\" { path \"/q\"; }",
+    );
+    let vm = &manifest.vms[0];
+    assert_eq!(vm.kernel, KernelSource::Path("/boot/vmlinuz".into()));
+    assert!(matches!(&vm.image, ImageSource::Debian(p) if p.len() == 7 && p.is_sorted()));
+    assert_eq!(vm.vmm, VmmSource::QemuPath("/q".into()));
+}
+
+#[test]
+fn spacing_comments_and_order_of_packages_mean_nothing() {
+    let a = good("vm \"a\" { run \"x\"; image { debian \"b1\" \"a1\"; } }");
+    let b = good("\u{FEFF}/* ** / * */ vm /* x */ \"a\" /-b /-c=1 { // y\r\n image { debian \"a1\" \\ // z\n #\"b1\"# /-{ q; }\n }; run x /-{ }\n /-run 1 { /-2; }\n}");
+    assert_eq!(a.vms[0], b.vms[0]);
+}
+
+#[test]
+fn ports_may_share_a_number_on_different_addresses() {
+    let text = |a: &str, b: &str| {
+        format!("vm \"a\" {{ run \"x\"; port 80 address=\"{a}\"; port 80 address=\"{b}\"; }}")
+    };
+    good(&text("127.0.0.1", "127.0.0.2"));
+    good(&text("127.0.0.1", "::1"));
+    good(&text("0.0.0.0", "::1"));
+    for (a, b) in [("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "::"), ("0.0.0.0", "::")] {
+        assert_eq!(codes(&text(a, b)), ["manifest.duplicate-port"], "{a} {b}");
+    }
+}
+
+#[test]
+fn volumes_may_nest_and_lie_in_a_workload() {
+    good(
+        "vm \"a\" { run \"x\"; workload \"app\" to=\"/app\"; volume \"d\" at=\"/data\" size=\"1GiB\"
+           volume \"e\" at=\"/data/db\" size=\"1GiB\"; volume \"f\" at=\"/app/data\" size=\"32MiB\"; }",
+    );
+}
+
+#[test]
+fn links_inside_the_project_are_fine() {
+    let manifest = good("vm \"a\" { run \"x\"; workload \"./link-in/../app\" to=\"/x/\"; workload \".\" to=\"/\"; }");
+    assert_eq!(manifest.vms[0].workloads[0].to, "/x/");
+    assert_eq!(manifest.vms[0].workloads[1].source, PathBuf::from("."));
+}
+
+#[test]
+fn files_that_are_no_manifests_are_refused() {
+    let dir = project();
+    let load = |bytes: &[u8]| {
+        fs::write(dir.path().join(FILE_NAME), bytes).unwrap();
+        super::load(dir.path()).unwrap_err()
+    };
+    let error = super::load(dir.path()).unwrap_err();
+    assert_eq!((error.code(), error.kind().exit_code()), ("manifest.missing", 64));
+    assert!(error.help_text().unwrap().contains("firegopher init"));
+    let error = load(b"vm \"a\" {\n  run \"\xff\"; }");
+    assert_eq!(error.code(), "manifest.not-utf8");
+    assert!(error.to_string().contains("offset 16 (line 2, column 8)"), "{error}");
+    assert!(load(b"\xff\xfev\0m\0").help_text().unwrap().contains("UTF-16"));
+    assert_eq!(load(&vec![b' '; 10 << 20]).code(), "manifest.too-large");
+    assert_eq!(load(b"").code(), "manifest.empty");
+    let error = load(b"vm \"a\" { rnu \"x\"; }");
+    assert_eq!((error.code(), error.kind().exit_code()), ("manifest.invalid", 64));
+    assert!(error.report().unwrap().contains("did you mean `run`?"));
+    fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+    fs::create_dir(dir.path().join(FILE_NAME)).unwrap();
+    assert_eq!(super::load(dir.path()).unwrap_err().code(), "manifest.not-a-file");
+}
+
+#[test]
+fn exactly_one_mebibyte_is_allowed() {
+    let mut text = "vm \"a\" { run \"x\"; }\n".to_owned();
+    text += &"/".repeat((1 << 20) - text.len());
+    good(&text);
+    assert_eq!(codes(&(text + " ")), ["manifest.too-large"]);
+}
+
+#[test]
+fn projects_are_named_after_their_directory() {
+    let name = |dir: &str| {
+        let mut manifest = good("vm \"a\" { run \"x\"; }");
+        manifest.dir = dir.into();
+        project_name(&manifest).to_string()
+    };
+    assert!(name("/srv/My_App!").starts_with("my-app-"));
+    assert_ne!(name("/a/app"), name("/b/app"));
+    assert_eq!(name("/a/app"), name("/a/app"));
+    assert!(name("/").starts_with("project-"));
+    assert!(name("/ü").starts_with("project-"));
+    assert_eq!(name(&format!("/{}", "x".repeat(99))).len(), NAME_MAX);
+    assert_eq!(project_name(&good("project \"p\"; vm \"a\" { run \"x\"; }")).as_str(), "p");
+}

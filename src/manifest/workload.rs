@@ -1,0 +1,184 @@
+//! What is placed over the base image, and whom things run as and belong to.
+
+use super::decode::{Decoder, Setting, Spanned, Wrong};
+use super::diagnostic::Problem;
+use super::model::{User, Workload};
+use super::table::WORKLOAD;
+use kdl::KdlValue;
+
+/// Archives keep their own owners, modes and contents.
+const ARCHIVES: &[&str] = &[".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst"];
+
+/// 4,294,967,295 is `(uid_t)-1`, which means "leave it" (chown(2)).
+const ID_MAX: u32 = u32::MAX - 1;
+
+impl Decoder<'_> {
+    pub fn workload(&self, setting: Setting<'_>) -> Option<Spanned<Workload>> {
+        let source_text = self.text_arg(setting);
+        let source = source_text.as_ref().and_then(|text| self.host_path("a workload's path", text, false));
+        let to_text = self.needed_prop(setting, "to", "workload \"./app\" to=\"/app\"");
+        let to = to_text.as_ref().and_then(|text| {
+            let path = self.guest_path("`to` of a workload", text)?;
+            // For a single file it says "into this directory".
+            Some(if text.value.ends_with('/') && path != "/" { path + "/" } else { path })
+        });
+        let owner = match setting.prop("owner") {
+            Some(_) => self.owner(setting),
+            None => Some((0, 0)),
+        };
+        let keep_modes = match setting.prop("keep") {
+            Some(_) => self
+                .text_prop(setting, "keep")
+                .and_then(|text| self.choice("`keep` of `workload`", &text, &["modes"]))
+                .map(|_| true),
+            None => Some(false),
+        };
+        let ignore = self.ignored(setting);
+        let archive = source_text.as_ref().is_some_and(|text| {
+            let lower = text.value.to_lowercase();
+            ARCHIVES.iter().any(|a| lower.ends_with(a)) && !self.dir.join(&text.value).is_dir()
+        });
+        if archive {
+            self.only_for_directories(setting);
+        }
+        Some(Spanned {
+            value: Workload {
+                source: source?,
+                to: to?,
+                owner: owner?,
+                keep_modes: keep_modes?,
+                ignore: ignore?,
+            },
+            span: to_text?.span,
+        })
+    }
+
+    fn ignored(&self, setting: Setting<'_>) -> Option<Vec<String>> {
+        let Some(block) = setting.node.children() else { return Some(vec![]) };
+        let mut patterns = Some(vec![]);
+        for ignore in self.settings("workload", block, WORKLOAD) {
+            for entry in ignore.args() {
+                let text = self.text_of("a pattern of `ignore`", entry);
+                let text = text.and_then(|text| {
+                    let parsed = pattern(&text.value);
+                    self.checked("manifest.bad-pattern", &text.span, parsed).map(|()| text.value)
+                });
+                patterns = patterns.zip(text).map(|(mut all, one)| {
+                    all.push(one);
+                    all
+                });
+            }
+        }
+        patterns
+    }
+
+    fn only_for_directories(&self, setting: Setting<'_>) {
+        let report = |span, what: &str| {
+            self.report::<()>(
+                Problem::new("manifest.unused-property", span, "has no use", format!("an archive has no `{what}`"))
+                    .help("archives keep their own contents, owners and modes: remove it, or unpack the archive into a directory"),
+            );
+        };
+        for name in ["owner", "keep"] {
+            if let Some(entry) = setting.prop(name) {
+                report(self.entry_span(entry), name);
+            }
+        }
+        if let Some(ignore) = setting.node.children().and_then(|block| block.get("ignore")) {
+            report(super::decode::name_span(ignore), "ignore");
+        }
+    }
+
+    fn owner(&self, setting: Setting<'_>) -> Option<(u32, u32)> {
+        let entry = setting.prop("owner")?;
+        let text = match entry.value() {
+            KdlValue::Integer(n) => Spanned { value: n.to_string(), span: self.entry_span(entry) },
+            _ => self.text_prop(setting, "owner")?,
+        };
+        let parsed = ids(&text.value).ok_or_else(|| {
+            Wrong::new(
+                "not numeric",
+                format!("{:?} is not an owner", text.value),
+                "an owner is uid:gid in numbers, such as \"1000:1000\": names belong to the guest, where they may differ",
+            )
+        });
+        self.checked("manifest.bad-owner", &text.span, parsed)
+    }
+
+    pub fn user(&self, setting: Setting<'_>) -> Option<User> {
+        let entry = setting.args().next()?;
+        let text = match entry.value() {
+            KdlValue::Integer(n) => Spanned { value: n.to_string(), span: self.entry_span(entry) },
+            _ => self.text_of("`user`", entry)?,
+        };
+        self.checked("manifest.bad-user", &text.span, user(&text.value))
+    }
+}
+
+/// `uid` or `uid:gid`; the gid equals the uid unless set.
+fn ids(text: &str) -> Option<(u32, u32)> {
+    let id = |s: &str| {
+        s.parse().ok().filter(|n| *n <= ID_MAX && s.bytes().all(|b| b.is_ascii_digit()))
+    };
+    match text.split_once(':') {
+        Some((uid, gid)) => Some((id(uid)?, id(gid)?)),
+        None => id(text).map(|n| (n, n)),
+    }
+}
+
+fn user(text: &str) -> Result<User, Wrong> {
+    if let Some((uid, gid)) = ids(text) {
+        return Ok(User::Id { uid, gid });
+    }
+    // As useradd(8) allows them.
+    let name = text.len() <= 32
+        && text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-'));
+    if name {
+        return Ok(User::Name(text.to_owned()));
+    }
+    let help = match text.split_once(':') {
+        Some((first, _)) if first.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+            "a user by name brings the groups of that name: write the name alone, or uid:gid in numbers".to_owned()
+        }
+        _ if text.starts_with(|c: char| c.is_ascii_digit() || c == '-') => {
+            format!("ids are numbers from 0 to {ID_MAX}: \"1000\" or \"1000:1000\"")
+        }
+        _ => "a user is a name of a-z, 0-9, `_` and `-`, or uid, or uid:gid".to_owned(),
+    };
+    Err(Wrong::new("not a user", format!("{text:?} is not a user"), help))
+}
+
+fn pattern(text: &str) -> Result<(), Wrong> {
+    let bad = |why: String| Wrong::new("not a pattern", format!("{text:?} cannot be a pattern: {why}"), "patterns are those of a .gitignore file, one in each pair of quotes");
+    if text.trim().is_empty() || text.contains('\n') {
+        return Err(bad("it is not one line with text".to_owned()));
+    }
+    let mut builder = ignore::gitignore::GitignoreBuilder::new("/");
+    builder.add_line(None, text).map(|_| ()).map_err(|e| bad(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_names_or_numbers() {
+        assert_eq!(user("app"), Ok(User::Name("app".to_owned())));
+        assert_eq!(user("1000"), Ok(User::Id { uid: 1000, gid: 1000 }));
+        assert_eq!(user("1000:7"), Ok(User::Id { uid: 1000, gid: 7 }));
+        for bad in ["", "a:b", "1:", ":1", "1:2:3", "-1", "4294967295", "App", "a b", "+1", "1000:staff"] {
+            assert!(user(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_those_of_git() {
+        for good in ["*.pyc", "/build/", "!keep.me", "**/x"] {
+            assert_eq!(pattern(good), Ok(()), "{good}");
+        }
+        for bad in ["", "a[", "a\nb"] {
+            assert!(pattern(bad).is_err(), "{bad}");
+        }
+    }
+}
