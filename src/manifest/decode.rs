@@ -2,7 +2,7 @@
 //! recording every problem instead of stopping at the first.
 
 use super::diagnostic::{Problem, listed, nearest};
-use super::table::{Block, Kind, LATER, Node, find};
+use super::table::{Block, IMAGE, Kind, LATER, Node, TOP, VM, WORKLOAD, find};
 use kdl::{KdlDocument, KdlEntry, KdlIdentifier, KdlNode, KdlValue};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -106,13 +106,13 @@ impl<'a> Decoder<'a> {
             "unknown",
             format!("there is no setting `{name}` {place}"),
         );
-        let elsewhere = [("", super::table::TOP), ("vm", super::table::VM), ("workload", super::table::WORKLOAD)]
+        let elsewhere = [("", TOP), ("vm", VM), ("workload", WORKLOAD), ("image", IMAGE)]
             .into_iter()
             .find(|(p, nodes)| *p != parent && find(nodes, name).is_some());
         let help = match (nearest(name, table.iter().map(|n| n.name)), elsewhere) {
             (Some(near), _) => format!("did you mean `{near}`?"),
             (None, Some(("", _))) => format!("`{name}` belongs at the top level, outside of every block"),
-            (None, Some((owner, _))) => format!("`{name}` belongs in the block of a `{owner}`"),
+            (None, Some((owner, _))) => format!("`{name}` belongs in the block of `{owner}`"),
             (None, None) => format!("{place} there may be {}", listed(table.iter().map(|n| n.name))),
         };
         self.report(problem.help(help))
@@ -150,7 +150,8 @@ impl<'a> Decoder<'a> {
                 );
             }
         }
-        if args < def.args.0 {
+        let early_block = def.name == "egress" && node.children().is_some();
+        if args < def.args.0 && !early_block {
             self.report::<()>(
                 Problem::new(
                     "manifest.missing-argument",
@@ -158,7 +159,7 @@ impl<'a> Decoder<'a> {
                     format!("needs {}", def.arg),
                     format!("`{}` needs {}", def.name, def.arg),
                 )
-                .help(format!("{}: write {} behind it", def.about, def.arg)),
+                .help(format!("write {} behind it. {}", def.arg, def.about)),
             );
         }
         if let (Block::None, Some(_)) = (&def.block, node.children()) {
@@ -168,9 +169,10 @@ impl<'a> Decoder<'a> {
                 "has a block",
                 format!("`{}` takes no block", def.name),
             );
-            self.report::<()>(match def.name {
-                "egress" => not_yet(name_span(node), "an `egress` block", "write `egress \"none\"`"),
-                _ => problem.help("remove the `{ … }` behind it"),
+            self.report::<()>(if early_block {
+                not_yet(name_span(node), "an `egress` block", "write `egress \"none\"`")
+            } else {
+                problem.help("remove the block behind it")
             });
         }
     }
@@ -216,8 +218,7 @@ impl<'a> Decoder<'a> {
             let help = match nearest(key.value(), def.props.iter().map(|p| p.name)) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None if in_block => format!(
-                    "it belongs into the block: `{} {{ {} {} }}`",
-                    def.name,
+                    "it belongs into the block: `{{ {} {} }}`",
                     key.value(),
                     value_text(entry.value())
                 ),
@@ -255,6 +256,10 @@ impl<'a> Decoder<'a> {
 
     /// Reports a value of the wrong type.
     pub fn wrong_type<T>(&self, entry: &KdlEntry, subject: &str, wanted: &str) -> Option<T> {
+        let wanted = match entry.value() {
+            KdlValue::Float(_) if wanted == "a number" => "a whole number",
+            _ => wanted,
+        };
         let found = match entry.value() {
             KdlValue::String(_) => "a text",
             KdlValue::Integer(_) | KdlValue::Float(_) => "a number",
@@ -269,6 +274,7 @@ impl<'a> Decoder<'a> {
         );
         let plain = match entry.value() {
             KdlValue::String(s) => s.parse::<i64>().ok().map(|n| n.to_string()),
+            KdlValue::Float(_) if wanted == "a whole number" => None,
             KdlValue::Integer(_) | KdlValue::Float(_) | KdlValue::Bool(_) => {
                 let text = source_of(self.text, self.entry_span(entry));
                 let text = text.rsplit('=').next().unwrap_or(text).trim_start_matches('#').trim();
@@ -278,7 +284,11 @@ impl<'a> Decoder<'a> {
         };
         self.report(match plain {
             Some(plain) => problem.help(format!("write {plain}")),
-            None => problem,
+            None => problem.help(match wanted {
+                "a number" => "write a number, without quotes",
+                "a whole number" => "write it without a fraction",
+                _ => "write a text in quotes",
+            }),
         })
     }
 }
@@ -287,6 +297,10 @@ impl<'a> Decoder<'a> {
 pub(super) fn not_yet(span: Range<usize>, what: &str, instead: &str) -> Problem {
     Problem::new("manifest.not-yet", span, "in a later version", format!("{what} is not available yet"))
         .help(instead.to_owned())
+}
+
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|w| format!("\"{w}\"")).collect::<Vec<_>>().join(" or ")
 }
 
 fn source_of(text: &str, span: Range<usize>) -> &str {
@@ -357,7 +371,7 @@ impl Decoder<'_> {
                     format!("needs `{name}`"),
                     format!("`{}` needs the property `{name}`", setting.name()),
                 )
-                .help(format!("{about}: for example `{example}`")),
+                .help(format!("for example `{example}`. {about}")),
             );
         }
         self.text_prop(setting, name)
@@ -396,7 +410,7 @@ impl Decoder<'_> {
         );
         self.report(problem.help(match nearest(&text.value, words.iter().copied()) {
             Some(near) => format!("did you mean \"{near}\"?"),
-            None => format!("it is {}", listed(words.iter().copied())),
+            None => format!("it is {}", quoted(words)),
         }))
     }
 

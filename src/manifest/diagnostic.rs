@@ -1,11 +1,15 @@
 //! What is wrong with a manifest: problems with code, span, label and help, and how they are shown.
 
-use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode};
+use super::excerpt::Source;
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, SourceCode, SourceSpan};
 use std::fmt;
 use std::ops::Range;
 
 /// More problems than this are counted, not shown: past it nobody reads on.
 const SHOWN_MAX: usize = 40;
+
+/// Characters of a message at most: it may quote a value of any length.
+const MESSAGE_MAX: usize = 300;
 
 /// One problem, tied to a place in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,14 +58,18 @@ impl Problem {
 /// Every problem of one manifest, in the order of the text, with the text itself.
 #[derive(Debug)]
 pub struct Diagnostics {
-    source: NamedSource<String>,
+    source: Source,
     problems: Vec<Problem>,
 }
 
 impl Diagnostics {
     pub(super) fn new(file_name: &str, text: &str, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|p| p.span().start);
-        Diagnostics { source: NamedSource::new(file_name, text.to_owned()), problems }
+        for problem in &mut problems {
+            problem.message = clipped(&problem.message);
+            problem.help = problem.help.as_deref().map(clipped);
+        }
+        Diagnostics { source: Source::new(file_name, text), problems }
     }
 
     /// The problems in the order of the text; never empty.
@@ -92,7 +100,7 @@ impl Diagnostics {
         let handler = GraphicalReportHandler::new_themed(theme)
             .with_width(width)
             .with_links(false)
-            .with_context_lines(0)
+            .with_context_lines(1)
             .with_break_words(false);
         let mut out = String::new();
         for problem in self.problems.iter().take(SHOWN_MAX) {
@@ -124,7 +132,7 @@ impl std::error::Error for Diagnostics {}
 #[derive(Debug)]
 struct Shown<'a> {
     problem: &'a Problem,
-    source: &'a NamedSource<String>,
+    source: &'a Source,
 }
 
 impl fmt::Display for Shown<'_> {
@@ -149,11 +157,21 @@ impl Diagnostic for Shown<'_> {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        Some(Box::new(
-            self.problem.labels.iter().map(|(span, text)| {
-                LabeledSpan::new(Some(text.clone()), span.start, span.end - span.start)
-            }),
-        ))
+        Some(Box::new(self.problem.labels.iter().enumerate().map(|(i, (span, text))| {
+            let (place, text) = (SourceSpan::from(span.clone()), Some(text.clone()));
+            if i == 0 {
+                LabeledSpan::new_primary_with_span(text, place)
+            } else {
+                LabeledSpan::new_with_span(text, place)
+            }
+        })))
+    }
+}
+
+fn clipped(text: &str) -> String {
+    match text.char_indices().nth(MESSAGE_MAX) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

@@ -8,6 +8,7 @@ use super::source::Sources;
 use super::table::TOP;
 use super::vm::{self, Decoded};
 use kdl::KdlDocument;
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Where a mount would hide what the guest cannot do without.
@@ -65,8 +66,12 @@ pub(super) fn decode(d: &Decoder<'_>, doc: &KdlDocument) -> Option<Manifest> {
 
 impl Decoder<'_> {
     fn unique(&self, kind: &str, names: Vec<(String, Range<usize>)>) {
-        for (i, (name, span)) in names.iter().enumerate() {
-            let Some((_, before)) = names[..i].iter().find(|(n, _)| n == name) else { continue };
+        let mut first: HashMap<&str, &Range<usize>> = HashMap::new();
+        for (name, span) in &names {
+            let Some(before) = first.get(name.as_str()) else {
+                first.insert(name, span);
+                continue;
+            };
             let help = match kind {
                 "volume" => "a volume belongs to one VM; give each a name of its own",
                 _ => "give each a name of its own",
@@ -78,7 +83,7 @@ impl Decoder<'_> {
                     "again",
                     format!("two of `{kind}` are named {name:?}"),
                 )
-                .also(before.clone(), "first here")
+                .also((*before).clone(), "first here")
                 .help(help),
             );
         }
@@ -86,8 +91,10 @@ impl Decoder<'_> {
 
     fn ports(&self, vms: &[Decoded]) {
         let all: Vec<&Spanned<Port>> = vms.iter().flat_map(|v| &v.ports).collect();
-        for (i, port) in all.iter().enumerate() {
-            if let Some(before) = all[..i].iter().find(|p| collide(&p.value, &port.value)) {
+        let mut by_number: HashMap<u16, Vec<&Spanned<Port>>> = HashMap::new();
+        for port in &all {
+            let before = by_number.entry(port.value.host).or_default();
+            if let Some(before) = before.iter().find(|p| collide(&p.value, &port.value)) {
                 self.report::<()>(
                     Problem::new(
                         "manifest.duplicate-port",
@@ -98,6 +105,8 @@ impl Decoder<'_> {
                     .also(before.span.clone(), "published here")
                     .help(format!("publish it on another port: `port {} to={}`", free(&all, port.value.host), port.value.guest)),
                 );
+            } else {
+                before.push(port);
             }
         }
     }

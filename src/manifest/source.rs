@@ -8,6 +8,7 @@ use super::table::{IMAGE, KERNEL, Node, VMM};
 use crate::name::Name;
 use kdl::KdlEntry;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The kernel of a VM that names none.
 const DEFAULT_KERNEL: &str = "linux-image-cloud-amd64";
@@ -56,10 +57,10 @@ impl Source for ImageSource {
         if setting.name() == "path" {
             return d.host_path("the image's path", &d.text_arg(setting)?, true).map(ImageSource::Path);
         }
-        let mut packages: Vec<Spanned<String>> = vec![];
+        let mut packages: BTreeMap<String, Range<usize>> = BTreeMap::new();
         for entry in setting.args() {
             let Some(package) = d.package(entry) else { continue };
-            if let Some(before) = packages.iter().find(|p| p.value == package.value) {
+            if let Some(before) = packages.get(&package.value) {
                 d.report::<()>(
                     Problem::new(
                         "manifest.duplicate-value",
@@ -67,14 +68,14 @@ impl Source for ImageSource {
                         "named again",
                         format!("the package {:?} is named twice", package.value),
                     )
-                    .also(before.span.clone(), "first named here")
+                    .also(before.clone(), "first named here")
                     .help("keep one of them"),
                 );
             } else {
-                packages.push(package);
+                packages.insert(package.value, package.span);
             }
         }
-        Some(debian_image(packages.into_iter().map(|p| p.value)))
+        Some(debian_image(packages.into_keys()))
     }
 }
 
@@ -139,7 +140,7 @@ impl Sources {
                     "takes no block",
                     format!("`vmm {:?}` takes no block here", kind.value),
                 )
-                .help("a path goes with `vmm \"qemu\" { path \"…\" }`, or with a `vmm` of that name at the top level"),
+                .help("a path goes with `vmm \"qemu\" { path \"...\" }`, or with a `vmm` of that name at the top level"),
             ),
             ("auto", None) => Some(VmmSource::Auto),
             (_, None) => self.vmms.named(d, &kind, &["auto", "qemu"]),
@@ -207,7 +208,7 @@ impl<T: Source> Shared<T> {
             Some(near) => format!("did you mean \"{near}\"?"),
             None if known().next().is_some() => format!("there is {}", listed(known())),
             None => format!(
-                "declare it at the top level: `{} {:?} {{ … }}`; a source of the VM's own stands in a block",
+                "declare it at the top level: `{} {:?} {{ ... }}`; a source of the VM's own stands in a block",
                 T::KIND,
                 name.value
             ),

@@ -169,7 +169,7 @@ fn shared_sources_may_stand_behind_their_vms() {
 #[test]
 fn spacing_comments_and_order_of_packages_mean_nothing() {
     let a = good("vm \"a\" { run \"x\"; image { debian \"b1\" \"a1\"; } }");
-    let b = good("\u{FEFF}/* ** / * */ vm /* x */ \"a\" /-b /-c=1 { // y\r\n image { debian \"a1\" \\ // z\n #\"b1\"# /-{ q; }\n }; run x /-{ }\n /-run 1 { /-2; }\n}");
+    let b = good("\u{FEFF}/* ** / * */ vm /* x */ \"a\" /-b /-c=1 { // y\r\n image { debian \"a1\" \\ // z\n #\"b1\"# /-{ q; }\n }; run x /-{ }\n /-run 1 { /-b 2; }\n}");
     assert_eq!(a.vms[0], b.vms[0]);
 }
 

@@ -7,6 +7,7 @@ use super::source::{Sources, default_image, default_kernel};
 use super::table::{self, Block};
 use super::{model, units};
 use crate::name::Name;
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::time::Duration;
@@ -134,7 +135,7 @@ impl Decoder<'_> {
                             "manifest.unsplit-command",
                             text.span,
                             "one argument",
-                            "`run` is not split on spaces, and no program has a space in its name",
+                            "`run` is not split on spaces: all of this would be the program's name",
                         )
                         .help(format!(
                             "write `run {}`, or `run \"sh\" \"-c\" {:?}` for a shell's language",
@@ -207,23 +208,25 @@ impl Decoder<'_> {
     }
 
     fn same_variables(&self, env: &[Spanned<(String, String)>], secrets: &[Spanned<Secret>]) {
-        let all: Vec<(&str, &Range<usize>)> = env
+        let all = env
             .iter()
             .map(|e| (e.value.0.as_str(), &e.span))
-            .chain(secrets.iter().map(|s| (s.value.name.as_str(), &s.span)))
-            .collect();
-        for (i, (name, span)) in all.iter().enumerate() {
-            if let Some((_, before)) = all[..i].iter().find(|(n, _)| n == name) {
+            .chain(secrets.iter().map(|s| (s.value.name.as_str(), &s.span)));
+        let mut first: HashMap<&str, &Range<usize>> = HashMap::new();
+        for (name, span) in all {
+            if let Some(before) = first.get(name) {
                 self.report::<()>(
                     Problem::new(
                         "manifest.duplicate-variable",
-                        (*span).clone(),
+                        span.clone(),
                         "set again",
                         format!("the variable `{name}` is set twice"),
                     )
                     .also((*before).clone(), "first set here")
                     .help("keep one of them"),
                 );
+            } else {
+                first.insert(name, span);
             }
         }
     }

@@ -177,7 +177,7 @@ mod tests {
         for good in ["*.pyc", "/build/", "!keep.me", "**/x"] {
             assert_eq!(pattern(good), Ok(()), "{good}");
         }
-        for bad in ["", "a[", "a\nb"] {
+        for bad in ["", "a\\", "a\nb"] {
             assert!(pattern(bad).is_err(), "{bad}");
         }
     }

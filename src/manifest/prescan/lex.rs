@@ -222,6 +222,7 @@ impl Scan<'_> {
         let len = self.token_len();
         let found = self.peek().filter(|c| !is_newline(*c)).map_or("nothing".to_owned(), |c| format!("{c:?}"));
         let mut problem = Problem::new("manifest.syntax", at..at + len, "no value", format!("{what} is expected here, not {found}"));
+        problem = problem.help("write a text in quotes, a number, #true or #false");
         if self.peek().is_some_and(|c| matches!(c, '/' | '[' | ']' | '\\')) {
             problem = problem.help("put paths and other text with `/`, `\\`, `[` or `]` into quotes");
         }
@@ -251,8 +252,8 @@ impl Scan<'_> {
                 if word == "r" && (self.at("\"") || self.at("#")) {
                     let hashes = "#".repeat(self.rest().bytes().take_while(|b| *b == b'#').count().clamp(1, 3));
                     self.record(
-                        Problem::new("manifest.kdl1", at..at + 1, "KDL 1 raw string", "`r\"…\"` is KDL 1; manifests are KDL 2")
-                            .help(format!("write {hashes}\"…\"{hashes}")),
+                        Problem::new("manifest.kdl1", at..at + 1, "KDL 1 raw string", "`r\"...\"` is KDL 1; manifests are KDL 2")
+                            .help(format!("write {hashes}\"...\"{hashes}")),
                     )?;
                     return Ok(false);
                 }
@@ -325,7 +326,7 @@ impl Scan<'_> {
         let help = match self.peek() {
             Some('/') => "KDL 2 has no `\\/`: write `/`",
             Some('u') => "a character by number is \\u{1F600}: one to six hexadecimal digits of a Unicode character",
-            _ => "the escapes are \\\\ \\\" \\n \\r \\t \\s \\b \\f and \\u{…}; a backslash itself is \\\\, or write #\"…\"#",
+            _ => "the escapes are \\\\ \\\" \\n \\r \\t \\s \\b \\f and \\u{...}; a backslash itself is \\\\, or write #\"...\"#",
         };
         let problem = Problem::new("manifest.bad-escape", at..at + 1 + len, "not an escape", "an unknown escape in a string").help(help);
         self.record(problem)?;
@@ -350,7 +351,8 @@ impl Scan<'_> {
         let closing = format!("\"\"\"{}", "#".repeat(hashes));
         self.pos += 3;
         if !self.peek().is_some_and(is_newline) {
-            let problem = Problem::new("manifest.syntax", at..at + 3, "text follows", "after `\"\"\"` the text starts on the next line");
+            let problem = Problem::new("manifest.syntax", at..at + 3, "text follows", "after `\"\"\"` the text starts on the next line")
+                .help("break the line behind the quotes, or use single ones");
             self.record(problem)?;
             return Ok(false);
         }
@@ -373,7 +375,8 @@ impl Scan<'_> {
         let last = lines.pop().unwrap_or(end);
         let indent = &self.text[last..end];
         if !indent.chars().all(is_space) {
-            let problem = Problem::new("manifest.syntax", end..self.pos, "not alone", "the closing `\"\"\"` stands on a line of its own");
+            let problem = Problem::new("manifest.syntax", end..self.pos, "not alone", "the closing `\"\"\"` stands on a line of its own")
+                .help("break the line before it; only white space may stand in front of it");
             self.record(problem)?;
             return Ok(false);
         }

@@ -144,11 +144,12 @@ impl Scan<'_> {
 
     /// `/- kdl-version 1` at the top announces a language that this is not.
     fn check_version_marker(&mut self, start: usize) {
-        let words: Vec<&str> = self.text[start + 2..self.pos].split_whitespace().collect();
+        let end = start + self.text[start..self.pos].trim_end().len();
+        let words: Vec<&str> = self.text[start + 2..end].split_whitespace().collect();
         if words == ["kdl-version", "1"] {
             self.problems.push(
-                Problem::new("manifest.kdl1", start..self.pos, "KDL 1", "this file says that it is KDL 1")
-                    .help("manifests are KDL 2: write `/- kdl-version 2`, `#true` for `true`, and `#\"…\"#` for `r\"…\"`"),
+                Problem::new("manifest.kdl1", start..end, "KDL 1", "this file says that it is KDL 1")
+                    .help("manifests are KDL 2: write `/- kdl-version 2`, `#true` for `true`, and `#\"...\"#` for `r\"...\"`"),
             );
         }
     }
@@ -230,7 +231,7 @@ impl Scan<'_> {
             Problem::new("manifest.syntax", at..at + c.len_utf8(), "unexpected", format!("unexpected {c:?}"));
         let help = match c {
             _ if block_seen && c != '=' => "start the next setting on a line of its own, or after `;`",
-            '=' => "`=` joins a property's name and value after the setting's name: `port 8080 to=80`",
+            '=' => "a setting's name and its value are separated by a space; `=` belongs to what follows them: `port 8080 to=80`",
             ')' => "a value has no parentheses around it",
             ',' | ':' | '[' | ']' => "values are separated by spaces alone",
             _ => "separate values by a space",
@@ -310,7 +311,7 @@ impl Scan<'_> {
         }
         self.node_space()?;
         if self.peek() != Some(')') {
-            self.record(Problem::new("manifest.syntax", at..at + 1, "opened here", "a type without its `)`"))?;
+            self.record(Problem::new("manifest.syntax", at..at + 1, "opened here", "a type without its `)`").help("manifests have no types: remove it"))?;
             return Ok(false);
         }
         self.bump();
