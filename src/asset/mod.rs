@@ -13,6 +13,9 @@ pub mod progress;
 pub mod qemu;
 mod vmm_closure;
 
+#[cfg(test)]
+mod real_tests;
+
 pub use apt::Apt;
 pub use debian::{fetch_debs, resolve, resolve_all};
 pub use kernel::{kernel_from_path, kernel_tree};
