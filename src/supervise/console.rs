@@ -1,0 +1,100 @@
+//! The guest's console: kept bounded on disk, its end in memory, and watched for the exit record's fallback line.
+
+use super::hub::Hub;
+use super::logs::{BoundedFile, escaped};
+use firegopher_protocol::{EXIT_LINE, ExitRecord};
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+
+/// Bytes of the console's end kept for error messages.
+const TAIL: usize = 4 * 1024;
+/// The longest line looked at: an exit record is far shorter.
+const MAX_LINE: usize = 8 * 1024;
+
+/// One boot's console.
+pub(super) struct Console {
+    file: BoundedFile,
+    tail: VecDeque<u8>,
+    line: Vec<u8>,
+    exit: Option<ExitRecord>,
+}
+
+impl Console {
+    /// Starts the log anew.
+    pub fn create(path: &Path, limit: u64) -> io::Result<Self> {
+        let file = BoundedFile::create(path, limit)?;
+        Ok(Console { file, tail: VecDeque::new(), line: Vec::new(), exit: None })
+    }
+
+    /// Forgets the last boot; the file goes on.
+    pub fn next_boot(&mut self) {
+        self.tail.clear();
+        self.line.clear();
+        self.exit = None;
+    }
+
+    /// Takes bytes as they came.
+    pub fn push(&mut self, bytes: &[u8], hub: &Hub) {
+        if let Err(e) = self.file.append(bytes) {
+            hub.warn_once(&format!("the console's log cannot be written: {e}"));
+        }
+        self.tail.extend(bytes);
+        let excess = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..excess);
+        for byte in bytes {
+            match byte {
+                b'\n' => {
+                    if let Some(record) = exit_line(&self.line) {
+                        self.exit = Some(record);
+                    }
+                    self.line.clear();
+                }
+                byte if self.line.len() < MAX_LINE => self.line.push(*byte),
+                _ => {}
+            }
+        }
+    }
+
+    /// The exit record that the guest printed, if it did.
+    pub fn exit_record(&mut self) -> Option<ExitRecord> {
+        let rest = std::mem::take(&mut self.line);
+        self.exit.take().or_else(|| exit_line(&rest))
+    }
+
+    /// The last lines for an error message, escaped; empty if the guest printed nothing.
+    pub fn last_lines(&self, lines: usize) -> String {
+        let bytes: Vec<u8> = self.tail.iter().copied().filter(|b| *b != b'\r').collect();
+        let text = escaped(&bytes);
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+fn exit_line(line: &[u8]) -> Option<ExitRecord> {
+    // Kernel messages may precede it on its line.
+    let text = std::str::from_utf8(line).ok()?;
+    let (_, json) = text.split_once(EXIT_LINE)?;
+    serde_json::from_str(json.trim_end()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervise::logs::WorkloadLog;
+
+    #[test]
+    fn the_fallback_line_is_found_among_noise() {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::new(WorkloadLog::create(&dir.path().join("w"), 1000).unwrap(), false);
+        let mut console = Console::create(&dir.path().join("c"), 100_000).unwrap();
+        console.push(b"[    0.1] hello\r\n", &hub);
+        console.push(&vec![b'x'; 20_000], &hub);
+        console.push(b"\nfiregopher-exit: {\"code\"", &hub);
+        console.push(b":3,\"oom\":false}\r\n[    2.0] reboot: \x1b[1mPower down", &hub);
+        assert_eq!(console.last_lines(1), "[    2.0] reboot: \\x1b[1mPower down");
+        assert_eq!(console.exit_record().and_then(|e| e.code), Some(3));
+        console.push(b"firegopher-exit: rubbish\n", &hub);
+        assert_eq!(console.exit_record(), None);
+    }
+}

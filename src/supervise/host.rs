@@ -1,0 +1,86 @@
+//! The real host: VMM back ends, jails, taps, leases and the port proxy.
+
+use super::journal::{Effect, Journal};
+use super::machine::{Machine, Platform, Proxies};
+use super::spec::SuperviseSpec;
+use super::supervisor::undo_common;
+use crate::error::{Context, Error, Result};
+use crate::manifest::model::Port;
+use crate::net::netns::Netns;
+use crate::net::{address, proxy, tap};
+use crate::vmm::spec::NetSpec;
+use firegopher_protocol::Network;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener};
+
+/// slirp's fixed addresses (QEMU's `-netdev user` documentation).
+const SLIRP_GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+
+/// This host, and the project's network namespace.
+pub(super) struct Host {
+    netns: Option<Netns>,
+}
+
+impl Host {
+    /// Without a namespace nothing can be launched that has a tap, but everything can be undone: taps end with the
+    /// processes that hold them.
+    pub fn new(netns: Option<Netns>) -> Self {
+        Host { netns }
+    }
+}
+
+impl Platform for Host {
+    fn lease(&self, _spec: &mut SuperviseSpec, _journal: &mut Journal) -> Result<()> {
+        Ok(())
+    }
+
+    fn publish(&self, spec: &SuperviseSpec, ports: Vec<(TcpListener, Port)>) -> Result<Proxies> {
+        let mut proxies = Proxies::new();
+        let NetSpec::Tap { guest, .. } = spec.vm_spec.net else { return Ok(proxies) };
+        for (listener, port) in ports {
+            let failed = || format!("cannot publish port {} of VM {}", port.host, spec.vm);
+            let netns = self.netns.as_ref().ok_or_else(|| Error::bug("a tap without a network namespace"))?;
+            let netns = netns.try_clone()?;
+            listener.set_nonblocking(true).or_failed("supervise.port", failed)?;
+            let listener = tokio::net::TcpListener::from_std(listener).or_failed("supervise.port", failed)?;
+            let to = SocketAddrV4::new(guest, port.guest);
+            proxies.spawn(async move {
+                if let Err(e) = proxy::serve(listener, move || netns.connect(to)).await {
+                    super::log_line(&format!("port {} is published no longer: {e}", port.host));
+                }
+            });
+        }
+        Ok(proxies)
+    }
+
+    fn network(&self, spec: &SuperviseSpec) -> Option<Network> {
+        // No gateway: what is not on the link is unreachable, and says so at once.
+        let address = match spec.vm_spec.net {
+            NetSpec::None => return None,
+            NetSpec::Tap { guest, .. } => (IpAddr::V4(guest), 30),
+            NetSpec::User { .. } => (IpAddr::V4(SLIRP_GUEST), 24),
+        };
+        Some(Network { addresses: vec![address], gateways: Vec::new(), mtu: None, neighbours: Vec::new() })
+    }
+
+    fn forget(&self, spec: &SuperviseSpec) {
+        if let (NetSpec::Tap { .. }, Some(project)) = (&spec.vm_spec.net, spec.dir.parent())
+            && let Err(e) = address::release(project, &spec.vm)
+        {
+            super::log_line(&super::journal::chain(&e));
+        }
+    }
+
+    fn launch(&self, _spec: &SuperviseSpec, _journal: &mut Journal) -> Result<Machine> {
+        Err(Error::bug("no VMM yet"))
+    }
+
+    fn undo(&self, effect: &Effect) -> Result<()> {
+        if undo_common(effect)? {
+            return Ok(());
+        }
+        if let (Effect::Tap { name }, Some(netns)) = (effect, &self.netns) {
+            tap::remove(netns, name)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! Looks at VMs from outside: which are there, which live, and what the dead left behind.
+
+use super::client::Client;
+use super::effects::remove_file;
+use super::host::Host;
+use super::journal::Journal;
+use super::machine::Platform;
+use super::outcome::{Outcome, Reason};
+use super::state::{State, Status};
+use super::supervisor;
+use super::{clock, wire};
+use crate::error::{Context, Error, Result};
+use crate::home::Home;
+use crate::name::Name;
+use crate::net::netns::Netns;
+use fs_err as fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// A VM as found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// What its supervisor last wrote.
+    pub state: State,
+    /// Whether its supervisor still runs. A state that says `Running` without one is a crash: reclaim it.
+    pub alive: bool,
+}
+
+/// The VMs of a project, by name.
+pub fn observe(home: &Home, project: &Name) -> Result<Vec<Observed>> {
+    let dir = home.project(project);
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => {
+            let text = format!("cannot list the VMs of project {project}");
+            return Err(Error::failed("supervise.observe", text).because(e));
+        }
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.or_failed("supervise.observe", || format!("cannot list the VMs of project {project}"))?;
+        if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+            continue;
+        }
+        if let Some(state) = State::load(&entry.path())? {
+            found.push(Observed { alive: state.is_alive(), state });
+        }
+    }
+    found.sort_by(|a, b| a.state.vm.cmp(&b.state.vm));
+    Ok(found)
+}
+
+/// Removes whatever a dead supervisor left of a VM: its VMM, jail, cgroup, tap, scratch disk, lease and socket, as
+/// written in the journal. Its state then says that it failed. Does nothing to a VM that was cleaned up already.
+///
+/// # Errors
+/// `supervise.running` if the supervisor lives; `supervise.clean-up` names what could not be removed.
+pub fn reclaim(home: &Home, project: &Name, vm: &Name) -> Result<()> {
+    reclaim_with(&Host::new(None), &home.vm(project, vm), vm)
+}
+
+pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Result<()> {
+    match dir.try_exists() {
+        Ok(true) => {}
+        Ok(false) => return Ok(()),
+        Err(e) => {
+            return Err(Error::failed("supervise.observe", format!("cannot look at {}", dir.display())).because(e));
+        }
+    }
+    let Some(_lock) = supervisor::lock(dir)? else {
+        return Err(Error::failed("supervise.running", format!("VM {vm} is held by a live supervisor"))
+            .help("stop it first: firegopher down"));
+    };
+    Journal::open(dir)?.undo(|_| true, |e| platform.undo(e))?;
+    remove_file(&dir.join(wire::SOCKET_FILE)).or_failed("supervise.remove", || "cannot remove a dead socket")?;
+    let Some(mut state) = State::load(dir)? else { return Ok(()) };
+    if state.ephemeral {
+        supervisor::discard(dir);
+    } else if !state.status.is_final() {
+        state.status = Status::Failed;
+        state.reason = Some(Reason::Failed);
+        state.vmm = None;
+        state.error = Some("its supervisor died".to_owned());
+        state.ended_ms = Some(clock::wall_ms());
+        state.save(dir)?;
+    }
+    Ok(())
+}
+
+/// Stops a VM, whatever version its supervisor is of, waits for its end and reclaims what is left. `None` if there
+/// was no such VM. A supervisor that is not gone after `timeout` is killed, and the VM with it.
+pub fn stop(home: &Home, project: &Name, vm: &Name, kill: bool, timeout: Duration) -> Result<Option<Outcome>> {
+    let dir = home.vm(project, vm);
+    let Some(state) = State::load(&dir)? else { return Ok(None) };
+    let failed = || format!("cannot stop the supervisor of VM {vm}");
+    if let Some(pidfd) = state.supervisor.pidfd().or_failed("supervise.stop", failed)? {
+        use super::process::{send, wait};
+        // SIGTERM is the one request that every version understands; the second one means: at once.
+        if kill && let Some(client) = Client::connect(&dir)? {
+            client.stop(true)?;
+        }
+        send(&pidfd, libc::SIGTERM).or_failed("supervise.stop", failed)?;
+        if !wait(&pidfd, timeout).or_failed("supervise.stop", failed)? {
+            send(&pidfd, libc::SIGKILL).or_failed("supervise.stop", failed)?;
+            wait(&pidfd, Duration::from_secs(10)).or_failed("supervise.stop", failed)?;
+        }
+    }
+    reclaim(home, project, vm)?;
+    Ok(State::load(&dir)?.and_then(|s| s.outcome()))
+}
+
+/// The network namespace of a project, as held by any of its live supervisors.
+pub fn project_netns(home: &Home, project: &Name) -> Result<Option<Netns>> {
+    for observed in observe(home, project)? {
+        let Some(fd) = observed.state.netns_fd else { continue };
+        let path = format!("/proc/{}/fd/{fd}", observed.state.supervisor.pid);
+        let Ok(file) = std::fs::File::open(&path) else { continue };
+        // Only now is it certain that the descriptor was that supervisor's.
+        if observed.state.is_alive() {
+            return Ok(Some(Netns::from_fd(OwnedFd::from(file))));
+        }
+    }
+    Ok(None)
+}

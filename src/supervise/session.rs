@@ -1,0 +1,331 @@
+//! One boot seen from the host: talks to the guest until its VMM has ended, and says how that came.
+
+use super::console::Console;
+use super::hub::Hub;
+use super::machine::Machine;
+use super::outcome::{Phase, Stream};
+use super::process;
+use super::record::Recorder;
+use super::server::Command;
+use super::spec::wipe;
+use super::state::Status;
+use super::wire::message;
+use firegopher_protocol::{
+    Decoder, ExitRecord, Frame, FromGuest, MAX_PAYLOAD, PROTOCOL, RunConfig, ToGuest, channel, encode,
+};
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// Bytes on their way to the guest; standard input waits beyond that.
+const MAX_OUT: usize = 128 * 1024;
+
+/// How patient a session is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// From the VMM's start to the guest's hello.
+    pub boot: Duration,
+    /// From asking the workload to end to killing the VMM. The guest itself kills the workload after its grace.
+    pub stop: Duration,
+    /// From acknowledging the exit record to killing a VMM that does not end.
+    pub power_off: Duration,
+    /// From the VMM's end to giving up on what it left in its channels.
+    pub drain: Duration,
+}
+
+/// How a boot ended.
+#[derive(Debug, Default)]
+pub(super) struct BootEnd {
+    /// The guest's word on its workload.
+    pub exit: Option<ExitRecord>,
+    /// What went wrong, for the user.
+    pub failure: Option<String>,
+    /// Somebody asked for the end.
+    pub stopped: bool,
+    /// The VMM was killed because of that.
+    pub killed: bool,
+    /// When the workload was started.
+    pub started: Option<Instant>,
+}
+
+/// What reaches a session from outside.
+pub(super) struct Inbox<'a> {
+    pub commands: &'a mut mpsc::Receiver<Command>,
+    pub stdin: &'a mut mpsc::Receiver<Vec<u8>>,
+}
+
+/// Talks to one machine until it has ended. `run` is sent at hello and its secrets are wiped then.
+pub(super) async fn run(
+    machine: Machine,
+    run: RunConfig,
+    patience: Patience,
+    hub: &Hub,
+    console: &mut Console,
+    recorder: &mut Recorder,
+    inbox: Inbox<'_>,
+) -> io::Result<BootEnd> {
+    let Machine { pidfd, control, console: console_stream, mut ended, .. } = machine;
+    let (control_read, mut control_write) = stream(control)?.into_split();
+    let mut control = Some(control_read);
+    let mut console_stream = console_stream.map(stream).transpose()?;
+    let mut session = Session {
+        pidfd: &pidfd,
+        patience,
+        run: Some(run),
+        stdin_open: false,
+        hub,
+        recorder,
+        out: Vec::new(),
+        deadline: Some(Instant::now() + patience.boot),
+        decoder: Decoder::default(),
+        end: BootEnd::default(),
+    };
+    let mut from_guest = vec![0; 64 * 1024];
+    let mut from_console = vec![0; 4 * 1024];
+    let reason = loop {
+        let paused = hub.must_wait();
+        let deadline = session.deadline;
+        tokio::select! {
+            reason = &mut ended => break reason,
+            n = read(&mut control, &mut from_guest), if !paused && control.is_some() => match n {
+                Ok(n) if n > 0 => {
+                    if !session.bytes(&from_guest[..n]) {
+                        control = None;
+                    }
+                }
+                // The other end is the VMM's: its end is seen by `ended`.
+                _ => control = None,
+            },
+            n = control_write.write(&session.out), if !session.out.is_empty() => match n {
+                Ok(n) => session.sent(n),
+                Err(_) => session.out.clear(),
+            },
+            n = read_console(&mut console_stream, &mut from_console), if console_stream.is_some() => match n {
+                Ok(n) if n > 0 => console.push(&from_console[..n], hub),
+                _ => console_stream = None,
+            },
+            Some(command) = inbox.commands.recv() => session.command(command),
+            Some(bytes) = inbox.stdin.recv(), if session.stdin_open && session.out.len() < MAX_OUT => {
+                encode(channel::STDIN, &bytes, &mut session.out);
+            }
+            _ = hub.progress.notified(), if paused => {}
+            _ = sleep_until(deadline), if deadline.is_some() => session.late(),
+        }
+    };
+    // The VMM is gone; what it had written is still in the sockets.
+    let drained = async {
+        while let Ok(n @ 1..) = read(&mut control, &mut from_guest).await {
+            while hub.must_wait() {
+                hub.progress.notified().await;
+            }
+            if !session.bytes(&from_guest[..n]) {
+                break;
+            }
+        }
+        while let Ok(n @ 1..) = read_console(&mut console_stream, &mut from_console).await {
+            console.push(&from_console[..n], hub);
+        }
+    };
+    let _ = tokio::time::timeout(patience.drain, drained).await;
+    let mut end = session.end;
+    if end.exit.is_none() {
+        end.exit = console.exit_record();
+    }
+    if end.exit.is_none() && end.failure.is_none() && !end.stopped {
+        let when = if end.started.is_some() { "while the workload ran" } else { "before the workload ran" };
+        end.failure = Some(format!("the VM ended {when} and the guest did not say why: {reason}"));
+    }
+    Ok(end)
+}
+
+fn stream(std: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
+    std.set_nonblocking(true)?;
+    UnixStream::from_std(std)
+}
+
+async fn read(from: &mut Option<OwnedReadHalf>, buffer: &mut [u8]) -> io::Result<usize> {
+    match from {
+        Some(from) => from.read(buffer).await,
+        None => Ok(0),
+    }
+}
+
+async fn read_console(from: &mut Option<UnixStream>, buffer: &mut [u8]) -> io::Result<usize> {
+    match from {
+        Some(from) => from.read(buffer).await,
+        None => Ok(0),
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Session<'a> {
+    pidfd: &'a std::os::fd::OwnedFd,
+    patience: Patience,
+    /// Until it is sent.
+    run: Option<RunConfig>,
+    stdin_open: bool,
+    hub: &'a Hub,
+    recorder: &'a mut Recorder,
+    out: Vec<u8>,
+    deadline: Option<Instant>,
+    decoder: Decoder,
+    end: BootEnd,
+}
+
+impl Session<'_> {
+    /// Takes bytes from the guest; `false` closes the channel.
+    fn bytes(&mut self, bytes: &[u8]) -> bool {
+        self.decoder.push(bytes);
+        loop {
+            let error = match self.decoder.frame() {
+                Ok(None) => return true,
+                Ok(Some(frame)) => match self.frame(frame) {
+                    Ok(()) => continue,
+                    Err(e) => e,
+                },
+                Err(e) => e.to_string(),
+            };
+            // The guest goes on; its end is still seen on the console and by the VMM's process.
+            let text = format!("the guest's control channel was closed: {error}");
+            match self.run {
+                Some(_) => self.fail(text),
+                None => self.hub.warn(text),
+            }
+            return false;
+        }
+    }
+
+    fn frame(&mut self, frame: Frame) -> Result<(), String> {
+        match frame.channel {
+            channel::STDOUT => self.hub.output(Stream::Stdout, &frame.payload),
+            channel::STDERR => self.hub.output(Stream::Stderr, &frame.payload),
+            channel::CONTROL => {
+                let message = serde_json::from_slice(&frame.payload).map_err(|e| format!("no message: {e}"))?;
+                self.message(message);
+            }
+            other => return Err(format!("channel {other} is unknown")),
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, message: FromGuest) {
+        match message {
+            FromGuest::Hello { protocol, kernel } => self.hello(protocol, kernel),
+            FromGuest::Warning { message } => self.hub.warn(format!("guest: {}", super::logs::escaped(message.as_bytes()))),
+            FromGuest::Started { .. } => {
+                self.end.started = Some(Instant::now());
+                self.recorder.stamp("started");
+                self.recorder.update(|s| s.status = Status::Running);
+                if !self.end.stopped {
+                    self.recorder.phase(Phase::Running);
+                }
+            }
+            FromGuest::Exit(record) => {
+                self.stdin_open = false;
+                self.say(&ToGuest::ExitAck);
+                if self.end.exit.is_none() {
+                    self.recorder.stamp("exit");
+                    self.deadline = Some(Instant::now() + self.patience.power_off);
+                }
+                self.end.exit = Some(record);
+            }
+        }
+    }
+
+    fn hello(&mut self, protocol: u32, kernel: String) {
+        let Some(mut run) = self.run.take() else { return };
+        if protocol != PROTOCOL {
+            super::spec::wipe_secrets(&mut run);
+            return self.fail(format!("the guest speaks control protocol {protocol}, this firegopher {PROTOCOL}"));
+        }
+        run.clock_ms = super::clock::wall_ms();
+        self.stdin_open = run.stdin;
+        self.deadline = None;
+        self.recorder.stamp("hello");
+        self.recorder.update(|s| s.kernel = Some(super::logs::escaped(kernel.as_bytes())));
+        self.recorder.phase(Phase::Guest);
+        // Room beforehand: growing would leave copies of secrets in freed memory.
+        self.out.reserve(MAX_PAYLOAD + 1024);
+        let mut start = ToGuest::Start(Box::new(run));
+        let mut frame = message(&start);
+        if frame.len() > MAX_PAYLOAD {
+            self.fail(format!("environment and settings take {} bytes; the guest accepts {MAX_PAYLOAD}", frame.len()));
+        } else {
+            self.out.extend_from_slice(&frame);
+        }
+        wipe(&mut frame);
+        if let ToGuest::Start(run) = &mut start {
+            super::spec::wipe_secrets(run);
+        }
+    }
+
+    /// The first bytes of `out` were written.
+    fn sent(&mut self, n: usize) {
+        // They may hold secrets, and `drain` only moves what follows.
+        let left = self.out.len() - n;
+        self.out.copy_within(n.., 0);
+        wipe(&mut self.out[left..]);
+        self.out.truncate(left);
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Signal(signal) => self.say(&ToGuest::Signal { signal }),
+            Command::Stop { kill: false } if self.end.exit.is_some() || self.end.stopped => self.end.stopped = true,
+            // A guest that waits for its settings runs nothing that could need grace.
+            Command::Stop { kill: false } if self.run.is_some() => {
+                self.end.stopped = true;
+                self.kill();
+            }
+            Command::Stop { kill: false } => {
+                self.end.stopped = true;
+                self.say(&ToGuest::Stop);
+                self.recorder.phase(Phase::Stopping);
+                self.deadline = Some(Instant::now() + self.patience.stop);
+            }
+            Command::Stop { kill: true } => {
+                self.end.stopped = true;
+                self.end.killed = true;
+                self.kill();
+            }
+        }
+    }
+
+    fn late(&mut self) {
+        self.deadline = None;
+        if self.end.exit.is_some() {
+            // It said all it had to say, and only does not switch itself off.
+            self.kill();
+        } else if self.end.stopped {
+            self.end.killed = true;
+            self.kill();
+        } else {
+            self.fail(format!("the guest did not report within {} s", self.patience.boot.as_secs_f64()));
+        }
+    }
+
+    fn fail(&mut self, failure: String) {
+        self.end.failure.get_or_insert(failure);
+        self.kill();
+    }
+
+    fn kill(&mut self) {
+        if let Err(e) = process::send(self.pidfd, libc::SIGKILL) {
+            self.hub.warn_once(&format!("the VMM cannot be killed: {e}"));
+        }
+    }
+
+    fn say(&mut self, to_guest: &ToGuest) {
+        self.out.extend(message(to_guest));
+    }
+}

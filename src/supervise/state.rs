@@ -1,0 +1,156 @@
+//! Owns `state.json`: what a VM is, as last written by its supervisor. Replaced whole, never edited.
+
+use super::clock::Stamp;
+use super::outcome::{Outcome, Reason};
+use super::process::Process;
+use crate::digest::StepKey;
+use crate::error::{Context, Error, Result};
+use crate::manifest::model::Port;
+use crate::name::{Name, VmId};
+use firegopher_protocol::ExitRecord;
+use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The format this build writes. Readers accept older ones; of a newer one they use what they understand.
+pub const STATE_VERSION: u32 = 1;
+/// The file in a VM's directory.
+pub const STATE_FILE: &str = "state.json";
+
+/// Where a VM stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// Booting; the workload does not run yet.
+    Starting,
+    /// The workload runs.
+    Running,
+    /// Waiting to boot again.
+    Restarting,
+    /// The workload ended, or was stopped.
+    Exited,
+    /// firegopher, the VMM or the guest failed.
+    Failed,
+    /// Written by a newer version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Status {
+    /// Whether nothing more will happen.
+    pub fn is_final(self) -> bool {
+        matches!(self, Status::Exited | Status::Failed)
+    }
+}
+
+/// `state.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// `STATE_VERSION` of the writer.
+    pub version: u32,
+    /// The project.
+    pub project: Name,
+    /// The VM's name in the manifest.
+    pub vm: Name,
+    /// Its id on this host.
+    pub id: VmId,
+    /// Where it stands.
+    pub status: Status,
+    /// The process that holds it.
+    pub supervisor: Process,
+    /// The VMM of the current boot.
+    #[serde(default)]
+    pub vmm: Option<Process>,
+    /// Covers every setting of the VM: another key means another VM.
+    pub boot_key: StepKey,
+    /// How the last workload ended.
+    #[serde(default)]
+    pub exit: Option<ExitRecord>,
+    /// Why the VM ended, once it has.
+    #[serde(default)]
+    pub reason: Option<Reason>,
+    /// What failed, for the user.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// Published ports.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+    /// The VMM's uid in its jail.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// Boots after the first.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Ends with its last client and leaves nothing.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// The guest's kernel release, once it said hello.
+    #[serde(default)]
+    pub kernel: Option<String>,
+    /// The supervisor's descriptor of the project's network namespace: /proc/PID/fd/N opens it.
+    #[serde(default)]
+    pub netns_fd: Option<i32>,
+    /// When the supervisor started, in milliseconds since the epoch.
+    pub started_ms: u64,
+    /// When the VM ended for good, likewise.
+    #[serde(default)]
+    pub ended_ms: Option<u64>,
+    /// When each step of the current boot happened: supervisor-start, vmm-exec, hello, started, ended.
+    #[serde(default)]
+    pub events: BTreeMap<String, Stamp>,
+}
+
+impl State {
+    /// The state in a VM's directory, `None` if there is none.
+    pub fn load(dir: &Path) -> Result<Option<State>> {
+        let path = dir.join(STATE_FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => {
+                return Err(Error::failed("supervise.state-read", "cannot read a VM's state").because(e));
+            }
+        };
+        serde_json::from_slice(&text).map(Some).or_failed("supervise.state-broken", || {
+            format!("{} is not the state of a VM", path.display())
+        })
+    }
+
+    /// Replaces the state on disk.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::bug("a VM's state does not serialise").because(e))?;
+        replace(&dir.join(STATE_FILE), &text)
+            .or_failed("supervise.state-write", || format!("cannot write the state of VM {}", self.vm))
+    }
+
+    /// How the VM ended, once it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        let reason = self.reason?;
+        Some(Outcome { reason, exit: self.exit.clone(), message: self.error.clone() })
+    }
+
+    /// Whether its supervisor still runs.
+    pub fn is_alive(&self) -> bool {
+        self.supervisor.is_alive()
+    }
+}
+
+/// Writes a file of mode 0600 beside its name and renames it there. No fsync: a state describes processes, and
+/// those do not outlive a power failure either.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let tmp: PathBuf = path.with_file_name(name);
+    let write = || {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        std::io::Write::write_all(&mut file, bytes)?;
+        fs::rename(&tmp, path)
+    };
+    write().inspect_err(|_| {
+        // The error that matters is the first one.
+        let _ = fs::remove_file(&tmp);
+    })
+}
