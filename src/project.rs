@@ -1,11 +1,11 @@
 //! A project on this host: its manifest, name, lock and store, opened together and guarded by one lock.
 
-use crate::asset::debian::{self, Apt};
+use crate::asset::{self, Apt};
 use crate::digest::{ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::listing::Listing;
-use crate::lock::Lock;
+use crate::lock::{AssetId, Lock};
 use crate::manifest::model::{ImageSource, KernelSource, Manifest, VmmSource, Workload};
 use crate::manifest::{self};
 use crate::name::Name;
@@ -14,7 +14,7 @@ use crate::plan::{
 };
 use crate::step::{Work, tools};
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
-use crate::store::{Action, Last, Store};
+use crate::store::{Action, FileLock, Last, Store};
 use crate::supervise::{self, Observed, Status};
 use crate::ui::Ui;
 use crate::vmm::probe;
@@ -22,8 +22,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// The lock's file name, beside the manifest.
-pub const LOCK_FILE: &str = "firegopher.lock";
+pub use crate::lock::FILE_NAME as LOCK_FILE;
 
 /// An opened project.
 pub struct Project {
@@ -136,14 +135,8 @@ impl Project {
 
     /// Pins what the manifest needs and the lock lacks; returns whether anything was added. Uses the network.
     pub fn pin_missing(&mut self, ui: &Ui, locked: bool, offline: bool) -> Result<bool> {
-        let graph = Graph::of(&self.manifest);
-        let mut missing: Vec<_> = graph
-            .nodes
-            .iter()
-            .filter_map(|n| asset_of(&n.task))
-            .filter(|a| self.lock.get(a).is_none())
-            .collect();
-        missing.dedup();
+        let mut missing = self.assets();
+        missing.retain(|asset| self.lock.get(asset).is_none());
         if missing.is_empty() {
             return Ok(false);
         }
@@ -152,14 +145,29 @@ impl Project {
             return Err(Error::usage("lock.missing", format!("{LOCK_FILE} lacks: {}", names.join("; ")))
                 .help("Run `firegopher lock` without --locked and check the file in."));
         }
-        let apt = Apt::new(&self.home, offline)?;
-        for asset in missing {
-            ui.note(&format!("pinning {asset} in {LOCK_FILE}"));
-            let pins = debian::resolve(&apt, &asset, ui)?;
-            self.lock.set(asset, pins);
+        if offline {
+            return Err(offline_error(&format!("{LOCK_FILE} lacks {}", missing[0])));
+        }
+        self.pin(missing, ui)?;
+        Ok(true)
+    }
+
+    /// Resolves assets anew and writes their pins. Uses the network.
+    pub fn pin(&mut self, assets: Vec<AssetId>, ui: &Ui) -> Result<()> {
+        assets.iter().for_each(|asset| ui.note(&format!("pinning {asset} in {LOCK_FILE}")));
+        let apt = Apt::new(&self.home);
+        let pins = asset::resolve_all(&self.store, &apt, &assets, ui)?;
+        for (asset, pins) in assets.into_iter().zip(pins) {
+            self.lock.set(asset, pins)?;
         }
         self.lock.save(&self.manifest.dir.join(LOCK_FILE))?;
-        Ok(true)
+        Ok(())
+    }
+
+    /// The assets the manifest needs pins for.
+    pub fn assets(&self) -> Vec<AssetId> {
+        let graph = Graph::of(&self.manifest);
+        graph.nodes.iter().filter_map(|n| asset_of(&n.task)).collect()
     }
 
     /// What steps work with.
@@ -189,7 +197,7 @@ impl Project {
 }
 
 /// Holds the project's lock until dropped.
-pub struct ProjectGuard(#[expect(dead_code, reason = "held for its Drop")] crate::store::KeyLock);
+pub struct ProjectGuard(#[expect(dead_code, reason = "held for its Drop")] FileLock);
 
 #[derive(Serialize, Deserialize)]
 struct Claim {
@@ -224,7 +232,10 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
     let state = &observed.state;
     let running = match (observed.alive, state.status) {
         (true, Status::Starting | Status::Running | Status::Restarting) => Running::Yes,
-        (_, Status::Exited | Status::Failed) => Running::Ended(state.how_it_ended()),
+        (_, Status::Exited | Status::Failed) => {
+            Running::Ended(state.outcome().map(|o| o.describe()).unwrap_or_default())
+        }
+        (true, Status::Unknown) => Running::Yes,
         (false, _) => Running::Lost,
     };
     ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running }
@@ -233,6 +244,12 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
 /// What this host allows; asked once.
 pub fn host() -> Host {
     Host { root: nix::unistd::geteuid().is_root(), kvm: probe::kvm().is_hardware() }
+}
+
+/// Something would have to be fetched, and that was forbidden.
+pub fn offline_error(what: &str) -> Error {
+    Error::failed("offline", format!("{what}, and --offline forbids to fetch it"))
+        .help("Run the command once without --offline.")
 }
 
 struct View<'a> {

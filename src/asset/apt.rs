@@ -99,8 +99,11 @@ impl Apt {
         if here == *locked {
             return Ok(());
         }
-        Err(Error::usage("lock.other-distribution", format!("the lock pins packages of {locked}, this host has {here}"))
-            .help("run `firegopher update` to pin this host's packages, or build on the other distribution"))
+        Err(Error::usage(
+            "lock.other-distribution",
+            format!("the lock pins packages of {locked}, this host has {here}"),
+        )
+        .help("run `firegopher update` to pin this host's packages, or build on the other distribution"))
     }
 
     /// Fetches the package lists anew. Sources that fail while others answer are noted, not fatal.
@@ -116,7 +119,11 @@ impl Apt {
     pub(super) fn lock(&self, progress: &dyn Progress) -> Result<AptLock> {
         let failed = || format!("cannot prepare {}", self.dir.display());
         for sub in ["lists/partial", "cache", "empty/partial"] {
-            DirBuilder::new().recursive(true).mode(0o700).create(self.dir.join(sub)).or_failed("asset.apt-dir", failed)?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(self.dir.join(sub))
+                .or_failed("asset.apt-dir", failed)?;
         }
         let file = File::options()
             .write(true)
@@ -154,7 +161,10 @@ impl Apt {
     /// Fetches the lists if they are older than an hour or the host's sources changed. The caller holds the lock.
     pub(super) fn update_if_stale(&self, progress: &dyn Progress) -> Result<Complaints> {
         let stamp = self.dir.join("updated");
-        let age = fs::metadata(&stamp).and_then(|m| m.modified()).ok().and_then(|t| SystemTime::now().duration_since(t).ok());
+        let age = fs::metadata(&stamp)
+            .and_then(|m| m.modified())
+            .ok()
+            .and_then(|t| SystemTime::now().duration_since(t).ok());
         let fresh = age.is_some_and(|age| age < FRESH)
             && fs::read_to_string(&stamp).is_ok_and(|text| text == sources_fingerprint())
             && self.has_lists();

@@ -36,8 +36,17 @@ const BUILT_IN: &[&str] =
 
 /// What the drivers above depend on in known kernels: read in the same pass over the package.
 const LIKELY: &[&str] = &[
-    "virtio", "virtio_ring", "failover", "net_failover", "vsock", "vmw_vsock_virtio_transport_common", "mbcache",
-    "jbd2", "crc16", "crc32c", "libcrc32c",
+    "virtio",
+    "virtio_ring",
+    "failover",
+    "net_failover",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "mbcache",
+    "jbd2",
+    "crc16",
+    "crc32c",
+    "libcrc32c",
 ];
 
 /// The modules to read before anything is known about dependencies.
@@ -117,11 +126,14 @@ impl Modules {
     pub(super) fn lint(&self, kernel: &str, config: Option<&str>) -> Result<()> {
         let compiled_in = |option: &str| {
             config.is_some_and(|text| {
-                text.lines().any(|l| l.strip_prefix("CONFIG_").and_then(|l| l.strip_prefix(option)) == Some("=y"))
+                text.lines()
+                    .any(|l| l.strip_prefix("CONFIG_").and_then(|l| l.strip_prefix(option)) == Some("=y"))
             })
         };
         let has_driver = |driver: &Driver| {
-            compiled_in(driver.option) || self.present.contains(driver.module) || self.builtin.contains(driver.module)
+            compiled_in(driver.option)
+                || self.present.contains(driver.module)
+                || self.builtin.contains(driver.module)
         };
         let mut missing: Vec<&str> =
             DRIVERS.iter().filter(|d| d.required && !has_driver(d)).map(|d| d.option).collect();
@@ -133,8 +145,9 @@ impl Modules {
         }
         let options: Vec<String> = missing.iter().map(|option| format!("CONFIG_{option}")).collect();
         let message = format!("the kernel {kernel} cannot boot a guest: it lacks {}", options.join(", "));
-        Err(Error::usage("asset.kernel-driver", message)
-            .help("use another kernel, such as the package linux-image-cloud-amd64, or build these options in"))
+        Err(Error::usage("asset.kernel-driver", message).help(
+            "use another kernel, such as the package linux-image-cloud-amd64, or build these options in",
+        ))
     }
 }
 

@@ -80,8 +80,12 @@ pub(super) fn pieces(debs: &[PathBuf]) -> Result<Vec<Piece>> {
             continue;
         }
         if place != Place::Firmware {
-            let wants = needed(bytes)
-                .ok_or_else(|| Error::failed("asset.vmm", format!("QEMU's packages hold {name}, which is no x86-64 ELF file")))?;
+            let wants = needed(bytes).ok_or_else(|| {
+                Error::failed(
+                    "asset.vmm",
+                    format!("QEMU's packages hold {name}, which is no x86-64 ELF file"),
+                )
+            })?;
             // The loader is in the process already, under this very name.
             for want in wants.into_iter().filter(|want| want != LOADER) {
                 let piece = library(&found, &want).ok_or_else(|| lacks(&want))?;
@@ -135,7 +139,11 @@ fn is_candidate(path: &str) -> bool {
     let Some(file) = path.rsplit('/').next() else { return false };
     (path.starts_with("lib/") || path.starts_with("lib64/")) && {
         let is_qemu = path.contains("/qemu/");
-        if is_qemu { MODULES.contains(&file) } else { file.contains(".so") && !path.contains("/gconv/") && !path.contains("python") }
+        if is_qemu {
+            MODULES.contains(&file)
+        } else {
+            file.contains(".so") && !path.contains("/gconv/") && !path.contains("python")
+        }
     }
 }
 

@@ -6,12 +6,16 @@ use crate::home::Home;
 use crate::name::Name;
 use crate::project;
 use crate::store::Store;
-use crate::supervise::{self, Client, Event};
+use crate::supervise::{self, STATE_FILE};
 use crate::ui::Ui;
 use crate::{manifest, net};
 use fs_err as fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// A guest that does not end within its grace is killed by its supervisor; this is for supervisors that hang.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -87,14 +91,13 @@ pub(super) fn remove_vm(home: &Home, project: &Name, vm: &Name, kill: bool) -> R
     if !dir.exists() {
         return Ok(());
     }
-    if let Some(mut client) = Client::connect(&dir)? {
-        client.stop(kill)?;
-        while let Some(event) = client.next_event()? {
-            if matches!(event, Event::Ended(_)) {
-                break;
-            }
-        }
-    }
+    supervise::stop(home, project, vm, kill, PATIENCE)?;
     supervise::reclaim(home, project, vm)?;
+    match fs::remove_file(dir.join(STATE_FILE)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::failed("down.state", format!("cannot remove the state of {vm}")).because(e));
+        }
+        _ => {}
+    }
     net::address::release(&home.project(project), vm)
 }

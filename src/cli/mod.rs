@@ -13,15 +13,13 @@ mod run;
 mod signals;
 mod target;
 mod up;
+mod update;
 
 use crate::error::Result;
 use crate::ui;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-
-/// The hidden first argument that makes this process a supervisor.
-pub const SUPERVISE: &str = "__supervise";
 
 /// Runs your app in a microVM, from the firegopher.kdl beside it.
 #[derive(Debug, Parser)]
@@ -60,11 +58,13 @@ enum Command {
     Doctor(doctor::Args),
     /// Pin every asset in firegopher.lock.
     Lock(lock::Args),
+    /// Move pins to what the package sources serve now.
+    Update(update::Args),
 }
 
 /// Parses the process's arguments, runs the command, returns the exit code.
 pub fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|first| first == SUPERVISE) {
+    if std::env::args_os().nth(1).is_some_and(|first| first == crate::supervise::ARGUMENT) {
         return crate::supervise::child_main();
     }
     let cli = match Cli::try_parse() {
@@ -99,6 +99,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Logs(args) => logs::run(dir, &args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Lock(args) => lock::run(dir, &args),
+        Command::Update(args) => update::run(dir, &args),
     }
 }
 

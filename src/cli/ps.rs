@@ -55,12 +55,13 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
 
 fn row(observed: &Observed) -> Row {
     let state = &observed.state;
+    let ended = || state.outcome().map(|o| o.describe()).unwrap_or_default();
     let (status, detail) = match (observed.alive, state.status) {
         (true, Status::Running) => ("running", String::new()),
         (true, Status::Starting) => ("starting", String::new()),
         (true, Status::Restarting) => ("restarting", String::new()),
-        (_, Status::Exited) => ("exited", state.how_it_ended()),
-        (_, Status::Failed) => ("failed", state.how_it_ended()),
+        (_, Status::Exited) => ("exited", ended()),
+        (_, Status::Failed) => ("failed", ended()),
         (_, Status::Unknown) => ("unknown", "its state was written by a newer firegopher".to_owned()),
         (false, _) => ("lost", "its supervisor is gone; `firegopher up` or `down` cleans up".to_owned()),
     };

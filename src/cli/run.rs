@@ -5,7 +5,6 @@ use super::{down, signals, target, up};
 use crate::error::{Error, Result};
 use crate::manifest::model::{Restart, Vm};
 use crate::name::Name;
-use crate::net::netns::Netns;
 use crate::plan::Graph;
 use crate::project::{self, Project};
 use crate::step::boot::BootOptions;
@@ -56,14 +55,14 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let (vm, nodes) = (&project.manifest.vms[0], &graph.vms[0]);
     up::announce(vm, host, &ui);
     let namespace = match host.root {
-        true => Some(up::namespace_of(&project.observed()?).map_or_else(Netns::create, Ok)?),
+        true => Some(up::project_namespace(&project)?),
         false => None,
     };
     let options = BootOptions { ephemeral: true, stdin: true };
     let (spec, _) = up::spec_of(vm, nodes, &done, host, options, &work)?;
     let client = supervise::spawn(&spec, namespace.as_ref())?;
     drop(guard);
-    forward_stdin(Client::connect(&spec.dir)?);
+    forward_stdin(client.try_clone()?);
     let followed = vec![Followed { name: vm.name.clone(), client, ours: true, ports: vec![] }];
     let quiet = Ui::stderr().quiet();
     let ended =
@@ -109,16 +108,14 @@ fn throw_away(mut vm: Vm, command: &[String]) -> Result<Vm> {
 }
 
 /// Copies this process's standard input to the workload until either ends.
-fn forward_stdin(client: Option<Client>) {
-    let Some(mut client) = client else { return };
+fn forward_stdin(mut client: Client) {
     std::thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
         loop {
             // An unreadable standard input is an empty one.
             let count = std::io::stdin().read(&mut buffer).unwrap_or(0);
             if client.stdin(&buffer[..count]).is_err() || count == 0 {
-                // Keep the connection: an ephemeral VM must not take its end for ours.
-                std::thread::park();
+                return;
             }
         }
     });

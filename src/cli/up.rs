@@ -10,7 +10,7 @@ use crate::plan::{self, Action, Desired, Graph, Host, Plan, StepKind, VmNodes};
 use crate::project::{self, Project};
 use crate::step::boot::{BootOptions, supervise_spec};
 use crate::step::{Outputs, Work, execute, record_last};
-use crate::supervise::{self, Client, Observed};
+use crate::supervise::{self, Client};
 use crate::ui::Ui;
 use std::path::Path;
 use std::process::ExitCode;
@@ -57,9 +57,9 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     ui.clear();
     // Everything is known now: what was undecided is decided.
     let plan = project.plan(&scan, &observed);
-    let mut boots =
+    let boots =
         Boots { project: &project, graph: &graph, done: &done, host: project::host(), work: &work, ui: &ui };
-    let followed = boots.carry_out(&plan, &observed)?;
+    let followed = boots.carry_out(&plan)?;
     drop(guard);
     let until = if args.detach { Until::Running } else { Until::Ended };
     let ended = attach::follow(followed, until, signals.as_ref(), &project.home, &project.name, &ui)?;
@@ -73,7 +73,8 @@ fn code(well: bool) -> ExitCode {
 fn connect_all(project: &Project) -> Result<Vec<Followed>> {
     let mut followed = Vec::new();
     for vm in &project.manifest.vms {
-        if let Some(client) = Client::connect(&project.home.vm(&project.name, &vm.name))? {
+        if let Some(mut client) = Client::connect(&project.home.vm(&project.name, &vm.name))? {
+            client.attach(false)?;
             followed.push(Followed { name: vm.name.clone(), client, ours: false, ports: vm.ports.clone() });
         }
     }
@@ -91,14 +92,14 @@ struct Boots<'a> {
 }
 
 impl Boots<'_> {
-    fn carry_out(&mut self, plan: &Plan, observed: &[Observed]) -> Result<Vec<Followed>> {
+    fn carry_out(&self, plan: &Plan) -> Result<Vec<Followed>> {
         let Project { home, name, .. } = self.project;
         for step in plan.steps.iter().filter(|s| s.kind == StepKind::Boot && s.action == Action::Remove) {
             let vm = &step.vms[0];
             self.ui.note(&format!("{vm} left the manifest: stopping it"));
             down::remove_vm(home, name, vm, false)?;
         }
-        let namespace = self.namespace(observed)?;
+        let namespace = self.namespace()?;
         let mut started = Vec::new();
         match self.start_all(plan, namespace.as_ref(), &mut started) {
             Ok(followed) => Ok(followed),
@@ -126,7 +127,8 @@ impl Boots<'_> {
         for (vm, nodes) in manifest.vms.iter().zip(&self.graph.vms) {
             let action = plan.step(StepKind::Boot, &vm.name).map(|s| s.action);
             if action == Some(Action::Keep) {
-                if let Some(client) = Client::connect(&home.vm(name, &vm.name))? {
+                if let Some(mut client) = Client::connect(&home.vm(name, &vm.name))? {
+                    client.attach(false)?;
                     followed.push(Followed {
                         name: vm.name.clone(),
                         client,
@@ -157,18 +159,17 @@ impl Boots<'_> {
         Ok((supervise::spawn(&spec, namespace)?, desired))
     }
 
-    /// The project's namespace: of a VM that runs, else a new one. It lives as long as somebody holds it.
-    fn namespace(&self, observed: &[Observed]) -> Result<Option<Netns>> {
+    fn namespace(&self) -> Result<Option<Netns>> {
         if !self.host.root {
             return Ok(None);
         }
-        namespace_of(observed).map_or_else(Netns::create, Ok).map(Some)
+        project_namespace(self.project).map(Some)
     }
 }
 
-/// The namespace of the first VM that still holds it.
-pub(super) fn namespace_of(observed: &[Observed]) -> Option<Netns> {
-    observed.iter().filter(|o| o.alive).find_map(|o| o.state.namespace())
+/// The project's namespace: of a VM that runs, else a new one. It lives as long as somebody holds it.
+pub(super) fn project_namespace(project: &Project) -> Result<Netns> {
+    supervise::project_netns(&project.home, &project.name)?.map_or_else(Netns::create, Ok)
 }
 
 /// A VM's spec and the effects it stands for.

@@ -57,7 +57,12 @@ const fn number(name: &'static str, about: &'static str) -> Prop {
 
 /// The settings of the top level.
 pub(super) const TOP: &[Node] = &[
-    node("project", (1, 1), "a name", "Names the project; the directory's name and a short hash of its path unless set"),
+    node(
+        "project",
+        (1, 1),
+        "a name",
+        "Names the project; the directory's name and a short hash of its path unless set",
+    ),
     Node {
         block: Block::Nodes(KERNEL),
         many: true,
@@ -150,11 +155,21 @@ pub(super) const VM: &[Node] = &[
     },
     Node {
         props: &[text("size", "Size of the scratch disk; 2GiB unless set")],
-        ..node("root", (1, 1), "\"scratch\" or \"tmpfs\"", "The writable layer over the base image; empty at every boot")
+        ..node(
+            "root",
+            (1, 1),
+            "\"scratch\" or \"tmpfs\"",
+            "The writable layer over the base image; empty at every boot",
+        )
     },
     Node {
         props: &[number("max", "Restarts in a row before giving up; without limit unless set")],
-        ..node("restart", (1, 1), "\"no\", \"on-failure\" or \"always\"", "When a workload that ended is booted again")
+        ..node(
+            "restart",
+            (1, 1),
+            "\"no\", \"on-failure\" or \"always\"",
+            "When a workload that ended is booted again",
+        )
     },
     node("grace", (1, 1), "a duration", "Time between SIGTERM and SIGKILL"),
     node("boot-timeout", (1, 1), "a duration", "Time in which the guest must report"),

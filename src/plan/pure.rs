@@ -1,9 +1,6 @@
 //! Pure steps: their input vectors, and whether the store already has their outputs.
 
-use super::{
-    Action, Graph, Inputs, Node, PlannedStep, Reason, Scan, ScannedSource, Situation, StepKind, StoreView,
-    Task,
-};
+use super::{Action, Graph, Inputs, Node, PlannedStep, Reason, Scan, ScannedSource, Situation, Task};
 use crate::digest::ObjectDigest;
 use crate::listing::{Change, Listing};
 use crate::lock::{AssetId, Lock};

@@ -7,7 +7,7 @@ use crate::name::{Name, VmId};
 use crate::net::address;
 use crate::plan::{Desired, Host, Scan, ScannedSource, VmNodes};
 use crate::supervise::{SuperviseSpec, VolumeSpec};
-use crate::vmm::spec::{Drive, NetSpec, VmSpec, VmmBinary};
+use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary};
 
 /// How this boot differs from the manifest's settings.
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,7 +35,7 @@ pub fn supervise_spec(
         .volumes
         .iter()
         .map(|volume| VolumeSpec {
-            name: volume.name.clone(),
+            name: volume.name.to_string(),
             path: work.home.volumes(work.project).join(format!("{}.ext4", volume.name)),
             size: volume.size,
         })
@@ -50,7 +50,7 @@ pub fn supervise_spec(
                 }
                 "scratch" => (dir.join("scratch.ext4"), false),
                 _ => {
-                    let volume = volumes.iter().find(|v| run_config::volume_role(v.name.as_str()) == role);
+                    let volume = volumes.iter().find(|v| run_config::volume_role(&v.name) == role);
                     (volume.ok_or_else(|| Error::bug("a drive without its volume"))?.path.clone(), false)
                 }
             };
@@ -73,10 +73,11 @@ pub fn supervise_spec(
             memory: vm.memory,
             drives,
             net: net(vm, &id, host, work)?,
-            jail: None,
+            // uid 0 asks the supervisor to lease one.
+            jail: host.root.then(|| JailSpec { root: dir.join("jail"), uid: 0, gid: 0 }),
             id,
         },
-        jailed: host.root,
+        leases: work.home.leases(),
         run,
         ports: vm.ports.clone(),
         restart: vm.restart,
@@ -111,7 +112,7 @@ fn net(vm: &Vm, id: &VmId, host: Host, work: &Work<'_>) -> Result<NetSpec> {
         return Ok(NetSpec::User { forwards: vm.ports.clone(), mac });
     }
     let subnet = address::lease(&work.home.project(work.project), &vm.name)?;
-    Ok(NetSpec::Tap { name: id.tap_name(), host: subnet.host, guest: subnet.guest, mac })
+    Ok(NetSpec::Tap { name: id.tap_name(), host: subnet.host(), guest: subnet.guest(), mac })
 }
 
 /// A stable, locally administered unicast address.

@@ -1,13 +1,14 @@
 //! What each pure step does: from its parents' objects to a published object.
 
 use super::{GUEST_INIT, Work, run_config};
-use crate::asset;
+use crate::asset::{self, Apt};
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, BaseSource, WorkloadItem, WorkloadSource};
 use crate::lock::Pin;
 use crate::manifest::model::{ImageSource, KernelSource, Workload};
 use crate::plan::{Graph, Node, Scan, ScannedSource, Task, asset_of, node_inputs};
+use crate::project;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Seek, SeekFrom};
@@ -29,13 +30,16 @@ pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
     let mut pins: Vec<Pin> = Vec::new();
     for node in &graph.nodes {
         let Some(asset) = asset_of(&node.task) else { continue };
-        let Some(pinned) = work.lock.get(&asset) else { continue };
+        let Some(pinned) = work.lock.entry(&asset) else { continue };
         let known = node_inputs(graph, node, &[], work.lock, work.scan, work.tools)
             .ok()
             .and_then(|inputs| work.store.action(&inputs.key(node.task.kind())))
             .is_some_and(|action| work.store.has(&action.output));
         if !known {
-            pins.extend(pinned.iter().cloned());
+            if !asset::debian::have_debs(work.store, &pinned.packages) {
+                Apt::new(work.home).check_origin(&pinned.origin)?;
+            }
+            pins.extend(pinned.packages.iter().cloned());
         }
     }
     if pins.is_empty() {
@@ -47,8 +51,10 @@ pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
 }
 
 fn debs(pins: &[Pin], work: &Work<'_>) -> Result<Vec<PathBuf>> {
-    let apt = asset::debian::Apt::new(work.home, work.offline)?;
-    asset::debian::fetch_debs(work.store, &apt, pins, work.ui)
+    if work.offline && !asset::debian::have_debs(work.store, pins) {
+        return Err(project::offline_error("the store lacks packages"));
+    }
+    asset::fetch_debs(work.store, &Apt::new(work.home), pins, work.ui)
 }
 
 fn pinned_debs(task: &Task, work: &Work<'_>) -> Result<Vec<PathBuf>> {
@@ -81,8 +87,7 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
                 ImageSource::Path(path) => ImageParts::File(scanned(path, work)?.digest()),
                 ImageSource::Debian(_) => {
                     let paths = pinned_debs(&node.task, work)?;
-                    let digests =
-                        paths.iter().map(|path| store.digest_of_path(path)).collect::<Result<_>>()?;
+                    let digests = paths.iter().map(|path| digest_of(path)).collect::<Result<_>>()?;
                     ImageParts::Debs(digests)
                 }
             };
@@ -215,6 +220,12 @@ fn unpack(workloads: &[Workload], base: ObjectDigest, work: &Work<'_>) -> Result
     }
     warnings.iter().for_each(|w| work.ui.warning(w));
     work.store.publish_file(&out.join("workload.ext4"), false)
+}
+
+/// The digest in an object's path.
+fn digest_of(object: &Path) -> Result<ObjectDigest> {
+    let name = object.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+    name.ok_or_else(|| Error::bug(format!("{} is not an object", object.display())))
 }
 
 /// Whether a workload file is unpacked rather than placed.

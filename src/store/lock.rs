@@ -147,7 +147,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 /// Program and subcommand only: later arguments may be anybody's secrets.
-fn write_holder(file: &mut File) -> io::Result<()> {
+pub(super) fn write_holder(file: &mut File) -> io::Result<()> {
     let mut args = std::env::args_os();
     let program = args.next().map(PathBuf::from).unwrap_or_default();
     let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -11,6 +11,7 @@
 //! ```
 
 mod dirs;
+mod guard;
 mod hash;
 mod lock;
 mod object;
@@ -20,6 +21,7 @@ mod temp;
 mod tree;
 
 pub use dirs::{create_private_dir, write_failed};
+pub use guard::{FileLock, Temps, lock_file};
 pub use hash::hash_file;
 pub use lock::{Exclusive, KeyLock};
 pub use record::{Action, Last, LastStep};

@@ -40,8 +40,9 @@ pub struct LastStep {
     pub inputs: Vec<(String, String)>,
     /// What it made, if it is a pure step that ended well.
     pub output: Option<ObjectDigest>,
-    /// The encoded [`crate::listing::Listing`] of its workload, if it has one.
-    pub listing: Option<ObjectDigest>,
+    /// The encoded [`crate::listing::Listing`]s of its workload directories.
+    #[serde(default)]
+    pub listings: Vec<ObjectDigest>,
 }
 
 impl Store {

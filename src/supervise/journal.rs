@@ -67,9 +67,10 @@ impl Journal {
         let path = dir.join(JOURNAL_FILE);
         let effects = match fs::read(&path) {
             Ok(text) => {
-                let disk: OnDisk = serde_json::from_slice(&text).or_failed("supervise.journal-broken", || {
-                    format!("{} is not a journal this version can read", path.display())
-                })?;
+                let disk: OnDisk = serde_json::from_slice(&text)
+                    .or_failed("supervise.journal-broken", || {
+                        format!("{} is not a journal this version can read", path.display())
+                    })?;
                 disk.effects
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -122,7 +123,8 @@ impl Journal {
 
     fn save(&self) -> Result<()> {
         let disk = OnDisk { version: 1, effects: self.effects.clone() };
-        let text = serde_json::to_vec(&disk).map_err(|e| Error::bug("a journal does not serialise").because(e))?;
+        let text =
+            serde_json::to_vec(&disk).map_err(|e| Error::bug("a journal does not serialise").because(e))?;
         replace(&self.path, &text).or_failed("supervise.journal-write", || {
             format!("cannot write {} before an effect", self.path.display())
         })

@@ -7,6 +7,7 @@ mod child;
 mod client;
 mod clock;
 mod console;
+mod describe;
 mod effects;
 mod host;
 mod hub;

@@ -210,7 +210,8 @@ impl Session<'_> {
             channel::STDOUT => self.hub.output(Stream::Stdout, &frame.payload),
             channel::STDERR => self.hub.output(Stream::Stderr, &frame.payload),
             channel::CONTROL => {
-                let message = serde_json::from_slice(&frame.payload).map_err(|e| format!("no message: {e}"))?;
+                let message =
+                    serde_json::from_slice(&frame.payload).map_err(|e| format!("no message: {e}"))?;
                 self.message(message);
             }
             other => return Err(format!("channel {other} is unknown")),
@@ -221,7 +222,9 @@ impl Session<'_> {
     fn message(&mut self, message: FromGuest) {
         match message {
             FromGuest::Hello { protocol, kernel } => self.hello(protocol, kernel),
-            FromGuest::Warning { message } => self.hub.warn(format!("guest: {}", super::logs::escaped(message.as_bytes()))),
+            FromGuest::Warning { message } => {
+                self.hub.warn(format!("guest: {}", super::logs::escaped(message.as_bytes())))
+            }
             FromGuest::Started { .. } => {
                 self.end.started = Some(Instant::now());
                 self.recorder.stamp("started");
@@ -230,6 +233,7 @@ impl Session<'_> {
                     self.recorder.phase(Phase::Running);
                 }
             }
+            FromGuest::StdinTaken { .. } => {}
             FromGuest::Exit(record) => {
                 self.stdin_open = false;
                 self.say(&ToGuest::ExitAck);
@@ -246,7 +250,8 @@ impl Session<'_> {
         let Some(mut run) = self.run.take() else { return };
         if protocol != PROTOCOL {
             super::spec::wipe_secrets(&mut run);
-            return self.fail(format!("the guest speaks control protocol {protocol}, this firegopher {PROTOCOL}"));
+            return self
+                .fail(format!("the guest speaks control protocol {protocol}, this firegopher {PROTOCOL}"));
         }
         run.clock_ms = super::clock::wall_ms();
         self.stdin_open = run.stdin;
@@ -259,7 +264,10 @@ impl Session<'_> {
         let mut start = ToGuest::Start(Box::new(run));
         let mut frame = message(&start);
         if frame.len() > MAX_PAYLOAD {
-            self.fail(format!("environment and settings take {} bytes; the guest accepts {MAX_PAYLOAD}", frame.len()));
+            self.fail(format!(
+                "environment and settings take {} bytes; the guest accepts {MAX_PAYLOAD}",
+                frame.len()
+            ));
         } else {
             self.out.extend_from_slice(&frame);
         }
@@ -281,7 +289,9 @@ impl Session<'_> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Signal(signal) => self.say(&ToGuest::Signal { signal }),
-            Command::Stop { kill: false } if self.end.exit.is_some() || self.end.stopped => self.end.stopped = true,
+            Command::Stop { kill: false } if self.end.exit.is_some() || self.end.stopped => {
+                self.end.stopped = true
+            }
             // A guest that waits for its settings runs nothing that could need grace.
             Command::Stop { kill: false } if self.run.is_some() => {
                 self.end.stopped = true;

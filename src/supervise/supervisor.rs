@@ -68,7 +68,11 @@ pub(super) fn lock(dir: &Path) -> Result<Option<File>> {
 
 /// Checks and takes everything that can be checked and taken before a boot, so that its failure is the answer to
 /// the command that asked for the VM. After an error nothing is left but a state that tells it.
-pub(super) fn prepare(mut spec: SuperviseSpec, platform: &dyn Platform, netns_fd: Option<i32>) -> Result<Prepared> {
+pub(super) fn prepare(
+    mut spec: SuperviseSpec,
+    platform: &dyn Platform,
+    netns_fd: Option<i32>,
+) -> Result<Prepared> {
     private_dir(&spec.dir)?;
     let Some(lock) = lock(&spec.dir)? else {
         return Err(Error::failed("supervise.running", format!("VM {} runs already", spec.vm))
@@ -127,7 +131,8 @@ type Taken = (Vec<(std::net::TcpListener, Port)>, Vec<File>, WorkloadLog, Consol
 
 fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal) -> Result<Taken> {
     let logs = || format!("cannot start the logs of VM {}", spec.vm);
-    let log = WorkloadLog::create(&spec.dir.join(WORKLOAD_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
+    let log =
+        WorkloadLog::create(&spec.dir.join(WORKLOAD_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
     let console = Console::create(&spec.dir.join(CONSOLE_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
     let ports = effects::bind_ports(spec)?;
     let locks = effects::lock_volumes(spec)?;
@@ -379,7 +384,8 @@ pub(super) fn undo_common(effect: &Effect) -> Result<bool> {
             }
         }
         Effect::File { path } => {
-            remove_file(path).or_failed("supervise.remove", || format!("cannot remove {}", path.display()))?;
+            remove_file(path)
+                .or_failed("supervise.remove", || format!("cannot remove {}", path.display()))?;
             Ok(true)
         }
         _ => Ok(false),

@@ -17,7 +17,8 @@ fn meaning(doc: &KdlDocument) -> String {
                 KdlValue::Float(f) => format!("{f}"),
                 other => format!("{other:?}"),
             };
-            out += &format!(" {:?}{:?}={value}", entry.ty().map(|t| t.value()), entry.name().map(|n| n.value()));
+            out +=
+                &format!(" {:?}{:?}={value}", entry.ty().map(|t| t.value()), entry.name().map(|n| n.value()));
         }
         if let Some(children) = node.children() {
             out += &format!(" {{ {} }}", meaning(children));
@@ -114,10 +115,64 @@ fn numbers_are_those_of_kdl() {
 /// Pieces of KDL that are likely to make sense together, or nearly so.
 fn pieces() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
-        "a", "vm", "true", "-", ".", "+1", "1", "0x1", "1.5", "1e", "#true", "#nan", "#", "##", "\"", "\"\"\"", "\\",
-        "/", "*", "/*", "*/", "//", "/-", "{", "}", "(", ")", "=", ";", "\n", "\r\n", " ", "  ", "\t", "é", "\u{A0}",
-        "\u{85}", "\u{2028}", "\"s\"", "\"x y\"", "#\"r\"#", "##\"r\"#\"##", "k=1", "(t)", "\\n", "\\u{41}", "\\ ", "\\\n",
-        "\"\"\"\n  a\n  \"\"\"", "#\"\"\"\n a\n \"\"\"#", "a { b; }", "a 1\n", "/-a\n", "// c\n", "/* c */", "r\"", ",", "[",
+        "a",
+        "vm",
+        "true",
+        "-",
+        ".",
+        "+1",
+        "1",
+        "0x1",
+        "1.5",
+        "1e",
+        "#true",
+        "#nan",
+        "#",
+        "##",
+        "\"",
+        "\"\"\"",
+        "\\",
+        "/",
+        "*",
+        "/*",
+        "*/",
+        "//",
+        "/-",
+        "{",
+        "}",
+        "(",
+        ")",
+        "=",
+        ";",
+        "\n",
+        "\r\n",
+        " ",
+        "  ",
+        "\t",
+        "é",
+        "\u{A0}",
+        "\u{85}",
+        "\u{2028}",
+        "\"s\"",
+        "\"x y\"",
+        "#\"r\"#",
+        "##\"r\"#\"##",
+        "k=1",
+        "(t)",
+        "\\n",
+        "\\u{41}",
+        "\\ ",
+        "\\\n",
+        "\"\"\"\n  a\n  \"\"\"",
+        "#\"\"\"\n a\n \"\"\"#",
+        "a { b; }",
+        "a 1\n",
+        "/-a\n",
+        "// c\n",
+        "/* c */",
+        "r\"",
+        ",",
+        "[",
     ]);
     prop::collection::vec(piece, 0..24).prop_map(|p| p.concat())
 }
