@@ -243,7 +243,7 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
 
 /// What this host allows; asked once.
 pub fn host() -> Host {
-    Host { root: nix::unistd::geteuid().is_root(), kvm: probe::kvm().is_hardware() }
+    Host { root: nix::unistd::geteuid().is_root(), kvm: probe::kvm().is_usable() }
 }
 
 /// Something would have to be fetched, and that was forbidden.

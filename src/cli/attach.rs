@@ -234,7 +234,7 @@ impl Follower<'_> {
             self.ui.note("Stopping; press Ctrl-C again to kill.");
         }
         for &vm in open.iter().rev() {
-            if let Some(mut client) = Client::connect(&home.vm(project, &self.names[vm]))? {
+            if let Some(client) = Client::connect(&home.vm(project, &self.names[vm]))? {
                 client.stop(kill)?;
             }
         }

@@ -22,7 +22,7 @@ struct Document<'a> {
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let home = Home::from_env()?;
-    let checks = probe::doctor(&home);
+    let checks = probe::checks(&home);
     if args.json {
         let document = Document { format_version: 1, checks: &checks };
         let text =
