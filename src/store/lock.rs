@@ -54,7 +54,8 @@ impl Drop for Exclusive<'_> {
 
 impl Store {
     /// Waits until nobody else works on `key` and takes it. After a second of waiting `on_wait` is told, once,
-    /// who has it, such as `firegopher up (pid 71)`. Not re-entrant: a second lock of the same key waits for
+    /// who has it, such as `firegopher up (pid 71)`. The one before may have done the work: look again at
+    /// [`Store::action`] once the lock is held. Not re-entrant: a second lock of the same key waits for
     /// the first, in the same process too.
     pub fn lock_key(&self, key: &StepKey, on_wait: &dyn Fn(&str)) -> Result<KeyLock> {
         let path = self.dir("locks").join(key.to_hex());

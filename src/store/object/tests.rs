@@ -233,9 +233,9 @@ fn killed_at_any_moment_the_store_holds_whole_objects() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // Wait for its first work, then a random while.
+        // Until it has published something, however slow the disk is, then a random while.
         let started = Instant::now();
-        while fs_err::read_dir(s.store.dir("tmp")).unwrap().count() == 0 && started.elapsed().as_secs() < 10 {
+        while s.store.objects().unwrap().len() <= published && started.elapsed().as_secs() < 60 {
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut byte = [0; 2];
@@ -253,5 +253,5 @@ fn killed_at_any_moment_the_store_holds_whole_objects() {
             assert!(next.has(&next.action(&key).expect("a whole record").output));
         }
     }
-    assert!(published > 25, "the children published {published} objects");
+    assert!(published >= 25, "the children published {published} objects");
 }
