@@ -246,7 +246,10 @@ fn duplicates_are_refused_but_repeated_directories_are_not() {
 fn sizes_that_cannot_be_are_refused() {
     refused(Tar::default().raw(b"a", b'0', 0o644, (0, 0), b"", 5000, b"short").end(), "archive.truncated");
     refused(Tar::default().raw(b"a", b'5', 0o755, (0, 0), b"", 3, b"abc").end(), "archive.size-lie");
-    refused(Tar::default().pax(&[("size", b"18446744073709551615")]).file("a", b"x").end(), "archive.truncated");
+    refused(
+        Tar::default().pax(&[("size", b"18446744073709551615")]).file("a", b"x").end(),
+        "archive.truncated",
+    );
     let whole = Tar::default().file("a", &[1; 2000]).end();
     refused(&whole[..1000], "archive.truncated");
     refused(&whole[..700], "archive.truncated");
@@ -296,7 +299,9 @@ fn bombs_stop_at_the_limit() {
     let bench = Bench::new();
     let limits = Limits { total: 1 << 20, entries: 10 };
     let read = |bytes: &[u8]| {
-        archive::read(&bench.write("a", bytes), &bench.scratch(), (0, 0), limits).map(drop).map_err(|e| e.code())
+        archive::read(&bench.write("a", bytes), &bench.scratch(), (0, 0), limits)
+            .map(drop)
+            .map_err(|e| e.code())
     };
     let zeros = vec![0; 4 << 20];
     let tar = Tar::default().file("zeros", &zeros).end();

@@ -11,9 +11,14 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 /// An index like that of a merged-/usr Debian.
 fn debian_index(bench: &Bench) -> PathBuf {
     let mut index = Index::default();
-    for (path, mode, uid) in
-        [("", 0o755, 0), ("usr", 0o755, 0), ("usr/lib", 0o755, 0), ("tmp", 0o1777, 0), ("srv", 0o750, 33), ("run", 0o755, 0)]
-    {
+    for (path, mode, uid) in [
+        ("", 0o755, 0),
+        ("usr", 0o755, 0),
+        ("usr/lib", 0o755, 0),
+        ("tmp", 0o1777, 0),
+        ("srv", 0o750, 33),
+        ("run", 0o755, 0),
+    ] {
         index.insert(path, Indexed::Dir(Meta { uid, ..Meta::root(mode) }));
     }
     for (path, target) in [("lib", "usr/lib"), ("var/run", "/run"), ("loop", "loop"), ("up", "../../srv")] {
@@ -30,7 +35,11 @@ fn digest(bytes: impl AsRef<[u8]>) -> ObjectDigest {
 }
 
 fn file(path: &str, bytes: &[u8]) -> Listed {
-    Listed { path: path.into(), mode: 0o644, kind: ListedKind::File { size: bytes.len() as u64, digest: digest(bytes) } }
+    Listed {
+        path: path.into(),
+        mode: 0o644,
+        kind: ListedKind::File { size: bytes.len() as u64, digest: digest(bytes) },
+    }
 }
 
 fn dir(path: &str) -> Listed {
@@ -92,7 +101,17 @@ fn a_directory_gets_its_owner_and_a_constant_time() {
 #[test]
 fn links_of_the_base_are_followed() {
     let bench = Bench::new();
-    let app = tree(&bench, "a", vec![dir("lib"), file("lib/x", b"lib/x"), dir("var"), dir("var/run"), file("var/run/y", b"var/run/y")]);
+    let app = tree(
+        &bench,
+        "a",
+        vec![
+            dir("lib"),
+            file("lib/x", b"lib/x"),
+            dir("var"),
+            dir("var/run"),
+            file("var/run/y", b"var/run/y"),
+        ],
+    );
     let image = build(&bench, &[item(&app, "/")]).unwrap();
     assert_eq!(image.read("/usr/lib/x"), b"lib/x");
     assert_eq!(image.read("/run/y"), b"var/run/y");
@@ -105,7 +124,8 @@ fn links_of_the_base_are_followed() {
 #[test]
 fn shared_directories_keep_the_metadata_of_the_base() {
     let bench = Bench::new();
-    let app = tree(&bench, "a", vec![dir("srv"), file("srv/x", b"srv/x"), dir("tmp"), file("tmp/y", b"tmp/y")]);
+    let app =
+        tree(&bench, "a", vec![dir("srv"), file("srv/x", b"srv/x"), dir("tmp"), file("tmp/y", b"tmp/y")]);
     let image = build(&bench, &[item(&app, "/")]).unwrap();
     assert_eq!(image.owner("/"), (0o040755, 0, 0));
     assert_eq!(image.owner("/tmp"), (0o041777, 0, 0));
@@ -116,8 +136,10 @@ fn shared_directories_keep_the_metadata_of_the_base() {
 #[test]
 fn later_items_win() {
     let bench = Bench::new();
-    let first = tree(&bench, "a", vec![file("both", b"both"), file("one", b"one"), symlink("link", "/app/inner")]);
-    let second = tree(&bench, "b", vec![symlink("both", "one"), dir("link"), file("link/x", b"link/x"), dir("one")]);
+    let first =
+        tree(&bench, "a", vec![file("both", b"both"), file("one", b"one"), symlink("link", "/app/inner")]);
+    let second =
+        tree(&bench, "b", vec![symlink("both", "one"), dir("link"), file("link/x", b"link/x"), dir("one")]);
     let image = build(&bench, &[item(&first, "/app"), item(&second, "/app")]).unwrap();
     assert_eq!(image.target("/app/both"), "one");
     assert_eq!(image.read("/app/inner/x"), b"link/x", "links of earlier items are followed");
@@ -138,9 +160,13 @@ fn a_single_file_has_its_own_path_or_goes_into_a_directory() {
     let bench = Bench::new();
     let path = bench.write("server", "binary");
     let source = WorkloadSource::File { path: &path, digest: digest("binary"), executable: true };
-    for (to, placed) in
-        [("/app/run", "/app/run"), ("/app/", "/app/server"), ("/srv", "/srv/server"), ("/lib", "/usr/lib/server"), ("/x", "/x")]
-    {
+    for (to, placed) in [
+        ("/app/run", "/app/run"),
+        ("/app/", "/app/server"),
+        ("/srv", "/srv/server"),
+        ("/lib", "/usr/lib/server"),
+        ("/x", "/x"),
+    ] {
         let image = build(&bench, &[WorkloadItem { source, to, owner: (0, 5) }]).unwrap();
         assert_eq!(image.owner(placed), (0o100755, 0, 5), "{to}");
         assert_eq!(image.read(placed), b"binary");
@@ -220,9 +246,13 @@ fn large_directories_and_files_fit() {
 #[test]
 fn empty_disks_are_sparse_private_and_clean() {
     let bench = Bench::new();
-    for (size, role) in
-        [(17 << 20, Role::Volume), (1 << 30, Role::Scratch), ((1 << 30) + 5, Role::Volume), (20 << 30, Role::Scratch), ((2 << 30) + (5 << 20), Role::Volume)]
-    {
+    for (size, role) in [
+        (17 << 20, Role::Volume),
+        (1 << 30, Role::Scratch),
+        ((1 << 30) + 5, Role::Volume),
+        (20 << 30, Role::Scratch),
+        ((2 << 30) + (5 << 20), Role::Volume),
+    ] {
         let path = bench.path("disk");
         create_empty(&path, size, role).unwrap();
         let stat = std::fs::metadata(&path).unwrap();

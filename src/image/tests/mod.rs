@@ -115,7 +115,16 @@ pub(super) struct Tar(pub Vec<u8>);
 
 impl Tar {
     /// A member with every field given; `size` is what the header declares.
-    pub fn raw(mut self, name: &[u8], kind: u8, mode: u32, owner: (u64, u64), link: &[u8], size: u64, data: &[u8]) -> Self {
+    pub fn raw(
+        mut self,
+        name: &[u8],
+        kind: u8,
+        mode: u32,
+        owner: (u64, u64),
+        link: &[u8],
+        size: u64,
+        data: &[u8],
+    ) -> Self {
         let mut header = [0u8; 512];
         header[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
         header[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
