@@ -7,6 +7,7 @@
 mod cache;
 mod clock;
 mod content;
+mod getdents;
 mod ignored;
 mod walk;
 
@@ -127,7 +128,7 @@ pub fn scan_file(store: &Store, path: &Path) -> Result<ScannedFile> {
     let (stat, digest) = match cached {
         Some(digest) => (stat, digest),
         None => {
-            let (stat, digest) = content::hash_stable(&mut file, path, || open().map_err(Into::into))?;
+            let (stat, digest) = content::hash_stable(&mut file, path, open)?;
             if clock.trusts(&stat) {
                 let _ = store.replace(&cache_path, &cache::encode(std::iter::once(("", &stat, digest))));
             }

@@ -1,14 +1,15 @@
 //! The parallel walk: getdents and fstatat on directories opened beneath the root, never through a link.
 
 use super::cache::Stat;
+use super::getdents::Lister;
 use super::ignored::Ignored;
 use crate::error::{Error, Result};
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{Mode, fstatat};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -74,10 +75,12 @@ pub(super) fn walk(dir: &File, root: &Path, ignored: &Ignored) -> Result<Vec<Fou
     let queue = Queue { state: Mutex::new((vec![String::new()], 1)), changed: Condvar::new() };
     let worker = || {
         let mut reader = Reader { root_dir: dir, root, ignored, found: Vec::new(), problems: Vec::new() };
+        let mut lister = Lister::new();
         let mut subdirs = Vec::new();
         while let Some(path) = queue.take() {
-            if let Err(e) = reader.read(&path, &mut subdirs) {
-                reader.problems.push((path, e));
+            if let Err(e) = reader.read(&mut lister, &path, &mut subdirs) {
+                let error = failed(&root.join(&path), e);
+                reader.problems.push((path, error));
             }
             queue.done(&mut subdirs);
         }
@@ -110,73 +113,71 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn read(&mut self, path: &str, subdirs: &mut Vec<String>) -> Result<()> {
-        let at = |e: Errno| failed(&self.root.join(path), e);
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-        let fd = open_beneath(self.root_dir, path, flags).map_err(at)?;
-        // One descriptor to list, one to stat in: the listing borrows its own.
-        let mut listing =
-            Dir::from_fd(fd.try_clone().map_err(|e| Errno::try_from(e).unwrap_or(Errno::EIO)).map_err(at)?)
-                .map_err(at)?;
-        for entry in listing.iter() {
-            let entry = entry.map_err(at)?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let Ok(text) = name.to_str() else {
-                let shown = self.root.join(path).join(std::ffi::OsStr::from_bytes(name.to_bytes()));
-                let message = format!("the name of {} is not UTF-8", shown.display());
-                self.problems.push((
-                    path.to_owned(),
-                    Error::failed("scan.name", message)
-                        .help("rename it, or leave it out with an `ignore` pattern on its directory"),
-                ));
-                continue;
+    /// Reads one directory. Problems with its entries are noted, not returned: the others may have earlier ones.
+    fn read(&mut self, lister: &mut Lister, path: &str, subdirs: &mut Vec<String>) -> nix::Result<()> {
+        let dir = open_beneath(self.root_dir, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+        lister.list(dir.as_fd(), |name, listed| {
+            let Ok(text) = std::str::from_utf8(name) else {
+                let shown = self.root.join(path).join(OsStr::from_bytes(name));
+                let error =
+                    Error::failed("scan.name", format!("the name of {} is not UTF-8", shown.display()))
+                        .help("rename it, or leave its directory out with an `ignore` pattern");
+                self.problems.push((path.to_owned(), error));
+                return Ok(());
             };
-            let full = if path.is_empty() { text.to_owned() } else { format!("{path}/{text}") };
+            let full = if path.is_empty() { text.to_owned() } else { [path, text].join("/") };
             // The listing's own type saves a stat of what is left out; not every file system gives it.
-            let listed_dir = entry.file_type().map(|t| t == nix::dir::Type::Directory);
-            if let Some(is_dir) = listed_dir
-                && self.ignored.leaves_out(&full, text, is_dir)
-            {
-                continue;
+            let listed_dir = (listed != nix::libc::DT_UNKNOWN).then_some(listed == nix::libc::DT_DIR);
+            if listed_dir.is_some_and(|is_dir| self.ignored.leaves_out(&full, text, is_dir)) {
+                return Ok(());
             }
-            let stat = match fstatat(&fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-                Ok(stat) => Stat::from(stat),
-                Err(Errno::ENOENT) => continue, // Removed since it was listed.
-                Err(e) => return Err(failed(&self.root.join(full), e)),
-            };
-            let kind = stat.mode & nix::libc::S_IFMT;
-            let is_dir = kind == nix::libc::S_IFDIR;
-            if listed_dir != Some(is_dir) && self.ignored.leaves_out(&full, text, is_dir) {
-                continue;
-            }
-            let node = match kind {
-                nix::libc::S_IFREG => Node::File,
-                nix::libc::S_IFDIR => {
-                    subdirs.push(full.clone());
-                    Node::Dir
-                }
-                nix::libc::S_IFLNK => match readlinkat(&fd, name).map(|t| t.into_string()) {
-                    Ok(Ok(target)) => Node::Symlink(target),
-                    Ok(Err(_)) => {
-                        let message =
-                            format!("the target of {} is not UTF-8", self.root.join(&full).display());
-                        self.problems.push((full, Error::failed("scan.name", message)));
-                        continue;
+            match self.examine(dir.as_fd(), name, text, &full, listed_dir) {
+                Ok(Some((stat, node))) => {
+                    if matches!(node, Node::Dir) {
+                        subdirs.push(full.clone());
                     }
-                    Err(e) => return Err(failed(&self.root.join(full), e)),
-                },
-                _ => {
-                    let error = special(&self.root.join(&full), kind);
-                    self.problems.push((full, error));
-                    continue;
+                    self.found.push(Found { path: full, stat, node });
                 }
-            };
-            self.found.push(Found { path: full, stat, node });
+                Ok(None) => {}
+                Err(error) => self.problems.push((full, error)),
+            }
+            Ok(())
+        })
+    }
+
+    /// What an entry is; None if it is left out or gone.
+    fn examine(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        text: &str,
+        full: &str,
+        listed_dir: Option<bool>,
+    ) -> Result<Option<(Stat, Node)>> {
+        let path = || self.root.join(full);
+        let stat = match fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Stat::from(stat),
+            Err(Errno::ENOENT) => return Ok(None), // Removed since it was listed.
+            Err(e) => return Err(failed(&path(), e)),
+        };
+        let kind = stat.mode & nix::libc::S_IFMT;
+        let is_dir = kind == nix::libc::S_IFDIR;
+        if listed_dir != Some(is_dir) && self.ignored.leaves_out(full, text, is_dir) {
+            return Ok(None);
         }
-        Ok(())
+        let node = match kind {
+            nix::libc::S_IFREG => Node::File,
+            nix::libc::S_IFDIR => Node::Dir,
+            nix::libc::S_IFLNK => {
+                let target = readlinkat(dir, name).map_err(|e| failed(&path(), e))?;
+                let target = target.into_string().map_err(|_| {
+                    Error::failed("scan.name", format!("the target of {} is not UTF-8", path().display()))
+                })?;
+                Node::Symlink(target)
+            }
+            _ => return Err(special(&path(), kind)),
+        };
+        Ok(Some((stat, node)))
     }
 }
 
