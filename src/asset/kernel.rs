@@ -29,7 +29,8 @@ impl KernelInfo {
     pub fn load(tree: &Path) -> Result<KernelInfo> {
         let path = tree.join("kernel.json");
         let failed = || format!("cannot read {}", path.display());
-        serde_json::from_slice(&fs::read(&path).or_failed("asset.kernel", failed)?).or_failed("asset.kernel", failed)
+        serde_json::from_slice(&fs::read(&path).or_failed("asset.kernel", failed)?)
+            .or_failed("asset.kernel", failed)
     }
 }
 
@@ -76,7 +77,8 @@ pub fn kernel_tree(debs: &[PathBuf], out: &Path) -> Result<()> {
 /// # Errors
 /// Usage if it is no x86 kernel image; failed if it cannot be read.
 pub fn kernel_from_path(path: &Path, out: &Path) -> Result<()> {
-    let bytes = fs::read(path).or_failed("asset.read", || format!("cannot read the kernel {}", path.display()))?;
+    let bytes =
+        fs::read(path).or_failed("asset.read", || format!("cannot read the kernel {}", path.display()))?;
     write(out, "", &bytes, None, &[], &BTreeMap::new())
 }
 
@@ -116,9 +118,14 @@ impl Found {
             } else if let Some((name, suffix)) = modules::module_file(file) {
                 if self.wanted.contains(&name) {
                     let bytes = decompress(suffix, member.read()?)?;
-                    let info = module_info(&bytes)
-                        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{path} is no kernel module")))?;
-                    let stem = file.rsplit('/').next().and_then(|f| f.split_once(".ko")).map_or(file, |(stem, _)| stem);
+                    let info = module_info(&bytes).ok_or_else(|| {
+                        io::Error::new(io::ErrorKind::InvalidData, format!("{path} is no kernel module"))
+                    })?;
+                    let stem = file
+                        .rsplit('/')
+                        .next()
+                        .and_then(|f| f.split_once(".ko"))
+                        .map_or(file, |(stem, _)| stem);
                     self.modules.loaded.insert(name.clone(), info);
                     self.bytes.insert(name.clone(), (format!("{stem}.ko"), bytes));
                 }
@@ -174,9 +181,11 @@ fn write(
     if let Some(config) = config {
         put("config", config.as_bytes())?;
     }
-    let release = if release.is_empty() { banner_release(&vmlinux).unwrap_or_default() } else { release.to_owned() };
+    let release =
+        if release.is_empty() { banner_release(&vmlinux).unwrap_or_default() } else { release.to_owned() };
     let info = KernelInfo { release, modules: names };
-    let json = serde_json::to_vec_pretty(&info).map_err(|e| Error::bug("kernel.json cannot be written").because(e))?;
+    let json = serde_json::to_vec_pretty(&info)
+        .map_err(|e| Error::bug("kernel.json cannot be written").because(e))?;
     put("kernel.json", &json)
 }
 
