@@ -52,6 +52,7 @@ pub fn resolve_all(store: &Store, apt: &Apt, ids: &[AssetId], progress: &dyn Pro
     for (id, mut packages) in ids.iter().zip(resolved) {
         if *id == AssetId::Vmm {
             let debs = fetch_debs(store, apt, &packages, progress)?;
+            progress.start("the packages' libraries", None);
             let used = vmm_closure::contributors(&debs)?;
             packages = used.into_iter().map(|index| packages[index].clone()).collect();
         }

@@ -116,3 +116,7 @@ pub(super) fn os_release(text: &str) -> Option<Origin> {
         value("VERSION_CODENAME").or_else(|| value("VERSION_ID")).unwrap_or_else(|| "rolling".to_owned());
     Some(Origin { distribution: value("ID")?, suite })
 }
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

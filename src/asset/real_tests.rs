@@ -28,6 +28,19 @@ impl Progress for Heard {
     }
 }
 
+/// Prints when each piece of work began.
+struct Timed(Instant);
+
+impl Progress for Timed {
+    fn start(&self, what: &str, total: Option<u64>) {
+        println!("  {:?}: {what}, {total:?} bytes", self.0.elapsed());
+    }
+    fn advance(&self, _n: u64) {}
+    fn note(&self, text: &str) {
+        println!("  {:?}: {text}", self.0.elapsed());
+    }
+}
+
 /// One home for the tests of this file: the lists and packages are fetched once.
 struct Bench {
     dir: tempfile::TempDir,
@@ -64,7 +77,7 @@ fn bench() -> Option<MutexGuard<'static, Bench>> {
 impl Bench {
     fn debs(&self, id: AssetId) -> (Vec<Pin>, Vec<PathBuf>) {
         let start = Instant::now();
-        let pins = resolve_all(&self.store, &self.apt, std::slice::from_ref(&id), &Silent)
+        let pins = resolve_all(&self.store, &self.apt, std::slice::from_ref(&id), &Timed(start))
             .unwrap()
             .remove(0)
             .packages;

@@ -61,8 +61,10 @@ impl Spot {
 
 impl<'a> Placer<'a> {
     pub fn new(base: &'a Index) -> Self {
+        // Without a base the root is anybody's to describe.
+        let origin = if base.get("").is_some() { BASE } else { u32::MAX };
         Placer {
-            tree: Tree::new(base.root(), BASE),
+            tree: Tree::new(base.root(), origin),
             base,
             origin: BASE,
             item: String::new(),

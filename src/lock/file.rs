@@ -2,9 +2,8 @@
 
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
-use fs_err::os::unix::fs::OpenOptionsExt as _;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// A lock of a thousand packages has 250 kB.
@@ -13,8 +12,9 @@ const MAX_BYTES: u64 = 4 << 20;
 /// The file's text, `None` if there is no file.
 pub(super) fn read(path: &Path) -> Result<Option<String>> {
     // O_NONBLOCK: a fifo under this name must not hang the command.
+    // Not fs_err's: its errors do not tell ELOOP.
     let opened =
-        fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+        std::fs::File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
     let file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),

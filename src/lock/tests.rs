@@ -75,7 +75,7 @@ fn a_lock_has_one_line_a_package_and_sorted_assets() {
     packages = [
       { name = "bash", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", path = "pool/main/b/bash_2.0~rc1+b3-4_amd64.deb" },
       { name = "dash", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", path = "pool/main/d/dash_2.0~rc1+b3-4_amd64.deb" },
-      { name = "libc6", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", path = "pool/main/libc/libc6_2.0~rc1+b3-4_amd64.deb" },
+      { name = "libc6", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", path = "pool/main/l/libc6_2.0~rc1+b3-4_amd64.deb" },
     ]
     "#);
 }
