@@ -252,7 +252,7 @@ impl Census {
         // At least as many groups as the inodes need: a group's inode bitmap is one block too.
         let mut groups = inodes.div_ceil(GROUP).max(1);
         loop {
-            let table = inodes.div_ceil(groups).next_multiple_of(16) / 16;
+            let table = inodes.div_ceil(groups).div_ceil(16);
             let descriptors = 1 + (groups * 32).div_ceil(BLOCK);
             let total = content + groups * (2 + table + descriptors) + 1;
             // The journal may be a quarter of the file system at most.
