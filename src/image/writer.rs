@@ -189,10 +189,11 @@ fn fill(layout: &Layout, files: &[Pending<'_>], file: &fs::File, out: &Path) -> 
     for pending in files {
         let mismatch = |cause| pending.content.mismatch(&pending.path, cause);
         let mut reader = pending.content.open(pending.size).map_err(|e| mismatch(Some(e)))?;
-        let filled = writer.fill(pending.handle, &mut reader);
-        // The contents' own failure comes first: the writer's is then only its echo.
-        reader.finish().map_err(mismatch)?;
-        filled.map_err(wrong)?;
+        match writer.fill(pending.handle, &mut reader) {
+            Ok(()) => reader.finish().map_err(mismatch)?,
+            // Either side may have failed: the writer passes on only the text of a reader's error.
+            Err(e) => return Err(reader.fault().map_or_else(|| wrong(e), mismatch)),
+        }
     }
     writer.finish().map_err(wrong)?;
     sink.flush().map_err(|e| write_error(out, e))
