@@ -94,6 +94,9 @@ impl Content {
     /// The error for bytes that are not what was announced; `path` is the file's path in the image.
     pub fn mismatch(&self, path: &str, cause: Option<io::Error>) -> Error {
         let changed = |shown: String| {
+            if cause.as_ref().is_some_and(|e| !is_change(e)) {
+                return Error::failed("image.read", format!("cannot read {shown}"));
+            }
             Error::failed("image.changed", format!("{shown} changed while it was read"))
                 .help("let whatever writes to it finish, then try again")
         };
@@ -126,7 +129,34 @@ impl Check {
     }
 }
 
+/// Whether an error of opening or reading means that something else has taken the file's place.
+fn is_change(error: &io::Error) -> bool {
+    match error.raw_os_error() {
+        Some(code) => {
+            matches!(
+                code,
+                libc::ENOENT
+                    | libc::ENOTDIR
+                    | libc::ELOOP
+                    | libc::EXDEV
+                    | libc::ENXIO
+                    | libc::EISDIR
+                    | libc::EAGAIN
+            )
+        }
+        None => true,
+    }
+}
+
 impl ContentReader<'_> {
+    /// Whether an unfinished read ended because of the contents: their error, or their early end.
+    pub fn fault(&mut self) -> Option<Option<io::Error>> {
+        match self.failed.take() {
+            Some(error) => Some(Some(error)),
+            None => self.ended.then_some(None),
+        }
+    }
+
     /// After the last byte: whether the contents are what was announced.
     pub fn finish(mut self) -> Result<(), Option<io::Error>> {
         if let Some(error) = self.failed.take() {

@@ -4,6 +4,7 @@
 use super::tree::{Kind, Meta, Node, NodeId, Tree};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
+use fs_err::os::unix::fs::FileExt as _;
 use mkext4::reader::Fs;
 use mkext4::spec::inode::{FileType, Inode};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,8 @@ use std::convert::Infallible;
 use std::path::Path;
 
 const FORMAT: u32 = 1;
+/// EXT4_FEATURE_INCOMPAT_RECOVER: the journal holds what the file system lacks, and read-only mounts cannot replay it.
+const RECOVER: u32 = 0x4;
 
 /// What the index says about one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +77,18 @@ impl Index {
     pub fn of_ext4(image: &Path) -> Result<Index> {
         let code = "image.ext4-unreadable";
         let say = || format!("cannot read {} as an ext4 file system", image.display());
-        let fs = Fs::open(fs::File::open(image).or_failed(code, say)?.into_parts().0).or_failed(code, say)?;
+        let file = fs::File::open(image).or_failed(code, say)?;
+        let mut incompat = [0; 4];
+        // s_feature_incompat, at 0x60 of the superblock at 1024.
+        file.read_exact_at(&mut incompat, 1024 + 0x60).or_failed(code, say)?;
+        if u32::from_le_bytes(incompat) & RECOVER != 0 {
+            return Err(Error::failed(
+                "image.ext4-dirty",
+                format!("{} was not unmounted cleanly", image.display()),
+            )
+            .help("replay its journal with `e2fsck -p`, or mount and unmount it"));
+        }
+        let fs = Fs::open(file.into_parts().0).or_failed(code, say)?;
         let mut index = Index::default();
         let mut seen = HashSet::new();
         let mut pending = vec![(mkext4::spec::ROOT_INO, String::new())];
@@ -189,7 +203,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
     digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()

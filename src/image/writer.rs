@@ -189,10 +189,11 @@ fn fill(layout: &Layout, files: &[Pending<'_>], file: &fs::File, out: &Path) -> 
     for pending in files {
         let mismatch = |cause| pending.content.mismatch(&pending.path, cause);
         let mut reader = pending.content.open(pending.size).map_err(|e| mismatch(Some(e)))?;
-        let filled = writer.fill(pending.handle, &mut reader);
-        // The contents' own failure comes first: the writer's is then only its echo.
-        reader.finish().map_err(mismatch)?;
-        filled.map_err(wrong)?;
+        match writer.fill(pending.handle, &mut reader) {
+            Ok(()) => reader.finish().map_err(mismatch)?,
+            // Either side may have failed: the writer passes on only the text of a reader's error.
+            Err(e) => return Err(reader.fault().map_or_else(|| wrong(e), mismatch)),
+        }
     }
     writer.finish().map_err(wrong)?;
     sink.flush().map_err(|e| write_error(out, e))
@@ -252,7 +253,7 @@ impl Census {
         // At least as many groups as the inodes need: a group's inode bitmap is one block too.
         let mut groups = inodes.div_ceil(GROUP).max(1);
         loop {
-            let table = inodes.div_ceil(groups).next_multiple_of(16) / 16;
+            let table = inodes.div_ceil(groups).div_ceil(16);
             let descriptors = 1 + (groups * 32).div_ceil(BLOCK);
             let total = content + groups * (2 + table + descriptors) + 1;
             // The journal may be a quarter of the file system at most.

@@ -220,3 +220,18 @@ fn what_is_no_ext4_is_refused() {
     }
     assert_eq!(std::fs::read_dir(out).unwrap().count(), 0);
 }
+
+#[test]
+fn an_image_with_an_unfinished_journal_is_refused() {
+    let Some(debugfs) = tool("debugfs") else {
+        println!("skipped: no debugfs");
+        return;
+    };
+    let bench = Bench::new();
+    let tar = bench.write("root.tar", root_tar());
+    build(&bench, "out", BaseSource::Tar(&tar));
+    let image = bench.path("out").join(BASE_IMAGE);
+    Command::new(debugfs).args(["-w", "-R", "feature needs_recovery"]).arg(&image).output().unwrap();
+    let error = build_base(BaseSource::Ext4(&image), &bench.make_dir("copy"), &bench.scratch()).unwrap_err();
+    assert_eq!(error.code(), "image.ext4-dirty", "{:?}", std::error::Error::source(&error));
+}

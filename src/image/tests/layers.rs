@@ -237,7 +237,10 @@ fn large_directories_and_files_fit() {
     let big = bench.path("big");
     std::fs::File::create(&big).unwrap().set_len(300 << 20).unwrap();
     let mut hasher = blake3::Hasher::new();
-    (0..300).for_each(|_| drop(hasher.update(&vec![0; 1 << 20])));
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..300 {
+        hasher.update(&zeros);
+    }
     let source = WorkloadSource::File { path: &big, digest: hasher.finalize().into(), executable: false };
     let image = build(&bench, &[WorkloadItem { source, to: "/big", owner: (0, 0) }]).unwrap();
     assert_eq!(image.inode("/big").size, 300 << 20);
@@ -266,4 +269,29 @@ fn empty_disks_are_sparse_private_and_clean() {
         std::fs::remove_file(&path).unwrap();
     }
     assert_eq!(create_empty(&bench.path("disk"), 1 << 20, Role::Volume).unwrap_err().code(), "image.size");
+}
+
+#[test]
+fn a_full_disk_is_named_and_leaves_no_image() {
+    let bench = Bench::new();
+    let path = bench.write("big", vec![1; 8 << 20]);
+    let index = debian_index(&bench);
+    let (out, scratch) = (bench.make_dir("out"), bench.scratch());
+    let full = || -> nix::Result<Error> {
+        use nix::mount::{MsFlags, mount};
+        // A mount namespace of this thread alone: the mount is gone with it.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        mount(Some("tmpfs"), &out, Some("tmpfs"), MsFlags::empty(), Some("size=2M"))?;
+        let source =
+            WorkloadSource::File { path: &path, digest: digest(vec![1; 8 << 20]), executable: false };
+        let item = WorkloadItem { source, to: "/x", owner: (0, 0) };
+        let error = build_workload(&[item], &index, &out, &scratch).unwrap_err();
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+        Ok(error)
+    };
+    match std::thread::scope(|scope| scope.spawn(full).join().unwrap()) {
+        Ok(error) => assert_eq!(error.code(), "image.disk-full", "{error}"),
+        Err(e) => println!("skipped: no mount namespace: {e}"),
+    }
 }

@@ -115,6 +115,7 @@ pub(super) struct Tar(pub Vec<u8>);
 
 impl Tar {
     /// A member with every field given; `size` is what the header declares.
+    #[expect(clippy::too_many_arguments, reason = "a header has that many fields")]
     pub fn raw(
         mut self,
         name: &[u8],
