@@ -238,7 +238,11 @@ impl<'a> Decoder<'a> {
         };
         if !good {
             let subject = format!("`{}` of `{}`", prop.name, node.name().value());
-            self.wrong_type::<()>(entry, &subject, if prop.kind == Kind::Number { "a number" } else { "a text" });
+            self.wrong_type::<()>(
+                entry,
+                &subject,
+                if prop.kind == Kind::Number { "a number" } else { "a text" },
+            );
         }
     }
 
@@ -343,8 +347,13 @@ impl Decoder<'_> {
         let span = self.entry_span(entry);
         if value.contains('\0') {
             return self.report(
-                Problem::new("manifest.bad-value", span, "holds NUL", format!("{subject} holds a NUL character"))
-                    .help("remove it: neither paths nor arguments nor variables can hold one"),
+                Problem::new(
+                    "manifest.bad-value",
+                    span,
+                    "holds NUL",
+                    format!("{subject} holds a NUL character"),
+                )
+                .help("remove it: neither paths nor arguments nor variables can hold one"),
             );
         }
         Some(Spanned { value: value.to_owned(), span })
@@ -398,7 +407,12 @@ impl Decoder<'_> {
     }
 
     /// One of some words.
-    pub fn choice(&self, subject: &str, text: &Spanned<String>, words: &[&'static str]) -> Option<&'static str> {
+    pub fn choice(
+        &self,
+        subject: &str,
+        text: &Spanned<String>,
+        words: &[&'static str],
+    ) -> Option<&'static str> {
         if let Some(word) = words.iter().find(|w| **w == text.value) {
             return Some(word);
         }

@@ -8,6 +8,8 @@ mod excerpt;
 mod path;
 mod prescan;
 mod project;
+#[cfg(test)]
+mod schema;
 mod source;
 mod table;
 mod units;
@@ -50,7 +52,8 @@ pub fn load(dir: &Path) -> Result<Manifest> {
         .or_failed("manifest.unreadable", || format!("cannot resolve the directory {}", dir.display()))?;
     let shown = file.strip_prefix("./").unwrap_or(&file).display().to_string();
     parse(&text, &shown, &dir).map_err(|diagnostics| {
-        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let colours =
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let code = match diagnostics.problems() {
             [only] => only.code,
             _ => "manifest.invalid",
@@ -63,8 +66,11 @@ fn read(dir: &Path, file: &Path) -> Result<String> {
     let unreadable = || format!("cannot read {}", file.display());
     let meta = match fs::metadata(file) {
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            let error = Error::usage("manifest.missing", format!("there is no {FILE_NAME} in {}", dir.display()));
-            return Err(error.help("`firegopher init` writes one to start from; `-C DIR` names another directory"));
+            let error =
+                Error::usage("manifest.missing", format!("there is no {FILE_NAME} in {}", dir.display()));
+            return Err(
+                error.help("`firegopher init` writes one to start from; `-C DIR` names another directory")
+            );
         }
         meta => meta.or_failed("manifest.unreadable", unreadable)?,
     };
@@ -78,7 +84,10 @@ fn read(dir: &Path, file: &Path) -> Result<String> {
         .and_then(|f| f.take(SIZE_MAX + 1).read_to_end(&mut bytes))
         .or_failed("manifest.unreadable", unreadable)?;
     if bytes.len() as u64 > SIZE_MAX {
-        let error = Error::usage("manifest.too-large", format!("{} is larger than {}", file.display(), units::show(SIZE_MAX)));
+        let error = Error::usage(
+            "manifest.too-large",
+            format!("{} is larger than {}", file.display(), units::show(SIZE_MAX)),
+        );
         return Err(error.help("a manifest is text of a few kB; is this another file?"));
     }
     String::from_utf8(bytes).map_err(|e| not_utf8(file, e.as_bytes(), e.utf8_error().valid_up_to()))
@@ -109,7 +118,12 @@ fn not_utf8(file: &Path, bytes: &[u8], at: usize) -> Error {
 pub fn parse(text: &str, file_name: &str, dir: &Path) -> Result<Manifest, Diagnostics> {
     let fail = |problems| Diagnostics::new(file_name, text, problems);
     if text.len() as u64 > SIZE_MAX {
-        let problem = Problem::new("manifest.too-large", 0..0, "", format!("the manifest is larger than {}", units::show(SIZE_MAX)));
+        let problem = Problem::new(
+            "manifest.too-large",
+            0..0,
+            "",
+            format!("the manifest is larger than {}", units::show(SIZE_MAX)),
+        );
         return Err(Diagnostics::new(file_name, "", vec![problem]));
     }
     let clean = prescan::prescan(text).map_err(fail)?;
@@ -119,9 +133,12 @@ pub fn parse(text: &str, file_name: &str, dir: &Path) -> Result<Manifest, Diagno
     let problems = decoder.into_problems();
     match manifest {
         Some(manifest) if problems.is_empty() => Ok(manifest),
-        _ if problems.is_empty() => {
-            Err(fail(vec![Problem::new("bug", 0..0, "", "the manifest was refused without a reason; this is a bug")]))
-        }
+        _ if problems.is_empty() => Err(fail(vec![Problem::new(
+            "bug",
+            0..0,
+            "",
+            "the manifest was refused without a reason; this is a bug",
+        )])),
         _ => Err(fail(problems)),
     }
 }
@@ -137,7 +154,8 @@ fn from_kdl(error: &kdl::KdlError, text: &str) -> Vec<Problem> {
             let start = text.floor_char_boundary(d.span.offset().min(text.len()));
             let end = text.ceil_char_boundary((d.span.offset() + d.span.len()).clamp(start, text.len()));
             let message = d.message.clone().unwrap_or_else(|| "this is not KDL 2".to_owned());
-            let mut problem = Problem::new("manifest.syntax", start..end, d.label.clone().unwrap_or_default(), message);
+            let mut problem =
+                Problem::new("manifest.syntax", start..end, d.label.clone().unwrap_or_default(), message);
             problem.help = d.help.clone();
             problem
         })
@@ -164,7 +182,8 @@ pub fn project_name(manifest: &Manifest) -> Name {
     let word = word.trim_start_matches('-');
     let word = word[..word.len().min(NAME_MAX - 7)].trim_end_matches('-');
     let word = if word.is_empty() { "project" } else { word };
-    Name::new(format!("{word}-{}", &hash.to_hex()[..6])).expect("invariant: made of allowed characters, at most 24")
+    Name::new(format!("{word}-{}", &hash.to_hex()[..6]))
+        .expect("invariant: made of allowed characters, at most 24")
 }
 
 #[cfg(test)]

@@ -18,7 +18,9 @@ impl Decoder<'_> {
             }
             let inside = path.strip_prefix(self.dir).ok().map(|p| p.display().to_string());
             let help = match inside {
-                Some(inside) if !inside.is_empty() => format!("write it relative to the manifest: \"{inside}\""),
+                Some(inside) if !inside.is_empty() => {
+                    format!("write it relative to the manifest: \"{inside}\"")
+                }
                 _ => "copy it into the project and write a path relative to the manifest".to_owned(),
             };
             let wrong = Wrong::new("absolute", format!("{subject} must lie in the project"), help);
@@ -32,7 +34,11 @@ impl Decoder<'_> {
     fn stays(&self, subject: &str, path: &Path) -> Result<(), Wrong> {
         let help = "a project is one directory: move the file into it, or the manifest further up";
         if path.starts_with("..") {
-            return Err(Wrong::new("leaves the project", format!("{subject} leads out of the project"), help));
+            return Err(Wrong::new(
+                "leaves the project",
+                format!("{subject} leads out of the project"),
+                help,
+            ));
         }
         match self.dir.join(path).canonicalize() {
             Ok(real) if !real.starts_with(self.dir) => Err(Wrong::new(
@@ -104,7 +110,11 @@ pub(super) fn guest_path(subject: &str, text: &str) -> Result<String, Wrong> {
             }
             _ if part.chars().any(char::is_control) => {
                 let help = "remove the line break or control character";
-                return Err(Wrong::new("control character", format!("{subject} holds a control character"), help));
+                return Err(Wrong::new(
+                    "control character",
+                    format!("{subject} holds a control character"),
+                    help,
+                ));
             }
             part => parts.push(part),
         }

@@ -47,7 +47,10 @@ pub(super) fn decode(d: &Decoder<'_>, doc: &KdlDocument) -> Option<Manifest> {
                 .help("a manifest needs at least `vm \"app\" { run \"sh\" \"-c\" \"echo hello\" }`; `firegopher init` in an empty directory writes a longer one"),
         );
     }
-    d.unique("vm", vms.iter().filter_map(|v| v.name.as_ref()).map(|n| (n.value.to_string(), n.span.clone())).collect());
+    d.unique(
+        "vm",
+        vms.iter().filter_map(|v| v.name.as_ref()).map(|n| (n.value.to_string(), n.span.clone())).collect(),
+    );
     let volumes = vms.iter().flat_map(|v| &v.mounts);
     d.unique("volume", volumes.map(|m| (m.value.name.to_string(), m.span.clone())).collect());
     d.ports(&vms);
@@ -103,7 +106,11 @@ impl Decoder<'_> {
                         format!("the host's port {} is published twice", port.value.host),
                     )
                     .also(before.span.clone(), "published here")
-                    .help(format!("publish it on another port: `port {} to={}`", free(&all, port.value.host), port.value.guest)),
+                    .help(format!(
+                        "publish it on another port: `port {} to={}`",
+                        free(&all, port.value.host),
+                        port.value.guest
+                    )),
                 );
             } else {
                 before.push(port);
@@ -120,24 +127,42 @@ impl Decoder<'_> {
                 );
             };
             if at == "/" {
-                bad("the root", "a volume cannot be mounted at `/`".to_owned(), "mount it where the workload keeps its data, such as \"/data\"");
+                bad(
+                    "the root",
+                    "a volume cannot be mounted at `/`".to_owned(),
+                    "mount it where the workload keeps its data, such as \"/data\"",
+                );
             } else if RESERVED.contains(&at.as_str()) || RESERVED_TREES.iter().any(|tree| beneath(at, tree)) {
-                bad("the guest's own", format!("a volume at {at} would hide what the guest needs there"), "mount it where the workload keeps its data, such as \"/data\"");
+                bad(
+                    "the guest's own",
+                    format!("a volume at {at} would hide what the guest needs there"),
+                    "mount it where the workload keeps its data, such as \"/data\"",
+                );
             }
             if let Some(before) = vm.mounts[..i].iter().find(|m| m.value.at == *at) {
                 self.report::<()>(
-                    Problem::new("manifest.duplicate-mount", span.clone(), "again", format!("two volumes are mounted at {at}"))
-                        .also(before.span.clone(), "first here")
-                        .help("mount each at a place of its own"),
+                    Problem::new(
+                        "manifest.duplicate-mount",
+                        span.clone(),
+                        "again",
+                        format!("two volumes are mounted at {at}"),
+                    )
+                    .also(before.span.clone(), "first here")
+                    .help("mount each at a place of its own"),
                 );
             }
             for workload in &vm.workloads {
                 let to = workload.value.to.trim_end_matches('/');
                 if at != "/" && !to.is_empty() && beneath(to, at) {
                     self.report::<()>(
-                        Problem::new("manifest.hidden-workload", span.clone(), "hides it", format!("the volume at {at} hides the workload at {to}"))
-                            .also(workload.span.clone(), "the workload")
-                            .help("mount the volume beside the workload, or beneath it"),
+                        Problem::new(
+                            "manifest.hidden-workload",
+                            span.clone(),
+                            "hides it",
+                            format!("the volume at {at} hides the workload at {to}"),
+                        )
+                        .also(workload.span.clone(), "the workload")
+                        .help("mount the volume beside the workload, or beneath it"),
                     );
                 }
             }
@@ -147,9 +172,8 @@ impl Decoder<'_> {
 
 /// Whether two ports would listen at the same place. An IPv6 wildcard takes IPv4 as well, as Linux does.
 fn collide(a: &Port, b: &Port) -> bool {
-    let wide = |x: &Port, y: &Port| {
-        x.address.is_unspecified() && (x.address.is_ipv6() || y.address.is_ipv4())
-    };
+    let wide =
+        |x: &Port, y: &Port| x.address.is_unspecified() && (x.address.is_ipv6() || y.address.is_ipv4());
     a.host == b.host && (a.address == b.address || wide(a, b) || wide(b, a))
 }
 

@@ -251,7 +251,10 @@ fn missing_source<T: Source>(d: &Decoder<'_>, setting: Setting<'_>) -> Option<T>
             "no source",
             format!("`{}` does not say where it comes from", T::KIND),
         )
-        .help(format!("write a block with {}", listed(T::TABLE.iter().map(|n| n.name)).replace(" and ", " or "))),
+        .help(format!(
+            "write a block with {}",
+            listed(T::TABLE.iter().map(|n| n.name)).replace(" and ", " or ")
+        )),
     )
 }
 

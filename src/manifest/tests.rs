@@ -120,7 +120,10 @@ fn the_starter_is_valid() {
     assert_eq!(good(STARTER).vms[0].name.as_str(), "app");
     assert!(!STARTER.contains('\t') && STARTER.ends_with("}\n"));
     // So is everything that it has commented out.
-    let code = |l: &str| l.trim_start().starts_with("// ") && !l.trim_start()[3..].starts_with(|c: char| c.is_ascii_uppercase());
+    let code = |l: &str| {
+        l.trim_start().starts_with("// ")
+            && !l.trim_start()[3..].starts_with(|c: char| c.is_ascii_uppercase())
+    };
     let open: Vec<_> =
         STARTER.lines().map(|l| if code(l) { l.replacen("// ", "", 1) } else { l.to_owned() }).collect();
     assert_eq!(good(&open.join("\n")).vms[0].ports[0].host, 8080);
@@ -129,8 +132,7 @@ fn the_starter_is_valid() {
 /// `testdata/manifest/NAME.kdl` each has its report in a snapshot, as a user without colours sees it.
 #[test]
 fn bad_manifests_are_explained() {
-    let mut files: Vec<_> =
-        fs::read_dir("testdata/manifest").unwrap().map(|e| e.unwrap().path()).collect();
+    let mut files: Vec<_> = fs::read_dir("testdata/manifest").unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     assert!(files.len() > 20);
     let dir = project();
@@ -169,7 +171,9 @@ fn shared_sources_may_stand_behind_their_vms() {
 #[test]
 fn spacing_comments_and_order_of_packages_mean_nothing() {
     let a = good("vm \"a\" { run \"x\"; image { debian \"b1\" \"a1\"; } }");
-    let b = good("\u{FEFF}/* ** / * */ vm /* x */ \"a\" /-b /-c=1 { // y\r\n image { debian \"a1\" \\ // z\n #\"b1\"# /-{ q; }\n }; run x /-{ }\n /-run 1 { /-b 2; }\n}");
+    let b = good(
+        "\u{FEFF}/* ** / * */ vm /* x */ \"a\" /-b /-c=1 { // y\r\n image { debian \"a1\" \\ // z\n #\"b1\"# /-{ q; }\n }; run x /-{ }\n /-run 1 { /-b 2; }\n}",
+    );
     assert_eq!(a.vms[0], b.vms[0]);
 }
 
@@ -196,7 +200,8 @@ fn volumes_may_nest_and_lie_in_a_workload() {
 
 #[test]
 fn links_inside_the_project_are_fine() {
-    let manifest = good("vm \"a\" { run \"x\"; workload \"./link-in/../app\" to=\"/x/\"; workload \".\" to=\"/\"; }");
+    let manifest =
+        good("vm \"a\" { run \"x\"; workload \"./link-in/../app\" to=\"/x/\"; workload \".\" to=\"/\"; }");
     assert_eq!(manifest.vms[0].workloads[0].to, "/x/");
     assert_eq!(manifest.vms[0].workloads[1].source, PathBuf::from("."));
 }
@@ -247,4 +252,39 @@ fn projects_are_named_after_their_directory() {
     assert!(name("/ü").starts_with("project-"));
     assert_eq!(name(&format!("/{}", "x".repeat(99))).len(), NAME_MAX);
     assert_eq!(project_name(&good("project \"p\"; vm \"a\" { run \"x\"; }")).as_str(), "p");
+}
+
+/// `FIREGOPHER_UPDATE_SCHEMA=1 cargo test` writes the file anew.
+#[test]
+fn the_schema_says_what_the_tables_say() {
+    let path = "schema/firegopher.kdl-schema";
+    let document = schema::document();
+    kdl::KdlDocument::parse_v2(&document).unwrap();
+    if std::env::var_os("FIREGOPHER_UPDATE_SCHEMA").is_some() {
+        fs::write(path, &document).unwrap();
+    }
+    assert!(fs::read_to_string(path).unwrap() == document, "{path} is out of step with the tables");
+}
+
+#[test]
+fn what_comes_later_is_not_called_unknown() {
+    for later in table::LATER {
+        let text = match later.parent {
+            "vm" => format!("vm \"a\" {{ run \"x\"; {} \"y\"; }}", later.name),
+            "vmm" => format!("vm \"a\" {{ run \"x\"; vmm \"qemu\" {{ {} \"y\"; }} }}", later.name),
+            parent => {
+                format!("vm \"a\" {{ run \"x\"; {parent} {{ {} \"y\" sha256=\"0\" {{ z; }} }} }}", later.name)
+            }
+        };
+        assert_eq!(codes(&text), ["manifest.not-yet"], "{text}");
+    }
+    for text in [
+        "egress \"all\"",
+        "egress { allow \"x\"; }",
+        "egress \"public\" { x; }",
+        "vmm \"firecracker\" { path \"x\"; }",
+    ] {
+        let codes = codes(&format!("vm \"a\" {{ run \"x\"; {text} }}"));
+        assert!(codes.iter().all(|c| *c == "manifest.not-yet"), "{text} {codes:?}");
+    }
 }

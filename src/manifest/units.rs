@@ -22,16 +22,19 @@ pub(super) fn size(subject: &str, text: &str) -> Result<u64, Wrong> {
             });
         }
         let bare = unit.trim().to_lowercase();
-        if let Some((name, _)) =
-            SIZES.iter().find(|(name, _)| name.to_lowercase() == bare || (bare.len() == 1 && name.to_lowercase().starts_with(&bare) && bare != "b"))
-        {
+        if let Some((name, _)) = SIZES.iter().find(|(name, _)| {
+            name.to_lowercase() == bare
+                || (bare.len() == 1 && name.to_lowercase().starts_with(&bare) && bare != "b")
+        }) {
             return Err(Wrong::new(
                 "not a unit",
                 format!("{subject} has the unit {unit:?}, which is none"),
                 format!("write \"{number}{name}\""),
             ));
         }
-        if let Some((name, _)) = SIZES.iter().skip(1).find(|(name, _)| name.to_lowercase().replace('i', "") == bare) {
+        if let Some((name, _)) =
+            SIZES.iter().skip(1).find(|(name, _)| name.to_lowercase().replace('i', "") == bare)
+        {
             return Err(Wrong::new(
                 "a decimal unit",
                 format!("{subject} has the decimal unit {unit}"),
@@ -50,10 +53,16 @@ pub(super) fn size(subject: &str, text: &str) -> Result<u64, Wrong> {
             let (digits, _) = fraction.split_at(fraction.len() - rest.len());
             let tenths = digits.parse::<u64>().ok().filter(|_| digits.len() == 1);
             let help = match (example, tenths) {
-                (Some(i), Some(t)) if number < 1 << 40 => format!("write \"{}{}\"", (number * 10 + t) * 1024 / 10, SIZES[i - 1].0),
+                (Some(i), Some(t)) if number < 1 << 40 => {
+                    format!("write \"{}{}\"", (number * 10 + t) * 1024 / 10, SIZES[i - 1].0)
+                }
                 _ => "write it in the next smaller unit".to_owned(),
             };
-            return Err(Wrong::new("a fraction", format!("{subject} must be a whole number of its unit"), help));
+            return Err(Wrong::new(
+                "a fraction",
+                format!("{subject} must be a whole number of its unit"),
+                help,
+            ));
         }
     }
     Err(Wrong::new(
@@ -84,7 +93,14 @@ pub(super) fn duration(subject: &str, text: &str) -> Result<Duration, Wrong> {
             let label = if bare.is_empty() { "no unit" } else { "not a unit" };
             return Err(Wrong::new(
                 label,
-                format!("{subject} has {}", if bare.is_empty() { "no unit".to_owned() } else { format!("the unit {unit:?}, which is none") }),
+                format!(
+                    "{subject} has {}",
+                    if bare.is_empty() {
+                        "no unit".to_owned()
+                    } else {
+                        format!("the unit {unit:?}, which is none")
+                    }
+                ),
                 format!("write \"{number}{meant}\""),
             ));
         }
@@ -124,7 +140,8 @@ mod tests {
         assert!(help("256mib").contains("write \"256MiB\""));
         assert!(help("256").contains("write \"256MiB\""));
         assert_eq!(help("1.5GiB"), "write \"1536MiB\"");
-        for bad in ["", "MiB", "-1MiB", "99999999999GiB", "1.GiB", "1.5", "1.é", "é", "18446744073709551616B"] {
+        for bad in ["", "MiB", "-1MiB", "99999999999GiB", "1.GiB", "1.5", "1.é", "é", "18446744073709551616B"]
+        {
             assert!(size("x", bad).is_err(), "{bad}");
         }
     }

@@ -53,8 +53,13 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
         Some(run) => d.argv(run),
         // A misspelt `run` has been reported as unknown; saying that it is missing helps all the same.
         None => d.report(
-            Problem::new("manifest.missing-run", setting.span(), "has no `run`", "a VM needs `run`: what shall it do?")
-                .help("for example `run \"python3\" \"server.py\"`; each argument is a text of its own"),
+            Problem::new(
+                "manifest.missing-run",
+                setting.span(),
+                "has no `run`",
+                "a VM needs `run`: what shall it do?",
+            )
+            .help("for example `run \"python3\" \"server.py\"`; each argument is a text of its own"),
         ),
     };
     let env = one("env").map(|s| d.env(s)).unwrap_or_default();
@@ -72,12 +77,10 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
         |s| d.text_arg(s).and_then(|text| d.guest_path("`workdir`", &text)),
     );
     let user = one("user").map_or_else(|| Some(User::Name("root".to_owned())), |s| d.user(s));
-    let cpus = one("cpus").map_or(Some(1), |s| {
-        s.args().next().and_then(|e| d.number_of("`cpus`", e, 1, 32)).map(|n| n.value)
-    });
-    let memory = one("memory").map_or(Some(DEFAULT_MEMORY), |s| {
-        d.text_size(s).and_then(|text| d.size("`memory`", &text, &MEMORY))
-    });
+    let cpus = one("cpus")
+        .map_or(Some(1), |s| s.args().next().and_then(|e| d.number_of("`cpus`", e, 1, 32)).map(|n| n.value));
+    let memory = one("memory")
+        .map_or(Some(DEFAULT_MEMORY), |s| d.text_size(s).and_then(|text| d.size("`memory`", &text, &MEMORY)));
     let egress = one("egress").map_or(Some(Egress::None), |s| d.egress(s));
     let root = one("root").map_or(Some(Root::Scratch(DEFAULT_SCRATCH)), |s| d.root(s));
     let restart = one("restart").map_or(Some(Restart::No), |s| d.restart(s));
@@ -123,13 +126,19 @@ impl Decoder<'_> {
                 Some(text) if i == 0 && text.value.is_empty() => {
                     good = false;
                     self.report::<()>(
-                        Problem::new("manifest.empty-program", text.span, "empty", "the program of `run` is empty")
-                            .help("the first argument names the program"),
+                        Problem::new(
+                            "manifest.empty-program",
+                            text.span,
+                            "empty",
+                            "the program of `run` is empty",
+                        )
+                        .help("the first argument names the program"),
                     );
                 }
                 Some(text) if i == 0 && text.value.contains(' ') && setting.args().count() == 1 => {
                     good = false;
-                    let split: Vec<String> = text.value.split_whitespace().map(|w| format!("{w:?}")).collect();
+                    let split: Vec<String> =
+                        text.value.split_whitespace().map(|w| format!("{w:?}")).collect();
                     self.report::<()>(
                         Problem::new(
                             "manifest.unsplit-command",
@@ -179,7 +188,9 @@ impl Decoder<'_> {
             let span = super::decode::name_span(node);
             let named = self.variable_name(name, &span);
             let good = match node.entries() {
-                [only] if only.name().is_none() && node.children().is_none() && only.ty().is_none() => Some(only),
+                [only] if only.name().is_none() && node.children().is_none() && only.ty().is_none() => {
+                    Some(only)
+                }
                 _ => self.report(
                     Problem::new(
                         "manifest.bad-variable",
@@ -292,8 +303,13 @@ impl Decoder<'_> {
         let size = match setting.prop("size") {
             None => Some(DEFAULT_SCRATCH),
             Some(entry) if kind == Some("tmpfs") => self.report(
-                Problem::new("manifest.unused-property", self.entry_span(entry), "has no use", "`root \"tmpfs\"` has no size")
-                    .help("it takes the guest's memory: set `memory`, or use `root \"scratch\"`"),
+                Problem::new(
+                    "manifest.unused-property",
+                    self.entry_span(entry),
+                    "has no use",
+                    "`root \"tmpfs\"` has no size",
+                )
+                .help("it takes the guest's memory: set `memory`, or use `root \"scratch\"`"),
             ),
             Some(_) => self
                 .text_prop(setting, "size")
@@ -320,8 +336,13 @@ impl Decoder<'_> {
         let max = match setting.prop("max") {
             None => Some(None),
             Some(entry) if kind == Some("no") => self.report(
-                Problem::new("manifest.unused-property", self.entry_span(entry), "has no use", "`restart \"no\"` has no `max`")
-                    .help("remove it, or write `restart \"on-failure\"`"),
+                Problem::new(
+                    "manifest.unused-property",
+                    self.entry_span(entry),
+                    "has no use",
+                    "`restart \"no\"` has no `max`",
+                )
+                .help("remove it, or write `restart \"on-failure\"`"),
             ),
             Some(entry) => self.number_of("`max` of `restart`", entry, 1, u32::MAX).map(|n| Some(n.value)),
         };
@@ -340,7 +361,8 @@ impl Decoder<'_> {
             Some(n) => Spanned { value: n.to_string(), span: self.entry_span(entry) },
             None => self.text_of(&subject, entry)?,
         };
-        let duration = self.checked("manifest.bad-duration", &text.span, units::duration(&subject, &text.value))?;
+        let duration =
+            self.checked("manifest.bad-duration", &text.span, units::duration(&subject, &text.value))?;
         if duration < least || duration > HOUR {
             let least = if least.is_zero() { "0s" } else { "1s" };
             let wrong = Wrong::new(
@@ -371,7 +393,10 @@ impl Decoder<'_> {
             ("too large".to_owned(), format!("it must be at most {}", units::show(most)))
         } else if !bytes.is_multiple_of(unit) {
             let up = bytes.next_multiple_of(unit);
-            (format!("not a multiple of {}", units::show(unit)), format!("the next one is \"{}\"", units::show(up)))
+            (
+                format!("not a multiple of {}", units::show(unit)),
+                format!("the next one is \"{}\"", units::show(up)),
+            )
         } else {
             return Some(bytes);
         };

@@ -117,9 +117,7 @@ impl Decoder<'_> {
 
 /// `uid` or `uid:gid`; the gid equals the uid unless set.
 fn ids(text: &str) -> Option<(u32, u32)> {
-    let id = |s: &str| {
-        s.parse().ok().filter(|n| *n <= ID_MAX && s.bytes().all(|b| b.is_ascii_digit()))
-    };
+    let id = |s: &str| s.parse().ok().filter(|n| *n <= ID_MAX && s.bytes().all(|b| b.is_ascii_digit()));
     match text.split_once(':') {
         Some((uid, gid)) => Some((id(uid)?, id(gid)?)),
         None => id(text).map(|n| (n, n)),
@@ -139,7 +137,8 @@ fn user(text: &str) -> Result<User, Wrong> {
     }
     let help = match text.split_once(':') {
         Some((first, _)) if first.starts_with(|c: char| c.is_ascii_alphabetic()) => {
-            "a user by name brings the groups of that name: write the name alone, or uid:gid in numbers".to_owned()
+            "a user by name brings the groups of that name: write the name alone, or uid:gid in numbers"
+                .to_owned()
         }
         _ if text.starts_with(|c: char| c.is_ascii_digit() || c == '-') => {
             format!("ids are numbers from 0 to {ID_MAX}: \"1000\" or \"1000:1000\"")
@@ -150,7 +149,13 @@ fn user(text: &str) -> Result<User, Wrong> {
 }
 
 fn pattern(text: &str) -> Result<(), Wrong> {
-    let bad = |why: String| Wrong::new("not a pattern", format!("{text:?} cannot be a pattern: {why}"), "patterns are those of a .gitignore file, one in each pair of quotes");
+    let bad = |why: String| {
+        Wrong::new(
+            "not a pattern",
+            format!("{text:?} cannot be a pattern: {why}"),
+            "patterns are those of a .gitignore file, one in each pair of quotes",
+        )
+    };
     if text.trim().is_empty() || text.contains('\n') {
         return Err(bad("it is not one line with text".to_owned()));
     }

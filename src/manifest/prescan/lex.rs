@@ -10,8 +10,10 @@ pub(super) fn is_newline(c: char) -> bool {
 
 /// KDL's white space without newlines.
 pub(super) fn is_space(c: char) -> bool {
-    matches!(c, '\t' | ' ' | '\u{A0}' | '\u{1680}' | '\u{2000}'
-        ..='\u{200A}' | '\u{202F}' | '\u{205F}' | '\u{3000}')
+    matches!(
+        c,
+        '\t' | ' ' | '\u{A0}' | '\u{1680}' | '\u{2000}'..='\u{200A}' | '\u{202F}' | '\u{205F}' | '\u{3000}'
+    )
 }
 
 /// Code points that KDL allows nowhere.
@@ -32,8 +34,13 @@ pub(super) fn keyword_of_kdl1(word: &str) -> Option<&str> {
 }
 
 pub(super) fn kdl1_keyword(word: &str, span: Range<usize>) -> Problem {
-    Problem::new("manifest.kdl1", span, format!("write `#{word}`"), format!("`{word}` is KDL 1; manifests are KDL 2"))
-        .help(format!("write `#{word}` for the value, or `\"{word}\"` for the text"))
+    Problem::new(
+        "manifest.kdl1",
+        span,
+        format!("write `#{word}`"),
+        format!("`{word}` is KDL 1; manifests are KDL 2"),
+    )
+    .help(format!("write `#{word}` for the value, or `\"{word}\"` for the text"))
 }
 
 impl Scan<'_> {
@@ -73,8 +80,13 @@ impl Scan<'_> {
                         Some(c) if is_newline(c) => self.newline(),
                         Some(_) => {
                             self.record(
-                                Problem::new("manifest.syntax", at..at + 1, "not at the end of its line", "a `\\` continues a line only at its end")
-                                    .help("put text with backslashes into quotes"),
+                                Problem::new(
+                                    "manifest.syntax",
+                                    at..at + 1,
+                                    "not at the end of its line",
+                                    "a `\\` continues a line only at its end",
+                                )
+                                .help("put text with backslashes into quotes"),
                             )?;
                             self.skip_line();
                         }
@@ -135,8 +147,13 @@ impl Scan<'_> {
                 self.bump();
             } else {
                 self.problems.push(
-                    Problem::new("manifest.unclosed-comment", start..start + 2, "opened here", "a comment is never closed")
-                        .help("add the missing `*/`; comments nest, so each `/*` needs its own"),
+                    Problem::new(
+                        "manifest.unclosed-comment",
+                        start..start + 2,
+                        "opened here",
+                        "a comment is never closed",
+                    )
+                    .help("add the missing `*/`; comments nest, so each `/*` needs its own"),
                 );
                 return Err(Abort);
             }
@@ -167,8 +184,13 @@ impl Scan<'_> {
         let len = self.token_len();
         let found = &self.text[at..at + len];
         let found = if found.is_empty() { "the end of the line" } else { found };
-        let problem = Problem::new("manifest.syntax", at..at + len, "not a name", format!("{what} cannot start like this: {found}"))
-            .help("a name is a word such as `port`, or any text in quotes");
+        let problem = Problem::new(
+            "manifest.syntax",
+            at..at + len,
+            "not a name",
+            format!("{what} cannot start like this: {found}"),
+        )
+        .help("a name is a word such as `port`, or any text in quotes");
         self.record(problem)?;
         Ok(false)
     }
@@ -214,14 +236,25 @@ impl Scan<'_> {
             if is_number(word) {
                 return Ok(true);
             }
-            let problem = Problem::new("manifest.syntax", at..self.pos, "not a number", format!("`{word}` is not a number"))
-                .help(format!("write \"{word}\" in quotes if it is meant as text"));
+            let problem = Problem::new(
+                "manifest.syntax",
+                at..self.pos,
+                "not a number",
+                format!("`{word}` is not a number"),
+            )
+            .help(format!("write \"{word}\" in quotes if it is meant as text"));
             self.record(problem)?;
             return Ok(false);
         }
         let len = self.token_len();
-        let found = self.peek().filter(|c| !is_newline(*c)).map_or("nothing".to_owned(), |c| format!("{c:?}"));
-        let mut problem = Problem::new("manifest.syntax", at..at + len, "no value", format!("{what} is expected here, not {found}"));
+        let found =
+            self.peek().filter(|c| !is_newline(*c)).map_or("nothing".to_owned(), |c| format!("{c:?}"));
+        let mut problem = Problem::new(
+            "manifest.syntax",
+            at..at + len,
+            "no value",
+            format!("{what} is expected here, not {found}"),
+        );
         problem = problem.help("write a text in quotes, a number, #true or #false");
         if self.peek().is_some_and(|c| matches!(c, '/' | '[' | ']' | '\\')) {
             problem = problem.help("put paths and other text with `/`, `\\`, `[` or `]` into quotes");
@@ -250,10 +283,16 @@ impl Scan<'_> {
                 self.pos += self.word_len();
                 let word = &self.text[at..self.pos];
                 if word == "r" && (self.at("\"") || self.at("#")) {
-                    let hashes = "#".repeat(self.rest().bytes().take_while(|b| *b == b'#').count().clamp(1, 3));
+                    let hashes =
+                        "#".repeat(self.rest().bytes().take_while(|b| *b == b'#').count().clamp(1, 3));
                     self.record(
-                        Problem::new("manifest.kdl1", at..at + 1, "KDL 1 raw string", "`r\"...\"` is KDL 1; manifests are KDL 2")
-                            .help(format!("write {hashes}\"...\"{hashes}")),
+                        Problem::new(
+                            "manifest.kdl1",
+                            at..at + 1,
+                            "KDL 1 raw string",
+                            "`r\"...\"` is KDL 1; manifests are KDL 2",
+                        )
+                        .help(format!("write {hashes}\"...\"{hashes}")),
                     )?;
                     return Ok(false);
                 }
@@ -315,7 +354,10 @@ impl Scan<'_> {
             Some('u') if self.at("u{") => {
                 let digits = self.rest()[2..].bytes().take_while(u8::is_ascii_hexdigit).count();
                 let code = u32::from_str_radix(&self.rest()[2..2 + digits.min(6)], 16).ok();
-                if digits <= 6 && self.rest()[2 + digits..].starts_with('}') && code.is_some_and(|c| char::from_u32(c).is_some()) {
+                if digits <= 6
+                    && self.rest()[2 + digits..].starts_with('}')
+                    && code.is_some_and(|c| char::from_u32(c).is_some())
+                {
                     self.pos += digits + 3;
                     return Ok(true);
                 }
@@ -325,10 +367,20 @@ impl Scan<'_> {
         let len = self.peek().filter(|c| !is_newline(*c)).map_or(0, char::len_utf8);
         let help = match self.peek() {
             Some('/') => "KDL 2 has no `\\/`: write `/`",
-            Some('u') => "a character by number is \\u{1F600}: one to six hexadecimal digits of a Unicode character",
-            _ => "the escapes are \\\\ \\\" \\n \\r \\t \\s \\b \\f and \\u{...}; a backslash itself is \\\\, or write #\"...\"#",
+            Some('u') => {
+                "a character by number is \\u{1F600}: one to six hexadecimal digits of a Unicode character"
+            }
+            _ => {
+                "the escapes are \\\\ \\\" \\n \\r \\t \\s \\b \\f and \\u{...}; a backslash itself is \\\\, or write #\"...\"#"
+            }
         };
-        let problem = Problem::new("manifest.bad-escape", at..at + 1 + len, "not an escape", "an unknown escape in a string").help(help);
+        let problem = Problem::new(
+            "manifest.bad-escape",
+            at..at + 1 + len,
+            "not an escape",
+            "an unknown escape in a string",
+        )
+        .help(help);
         self.record(problem)?;
         Ok(false)
     }
@@ -351,8 +403,13 @@ impl Scan<'_> {
         let closing = format!("\"\"\"{}", "#".repeat(hashes));
         self.pos += 3;
         if !self.peek().is_some_and(is_newline) {
-            let problem = Problem::new("manifest.syntax", at..at + 3, "text follows", "after `\"\"\"` the text starts on the next line")
-                .help("break the line behind the quotes, or use single ones");
+            let problem = Problem::new(
+                "manifest.syntax",
+                at..at + 3,
+                "text follows",
+                "after `\"\"\"` the text starts on the next line",
+            )
+            .help("break the line behind the quotes, or use single ones");
             self.record(problem)?;
             return Ok(false);
         }
@@ -375,8 +432,13 @@ impl Scan<'_> {
         let last = lines.pop().unwrap_or(end);
         let indent = &self.text[last..end];
         if !indent.chars().all(is_space) {
-            let problem = Problem::new("manifest.syntax", end..self.pos, "not alone", "the closing `\"\"\"` stands on a line of its own")
-                .help("break the line before it; only white space may stand in front of it");
+            let problem = Problem::new(
+                "manifest.syntax",
+                end..self.pos,
+                "not alone",
+                "the closing `\"\"\"` stands on a line of its own",
+            )
+            .help("break the line before it; only white space may stand in front of it");
             self.record(problem)?;
             return Ok(false);
         }
@@ -385,8 +447,15 @@ impl Scan<'_> {
             let blank = text.trim_start_matches(is_space).starts_with(is_newline);
             if !text.starts_with(indent) && !blank {
                 let stop = line + text.find(is_newline).unwrap_or(text.len());
-                let problem = Problem::new("manifest.syntax", line..stop, "indented otherwise", "a line of the text is indented less than its closing `\"\"\"`")
-                    .help("every line starts with exactly the white space that stands before the closing `\"\"\"`");
+                let problem = Problem::new(
+                    "manifest.syntax",
+                    line..stop,
+                    "indented otherwise",
+                    "a line of the text is indented less than its closing `\"\"\"`",
+                )
+                .help(
+                    "every line starts with exactly the white space that stands before the closing `\"\"\"`",
+                );
                 self.record(problem)?;
                 return Ok(false);
             }
@@ -419,7 +488,9 @@ fn is_number(word: &str) -> bool {
         rest = after;
     }
     if let Some(exponent) = rest.strip_prefix(['e', 'E']) {
-        let Some(after) = run(exponent.strip_prefix(['+', '-']).unwrap_or(exponent), decimal) else { return false };
+        let Some(after) = run(exponent.strip_prefix(['+', '-']).unwrap_or(exponent), decimal) else {
+            return false;
+        };
         rest = after;
     }
     rest.is_empty()

@@ -102,8 +102,13 @@ impl Scan<'_> {
                     let Some(at) = open.last().copied() else { return Ok(()) };
                     if self.problems.is_empty() {
                         self.record(
-                            Problem::new("manifest.unclosed-block", at..at + 1, "opened here", "a block is never closed")
-                                .help("add the missing `}`"),
+                            Problem::new(
+                                "manifest.unclosed-block",
+                                at..at + 1,
+                                "opened here",
+                                "a block is never closed",
+                            )
+                            .help("add the missing `}`"),
                         )?;
                     }
                     return Err(Abort);
@@ -117,8 +122,13 @@ impl Scan<'_> {
                     let at = self.pos;
                     self.bump();
                     self.record(
-                        Problem::new("manifest.syntax", at..at + 1, "closes nothing", "a `}` without its `{`")
-                            .help("remove it, or add the `{` that it should close"),
+                        Problem::new(
+                            "manifest.syntax",
+                            at..at + 1,
+                            "closes nothing",
+                            "a `}` without its `{`",
+                        )
+                        .help("remove it, or add the `{` that it should close"),
                     )?;
                     return Err(Abort);
                 }
@@ -160,16 +170,26 @@ impl Scan<'_> {
             Some('{') => {
                 let at = self.pos;
                 return self.record(
-                    Problem::new("manifest.syntax", at..at + 1, "whose block?", "a block without a name before it")
-                        .help("put the setting's name in front, on the same line as the `{`"),
+                    Problem::new(
+                        "manifest.syntax",
+                        at..at + 1,
+                        "whose block?",
+                        "a block without a name before it",
+                    )
+                    .help("put the setting's name in front, on the same line as the `{`"),
                 );
             }
             Some(';') => {
                 let at = self.pos;
                 self.bump();
                 return self.record(
-                    Problem::new("manifest.syntax", at..at + 1, "ends nothing", "a `;` without a setting before it")
-                        .help("remove it"),
+                    Problem::new(
+                        "manifest.syntax",
+                        at..at + 1,
+                        "ends nothing",
+                        "a `;` without a setting before it",
+                    )
+                    .help("remove it"),
                 );
             }
             _ => {}
@@ -193,8 +213,13 @@ impl Scan<'_> {
                     if block_seen {
                         let at = self.pos;
                         return self.record(
-                            Problem::new("manifest.syntax", at..at + 1, "second block", "a setting has only one block")
-                                .help("join the two blocks"),
+                            Problem::new(
+                                "manifest.syntax",
+                                at..at + 1,
+                                "second block",
+                                "a setting has only one block",
+                            )
+                            .help("join the two blocks"),
                         );
                     }
                     block_seen = true;
@@ -231,7 +256,9 @@ impl Scan<'_> {
             Problem::new("manifest.syntax", at..at + c.len_utf8(), "unexpected", format!("unexpected {c:?}"));
         let help = match c {
             _ if block_seen && c != '=' => "start the next setting on a line of its own, or after `;`",
-            '=' => "a setting's name and its value are separated by a space; `=` belongs to what follows them: `port 8080 to=80`",
+            '=' => {
+                "a setting's name and its value are separated by a space; `=` belongs to what follows them: `port 8080 to=80`"
+            }
             ')' => "a value has no parentheses around it",
             ',' | ':' | '[' | ']' => "values are separated by spaces alone",
             _ => "separate values by a space",
@@ -311,7 +338,10 @@ impl Scan<'_> {
         }
         self.node_space()?;
         if self.peek() != Some(')') {
-            self.record(Problem::new("manifest.syntax", at..at + 1, "opened here", "a type without its `)`").help("manifests have no types: remove it"))?;
+            self.record(
+                Problem::new("manifest.syntax", at..at + 1, "opened here", "a type without its `)`")
+                    .help("manifests have no types: remove it"),
+            )?;
             return Ok(false);
         }
         self.bump();
