@@ -152,6 +152,11 @@ impl<'a> Decoder<'a> {
         }
         let early_block = def.name == "egress" && node.children().is_some();
         if args < def.args.0 && !early_block {
+            let quotes = match def.kind {
+                Kind::Number => ", without quotes",
+                Kind::Text if def.arg.starts_with('"') => "",
+                Kind::Text | Kind::TextOrNumber => ", in quotes",
+            };
             self.report::<()>(
                 Problem::new(
                     "manifest.missing-argument",
@@ -159,7 +164,7 @@ impl<'a> Decoder<'a> {
                     format!("needs {}", def.arg),
                     format!("`{}` needs {}", def.name, def.arg),
                 )
-                .help(format!("write {} behind it. {}", def.arg, def.about)),
+                .help(format!("write {} behind it{quotes}. {}", def.arg, def.about)),
             );
         }
         if let (Block::None, Some(_)) = (&def.block, node.children()) {
@@ -372,7 +377,8 @@ impl Decoder<'_> {
     /// The text of a property that must be there.
     pub fn needed_prop(&self, setting: Setting<'_>, name: &str, example: &str) -> Option<Spanned<String>> {
         if setting.prop(name).is_none() {
-            let about = setting.def.props.iter().find(|p| p.name == name).map_or("", |p| p.about);
+            let prop = setting.def.props.iter().find(|p| p.name == name && p.needed);
+            let about = prop.expect("invariant: callers name properties that the tables call needed").about;
             return self.report(
                 Problem::new(
                     "manifest.missing-property",

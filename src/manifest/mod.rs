@@ -8,6 +8,8 @@ mod excerpt;
 mod path;
 mod prescan;
 mod project;
+#[cfg(test)]
+mod schema;
 mod source;
 mod table;
 mod units;

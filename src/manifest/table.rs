@@ -8,6 +8,8 @@ pub(super) struct Node {
     pub args: (usize, usize),
     /// What the arguments are, for messages.
     pub arg: &'static str,
+    /// The arguments' type.
+    pub kind: Kind,
     pub props: &'static [Prop],
     pub block: Block,
     /// May stand more than once in its block.
@@ -15,14 +17,16 @@ pub(super) struct Node {
     pub about: &'static str,
 }
 
-/// A property: its name and what it is, for messages and the schema.
+/// A property.
 pub(super) struct Prop {
     pub name: &'static str,
+    /// Must be given.
+    pub needed: bool,
     pub kind: Kind,
     pub about: &'static str,
 }
 
-/// The type of a property's value.
+/// The type of a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
@@ -44,15 +48,19 @@ pub(super) enum Block {
 const MAX: usize = usize::MAX;
 
 const fn node(name: &'static str, args: (usize, usize), arg: &'static str, about: &'static str) -> Node {
-    Node { name, args, arg, props: &[], block: Block::None, many: false, about }
+    Node { name, args, arg, kind: Kind::Text, props: &[], block: Block::None, many: false, about }
 }
 
 const fn text(name: &'static str, about: &'static str) -> Prop {
-    Prop { name, kind: Kind::Text, about }
+    Prop { name, needed: false, kind: Kind::Text, about }
+}
+
+const fn needed(name: &'static str, about: &'static str) -> Prop {
+    Prop { name, needed: true, kind: Kind::Text, about }
 }
 
 const fn number(name: &'static str, about: &'static str) -> Prop {
-    Prop { name, kind: Kind::Number, about }
+    Prop { name, needed: false, kind: Kind::Number, about }
 }
 
 /// The settings of the top level.
@@ -117,8 +125,13 @@ pub(super) const VM: &[Node] = &[
     },
     Node {
         props: &[
-            text("to", "Absolute path in the guest"),
-            Prop { name: "owner", kind: Kind::TextOrNumber, about: "Numeric owner of everything, uid:gid" },
+            needed("to", "Absolute path in the guest"),
+            Prop {
+                name: "owner",
+                needed: false,
+                kind: Kind::TextOrNumber,
+                about: "Numeric owner of everything, uid:gid",
+            },
             text("keep", "\"modes\" keeps the mode bits of a directory"),
         ],
         block: Block::Nodes(WORKLOAD),
@@ -127,19 +140,23 @@ pub(super) const VM: &[Node] = &[
     },
     node("run", (1, MAX), "the program and its arguments", "The argument vector; never split on spaces"),
     node("workdir", (1, 1), "a path", "The directory in which the workload starts"),
-    node("user", (1, 1), "a user", "Whom the workload runs as: name, uid or uid:gid"),
+    Node {
+        kind: Kind::TextOrNumber,
+        ..node("user", (1, 1), "a user", "Whom the workload runs as: name, uid or uid:gid")
+    },
     Node {
         block: Block::Names("a variable's name and its text, such as `GREETING \"hello\"`"),
         ..node("env", (0, 0), "", "Plain environment variables")
     },
     Node {
-        props: &[text("env", "The environment variable of the host that holds the value")],
+        props: &[needed("env", "The environment variable of the host that holds the value")],
         many: true,
         ..node("secret", (1, 1), "a variable's name", "An environment variable whose value is never stored")
     },
-    node("cpus", (1, 1), "a number", "Virtual CPUs, 1 to 32"),
+    Node { kind: Kind::Number, ..node("cpus", (1, 1), "a number", "Virtual CPUs, 1 to 32") },
     node("memory", (1, 1), "a size", "Guest memory: whole MiB, at least 64MiB"),
     Node {
+        kind: Kind::Number,
         props: &[
             number("to", "The guest's port; the host's unless set"),
             text("address", "The host's address; 127.0.0.1 unless set"),
@@ -149,7 +166,7 @@ pub(super) const VM: &[Node] = &[
     },
     node("egress", (1, 1), "\"none\"", "What may leave the guest"),
     Node {
-        props: &[text("at", "Absolute mount point in the guest"), text("size", "Size of the disk")],
+        props: &[needed("at", "Absolute mount point in the guest"), needed("size", "Size of the disk")],
         many: true,
         ..node("volume", (1, 1), "a name", "A disk that outlives the VM")
     },

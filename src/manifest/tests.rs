@@ -253,3 +253,38 @@ fn projects_are_named_after_their_directory() {
     assert_eq!(name(&format!("/{}", "x".repeat(99))).len(), NAME_MAX);
     assert_eq!(project_name(&good("project \"p\"; vm \"a\" { run \"x\"; }")).as_str(), "p");
 }
+
+/// `FIREGOPHER_UPDATE_SCHEMA=1 cargo test` writes the file anew.
+#[test]
+fn the_schema_says_what_the_tables_say() {
+    let path = "schema/firegopher.kdl-schema";
+    let document = schema::document();
+    kdl::KdlDocument::parse_v2(&document).unwrap();
+    if std::env::var_os("FIREGOPHER_UPDATE_SCHEMA").is_some() {
+        fs::write(path, &document).unwrap();
+    }
+    assert!(fs::read_to_string(path).unwrap() == document, "{path} is out of step with the tables");
+}
+
+#[test]
+fn what_comes_later_is_not_called_unknown() {
+    for later in table::LATER {
+        let text = match later.parent {
+            "vm" => format!("vm \"a\" {{ run \"x\"; {} \"y\"; }}", later.name),
+            "vmm" => format!("vm \"a\" {{ run \"x\"; vmm \"qemu\" {{ {} \"y\"; }} }}", later.name),
+            parent => {
+                format!("vm \"a\" {{ run \"x\"; {parent} {{ {} \"y\" sha256=\"0\" {{ z; }} }} }}", later.name)
+            }
+        };
+        assert_eq!(codes(&text), ["manifest.not-yet"], "{text}");
+    }
+    for text in [
+        "egress \"all\"",
+        "egress { allow \"x\"; }",
+        "egress \"public\" { x; }",
+        "vmm \"firecracker\" { path \"x\"; }",
+    ] {
+        let codes = codes(&format!("vm \"a\" {{ run \"x\"; {text} }}"));
+        assert!(codes.iter().all(|c| *c == "manifest.not-yet"), "{text} {codes:?}");
+    }
+}
