@@ -53,9 +53,10 @@ pub fn run() -> ! {
     let end = End::from_command_line(&command_line);
     RESET.store(end == End::Reset, Ordering::Relaxed);
     guest.traced = command_line.split_whitespace().any(|word| word == "firegopher.trace");
-    let record = early
-        .and_then(|()| guest.live())
-        .unwrap_or_else(|failure| ExitRecord { failed: Some(failure.into_message()), ..ExitRecord::default() });
+    let record = early.and_then(|()| guest.live()).unwrap_or_else(|failure| ExitRecord {
+        failed: Some(failure.into_message()),
+        ..ExitRecord::default()
+    });
     report(&mut guest.control, &record);
     shutdown::now(end, &guest.mounted)
 }
@@ -66,7 +67,8 @@ impl Guest {
         self.trace.mark("modules");
         self.control = Control::open(CHANNEL_PATIENCE)?;
         self.trace.mark("channel");
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end().to_owned();
+        let kernel =
+            fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end().to_owned();
         self.control.send(&FromGuest::Hello { protocol: PROTOCOL, kernel: kernel.clone() });
         let config = self.await_start()?;
         self.trace.mark("start");
@@ -108,7 +110,9 @@ impl Guest {
         loop {
             match self.control.wait(end.saturating_duration_since(Instant::now())) {
                 Some(Incoming::Message(ToGuest::Start(config))) => return Ok(config),
-                Some(Incoming::Message(ToGuest::Stop)) => return Err(Failure::new("stopped before it was started")),
+                Some(Incoming::Message(ToGuest::Stop)) => {
+                    return Err(Failure::new("stopped before it was started"));
+                }
                 Some(_) => {}
                 None => return Err(Failure::new("the host sent no start message")),
             }

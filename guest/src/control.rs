@@ -71,7 +71,14 @@ impl Control {
     }
 
     fn new(fd: OwnedFd, met: bool) -> Control {
-        Control { fd: Some(fd), decoder: Decoder::default(), incoming: VecDeque::new(), out: Vec::new(), sent: 0, met }
+        Control {
+            fd: Some(fd),
+            decoder: Decoder::default(),
+            incoming: VecDeque::new(),
+            out: Vec::new(),
+            sent: 0,
+            met,
+        }
     }
 
     /// A channel over any stream, for tests.
@@ -163,7 +170,9 @@ impl Control {
                 self.decoder.push(&buffer[..n]);
                 if let Err(why) = self.decode() {
                     console::say(&format!("closing the control channel: {why}"));
-                    self.send(&FromGuest::Warning { message: format!("the control channel is closed: {why}") });
+                    self.send(&FromGuest::Warning {
+                        message: format!("the control channel is closed: {why}"),
+                    });
                     self.close();
                 }
             }

@@ -72,7 +72,8 @@ mod tests {
     }
 
     fn built(env: &[(&str, &str)], secrets: &[(&str, &str)]) -> Environment {
-        let pairs = |list: &[(&str, &str)]| list.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let pairs =
+            |list: &[(&str, &str)]| list.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         let mut config = crate::boot::tests::config();
         config.env = pairs(env);
         config.secrets = pairs(secrets);

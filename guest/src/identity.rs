@@ -25,7 +25,8 @@ pub fn apply(config: &RunConfig, root: &Path) -> Vec<String> {
 /// The text of /etc/hosts.
 fn hosts(config: &RunConfig) -> String {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-    let own: Vec<IpAddr> = config.network.iter().flat_map(|n| n.addresses.iter().map(|(ip, _)| *ip)).collect();
+    let own: Vec<IpAddr> =
+        config.network.iter().flat_map(|n| n.addresses.iter().map(|(ip, _)| *ip)).collect();
     if own.is_empty() {
         // As Debian does for a host without a fixed address.
         text.push_str(&format!("127.0.1.1\t{}\n", config.hostname));

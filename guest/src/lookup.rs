@@ -15,7 +15,15 @@ pub fn candidates(argv0: &str, path: &str) -> Vec<String> {
         return vec![argv0.to_owned()];
     }
     path.split(':')
-        .map(|dir| if dir.is_empty() { argv0.to_owned() } else { format!("{}/{argv0}", dir.trim_end_matches('/')) })
+        .map(
+            |dir| {
+                if dir.is_empty() {
+                    argv0.to_owned()
+                } else {
+                    format!("{}/{argv0}", dir.trim_end_matches('/'))
+                }
+            },
+        )
         .collect()
 }
 
@@ -30,9 +38,13 @@ pub fn explain(file: &str, errno: Errno) -> String {
         },
         (Errno::ENOENT | Errno::ENOTDIR, Err(_)) => "there is no such file".to_owned(),
         (Errno::EACCES, Ok(meta)) if meta.is_dir() => "it is a directory".to_owned(),
-        (Errno::EACCES, Ok(meta)) if meta.permissions().mode() & 0o111 == 0 => "it is not executable".to_owned(),
+        (Errno::EACCES, Ok(meta)) if meta.permissions().mode() & 0o111 == 0 => {
+            "it is not executable".to_owned()
+        }
         (Errno::EACCES, Ok(_)) => match interpreter(file) {
-            Some(interpreter) if fs::metadata(&interpreter).is_ok_and(|m| m.permissions().mode() & 0o111 == 0) => {
+            Some(interpreter)
+                if fs::metadata(&interpreter).is_ok_and(|m| m.permissions().mode() & 0o111 == 0) =>
+            {
                 format!("its interpreter {interpreter} is not executable")
             }
             _ => "the user may not execute it".to_owned(),
@@ -68,9 +80,12 @@ fn direct_interpreter(file: &str) -> Option<String> {
         let line = line.split(|b| *b == b'\n').next()?;
         let line = String::from_utf8_lossy(line);
         // A carriage return before the line's end is a name's last character to the kernel: shown as \r.
-        return line.trim_matches([' ', '\t']).split([' ', '\t']).next().filter(|s| !s.is_empty()).map(|s| {
-            s.replace('\r', "\\r")
-        });
+        return line
+            .trim_matches([' ', '\t'])
+            .split([' ', '\t'])
+            .next()
+            .filter(|s| !s.is_empty())
+            .map(|s| s.replace('\r', "\\r"));
     }
     elf_interpreter(&file, &head)
 }

@@ -46,8 +46,10 @@ mod tests {
         for name in ["02-b.ko", "10-c.ko", "01-a.ko", "note.txt"] {
             fs::write(dir.path().join(name), b"").unwrap();
         }
-        let names: Vec<_> =
-            in_order(dir.path()).iter().map(|p| p.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+        let names: Vec<_> = in_order(dir.path())
+            .iter()
+            .map(|p| p.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
         assert_eq!(names, ["01-a.ko", "02-b.ko", "10-c.ko"]);
     }
 

@@ -64,7 +64,9 @@ fn ethernet(netlink: &mut Netlink, index: u32, network: &Network) -> Result<()> 
             .context(|| format!("giving {DEVICE} the address {ip}/{prefix}"))?;
     }
     for (ip, mac) in &network.neighbours {
-        netlink.ask(neighbour(index, *ip, *mac)).context(|| format!("naming the neighbour {ip} on {DEVICE}"))?;
+        netlink
+            .ask(neighbour(index, *ip, *mac))
+            .context(|| format!("naming the neighbour {ip} on {DEVICE}"))?;
     }
     for gateway in &network.gateways {
         let on_link = !network.addresses.iter().any(|(ip, prefix)| same_subnet(*ip, *gateway, *prefix));
@@ -210,7 +212,8 @@ mod tests {
         in_namespace(|| {
             // Which kinds of device there are is up to the host's kernel.
             let kinds = ["link add eth0 type veth peer name other", "tuntap add eth0 mode tap"];
-            if !kinds.iter().any(|kind| Command::new("ip").args(kind.split(' ')).status().unwrap().success()) {
+            if !kinds.iter().any(|kind| Command::new("ip").args(kind.split(' ')).status().unwrap().success())
+            {
                 println!("skipped: no device can be made here");
                 return;
             }

@@ -51,8 +51,12 @@ pub struct Netlink {
 impl Netlink {
     /// Opens the socket.
     pub fn open() -> nix::Result<Netlink> {
-        let fd =
-            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        )?;
         Ok(Netlink { fd, sequence: 0 })
     }
 

@@ -1,7 +1,7 @@
 //! All processes of the guest: the one place that reaps, and signals to all of them.
 
 use nix::errno::Errno;
-use nix::unistd::{Pid, getpid, getpgid};
+use nix::unistd::{Pid, getpgid, getpid};
 use std::fs;
 
 /// What one look at the children found.

@@ -85,9 +85,7 @@ impl Supervisor<'_> {
     fn drained(&self) -> bool {
         let read_all = self.workload.stdout.is_none() && self.workload.stderr.is_none();
         let idle = self.moved.elapsed();
-        read_all && !self.control.pending()
-            || idle >= STALLED
-            || idle >= HELD && !self.control.pending()
+        read_all && !self.control.pending() || idle >= STALLED || idle >= HELD && !self.control.pending()
     }
 
     /// Waits for something to do, and moves bytes.
@@ -207,7 +205,9 @@ impl Supervisor<'_> {
     fn obey(&mut self, incoming: Incoming) {
         match incoming {
             Incoming::Stdin(bytes) if bytes.is_empty() => self.input_ends = true,
-            Incoming::Stdin(bytes) if self.workload.stdin.is_some() && !self.input_ends => self.input.extend(bytes),
+            Incoming::Stdin(bytes) if self.workload.stdin.is_some() && !self.input_ends => {
+                self.input.extend(bytes)
+            }
             Incoming::Stdin(bytes) => self.control.send(&FromGuest::StdinTaken { bytes: bytes.len() }),
             Incoming::Message(ToGuest::Stop) => self.stop(),
             Incoming::Message(ToGuest::Signal { signal }) => {
@@ -270,7 +270,8 @@ impl Supervisor<'_> {
 
     /// Moves what is there from one of the workload's pipes to the control channel.
     fn forward(&mut self, from: u16) {
-        let pipe = if from == channel::STDOUT { &mut self.workload.stdout } else { &mut self.workload.stderr };
+        let pipe =
+            if from == channel::STDOUT { &mut self.workload.stdout } else { &mut self.workload.stderr };
         let Some(fd) = pipe else { return };
         // A pipe's default capacity.
         let mut buffer = [0; 64 * 1024];

@@ -46,7 +46,9 @@ pub fn resolve(user: &RunUser, root: &Path) -> Result<Account> {
     // What is no UTF-8 (a full name, at most) is of no interest here and must survive the writing.
     let (account, additions) =
         find_or_make(user, &String::from_utf8_lossy(&passwd), &String::from_utf8_lossy(&group))?;
-    for (path, mut text, new) in [(&group_path, group, &additions.group), (&passwd_path, passwd, &additions.passwd)] {
+    for (path, mut text, new) in
+        [(&group_path, group, &additions.group), (&passwd_path, passwd, &additions.passwd)]
+    {
         if !new.is_empty() {
             if text.last().is_some_and(|last| *last != b'\n') {
                 text.push(b'\n');
@@ -153,11 +155,14 @@ fn add(name: &str, passwd: &str, group: &str) -> Result<(u32, u32, Additions)> {
         return Err(Failure::new(format!("{name:?} is no name for a user")));
     }
     let own_group = group.lines().filter_map(group_line).find(|(n, ..)| *n == name).map(|(_, gid, _)| gid);
-    let mut taken: BTreeSet<u32> = passwd.lines().filter_map(passwd_line).flat_map(|(_, u, g, _)| [u, g]).collect();
-    taken.extend(group.lines().filter_map(group_line).map(|(_, gid, _)| gid).filter(|gid| own_group != Some(*gid)));
-    let uid = (FIRST_ID..END_OF_IDS)
-        .find(|id| !taken.contains(id))
-        .ok_or_else(|| Failure::new(format!("no free user id for {name:?}: {FIRST_ID} to {END_OF_IDS} are taken")))?;
+    let mut taken: BTreeSet<u32> =
+        passwd.lines().filter_map(passwd_line).flat_map(|(_, u, g, _)| [u, g]).collect();
+    taken.extend(
+        group.lines().filter_map(group_line).map(|(_, gid, _)| gid).filter(|gid| own_group != Some(*gid)),
+    );
+    let uid = (FIRST_ID..END_OF_IDS).find(|id| !taken.contains(id)).ok_or_else(|| {
+        Failure::new(format!("no free user id for {name:?}: {FIRST_ID} to {END_OF_IDS} are taken"))
+    })?;
     let gid = own_group.unwrap_or(uid);
     let mut additions = Additions { passwd: String::new(), group: String::new() };
     if passwd.is_empty() && name != "root" {
@@ -202,7 +207,8 @@ mod tests {
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nwww-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\n\
                           broken line\nodd:x:notanumber:1::/:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n";
-    const GROUP: &str = "root:x:0:\nwww-data:x:33:\nssl:x:110:ann,www-data\nvideo:x:44:ann\nann:x:1000:\nbad\n";
+    const GROUP: &str =
+        "root:x:0:\nwww-data:x:33:\nssl:x:110:ann,www-data\nvideo:x:44:ann\nann:x:1000:\nbad\n";
 
     fn name(n: &str) -> RunUser {
         RunUser::Name(n.to_owned())
@@ -221,7 +227,8 @@ mod tests {
         let (account, _) = find_or_make(&RunUser::Id { uid: 33, gid: 7 }, PASSWD, GROUP).unwrap();
         assert_eq!((account.name.as_deref(), account.gid), (Some("www-data"), 7));
         assert_eq!(account.groups, [7, 110]);
-        let (account, additions) = find_or_make(&RunUser::Id { uid: 5000, gid: 6000 }, PASSWD, GROUP).unwrap();
+        let (account, additions) =
+            find_or_make(&RunUser::Id { uid: 5000, gid: 6000 }, PASSWD, GROUP).unwrap();
         assert_eq!((account.name, account.uid, account.gid, account.home), (None, 5000, 6000, "/".into()));
         assert_eq!(additions, Additions::default());
     }
@@ -293,7 +300,8 @@ mod tests {
         let mut noise = Noise(99);
         let alphabet = b":\n,0a1x-\t ";
         for _ in 0..5000 {
-            let text: String = (0..noise.below(60)).map(|_| char::from(alphabet[noise.below(alphabet.len())])).collect();
+            let text: String =
+                (0..noise.below(60)).map(|_| char::from(alphabet[noise.below(alphabet.len())])).collect();
             if let Ok((account, additions)) = find_or_make(&name("app"), &text, &text) {
                 assert!(!account.groups.is_empty());
                 assert!(additions.passwd.lines().all(|l| passwd_line(l).is_some()), "{:?}", additions.passwd);

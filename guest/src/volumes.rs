@@ -34,9 +34,13 @@ pub fn unmount_all(mounted: &[PathBuf]) -> Vec<String> {
     let mut problems = Vec::new();
     for at in mounted.iter().rev() {
         let done = match umount(at.as_path()) {
-            Err(Errno::EBUSY) => {
-                mount(None::<&str>, at.as_path(), None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
-            }
+            Err(Errno::EBUSY) => mount(
+                None::<&str>,
+                at.as_path(),
+                None::<&str>,
+                MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+                None::<&str>,
+            ),
             other => other,
         };
         problems.extend(done.context(|| format!("unmounting {}", at.display())).err().map(|f| f.to_string()));

@@ -141,7 +141,10 @@ impl<'a> Launch<'a> {
             (None, [only]) if only.contains('/') => Failure::new(lookup::explain(only, Errno::ENOENT)),
             (None, tried) => {
                 let name = self.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-                Failure::new(format!("cannot run {name:?}: it is in none of the directories of PATH ({} tried)", tried.len()))
+                Failure::new(format!(
+                    "cannot run {name:?}: it is in none of the directories of PATH ({} tried)",
+                    tried.len()
+                ))
             }
         }
     }

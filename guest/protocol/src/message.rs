@@ -223,7 +223,11 @@ mod tests {
             }),
             layers: vec![Disk { index: 0, read_only: true }],
             scratch: None,
-            volumes: vec![VolumeMount { name: "v".into(), disk: Disk { index: 1, read_only: false }, at: "/v".into() }],
+            volumes: vec![VolumeMount {
+                name: "v".into(),
+                disk: Disk { index: 1, read_only: false },
+                at: "/v".into(),
+            }],
             grace_ms: 1,
             clock_ms: 2,
             stdin: true,
