@@ -1,246 +1,398 @@
+//! Real boots, of a guest that these tests bring along (testdata/vmm/guest.rs). They need what no package
+//! registry has: `FIREGOPHER_TEST_BOOT` names a directory with a QEMU tree `qemu` and a kernel tree `kernel`.
+
 use super::*;
 use crate::manifest::model::Port;
 use crate::name::{Name, VmId};
-use crate::vmm::Ended;
 use crate::vmm::spec::{Drive, JailSpec};
+use crate::vmm::{Ended, backend};
+use fs_err as fs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
+
+/// Emulated boots on a busy machine take seconds; hanging ones take forever.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-struct Boot {
-    dir: tempfile::TempDir,
+/// A VM that has not been started: one mebibyte drives that say DRIVEn, the first two read-only.
+struct Vm {
     spec: VmSpec,
+    dir: tempfile::TempDir,
 }
 
-fn boot(tag: &str, jailed: bool) -> Option<Boot> {
+/// `None`, and a word about it, where such a VM cannot be booted.
+fn vm(tag: &str, jailed: bool) -> Option<Vm> {
     let Some(files) = std::env::var_os("FIREGOPHER_TEST_BOOT").map(PathBuf::from) else {
-        println!("skipped: FIREGOPHER_TEST_BOOT names no directory to boot from");
+        println!("skipped: FIREGOPHER_TEST_BOOT names no directory with a QEMU and a kernel tree");
         return None;
     };
     if jailed && !root() {
         println!("skipped: needs root");
         return None;
     }
-    let dir = tempfile::tempdir_in(
-        &std::env::var_os("FIREGOPHER_TEST_TMP").map_or(std::env::temp_dir(), PathBuf::from),
-    )
-    .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let drive = |n: usize| {
+        let path = dir.path().join(format!("drive{n}"));
+        let mut data = format!("DRIVE{n}").into_bytes();
+        data.resize(1 << 20, 0);
+        fs::write(&path, data).unwrap();
+        Drive { role: format!("volume-{n}"), path, read_only: n < 2 }
+    };
     let name = |s: &str| Name::new(s).unwrap();
-    let drives = (0..4)
-        .map(|n| {
-            let path = dir.path().join(format!("d{n}"));
-            let mut data = format!("DRIVE{n}").into_bytes();
-            data.resize(1 << 20, 0);
-            fs_err::write(&path, data).unwrap();
-            Drive { role: format!("d{n}"), path, read_only: n < 2 }
-        })
-        .collect();
-    let uid = 1_900_050_000 + std::process::id() % 1000;
+    // Far from what leases hand out, different for tests that run at once.
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1_950_000_000);
+    let uid = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let spec = VmSpec {
-        id: VmId::derive(&name("test"), &name(tag)),
-        vmm: VmmBinary::QemuTree(files.join("tree")),
+        id: VmId::derive(&name(&format!("test-{}", std::process::id())), &name(tag)),
+        vmm: VmmBinary::QemuTree(files.join("qemu")),
         kvm: false,
-        kernel: files.join("vmlinux"),
-        initramfs: files.join("initramfs"),
+        kernel: files.join("kernel/vmlinux"),
+        initramfs: dir.path().join("initramfs"),
         cpus: 1,
-        memory: 256 << 20,
-        drives,
+        memory: 128 << 20,
+        drives: (0..4).map(drive).collect(),
         net: NetSpec::None,
         jail: jailed.then(|| JailSpec { root: dir.path().join("jail"), uid, gid: uid }),
     };
-    Some(Boot { dir, spec })
+    fs::write(&spec.initramfs, initramfs(&files.join("kernel/modules"))).unwrap();
+    Some(Vm { spec, dir })
 }
 
-fn console_of(l: &Launched) -> std::thread::JoinHandle<String> {
-    let mut c = l.console.try_clone().unwrap();
-    std::thread::spawn(move || {
-        let mut v = Vec::new();
-        let mut b = [0; 4096];
-        let t = Instant::now();
-        let mut first = true;
-        while let Ok(n @ 1..) = c.read(&mut b) {
-            if first {
-                first = false;
-                println!("first console byte after {:?}", t.elapsed());
-            }
-            v.extend_from_slice(&b[..n]);
-        }
-        String::from_utf8_lossy(&v).into_owned()
-    })
-}
-fn say(l: &Launched, text: &str) {
-    (&l.control).write_all(format!("{text}\n").as_bytes()).unwrap();
-}
-fn hear(l: &Launched, lines: &mut BufReader<UnixStream>) -> String {
-    let _ = l;
-    let mut s = String::new();
-    lines.read_line(&mut s).unwrap();
-    s.trim().to_owned()
-}
-fn ended(l: &mut Launched) -> Ended {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    rt.block_on(async {
-        tokio::time::timeout(Duration::from_secs(60), l.monitor.ended()).await.unwrap().unwrap()
-    })
-}
-fn start(b: &Boot, ns: Option<&Netns>) -> (Launched, BufReader<UnixStream>, std::thread::JoinHandle<String>) {
-    let t = Instant::now();
-    let l = Qemu.launch(&b.spec, ns).unwrap();
-    println!("launch {:?} {:?} warnings {:?}", t.elapsed(), l.timings, l.warnings);
-    let c = console_of(&l);
-    l.control.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let mut lines = BufReader::new(l.control.try_clone().unwrap());
-    let mut hello = String::new();
-    if let Err(e) = lines.read_line(&mut hello) {
-        panic!("{e} {}", l.monitor.stderr_so_far());
-    }
-    assert_eq!(hello, "hello\n", "{}", l.monitor.stderr_so_far());
-    println!("hello after {:?}", t.elapsed());
-    (l, lines, c)
-}
-
-#[test]
-fn a_jailed_guest_with_a_tap_is_reached_and_reaches_nothing() {
-    let Some(mut b) = boot("jailed", true) else { return };
-    let t = Instant::now();
-    let ns = Netns::create().unwrap();
-    println!("netns {:?}", t.elapsed());
-    b.spec.net = NetSpec::Tap {
-        name: b.spec.id.tap_name(),
-        host: Ipv4Addr::new(172, 19, 0, 1),
-        guest: Ipv4Addr::new(172, 19, 0, 2),
-        mac: [2, 0, 172, 19, 0, 2],
+/// The guest and the kernel's modules as an uncompressed cpio (newc, cpio(5)).
+fn initramfs(modules: &Path) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut add = |name: &str, mode: u32, data: &[u8]| {
+        let sizes = [mode, 0, 0, 1, 0, data.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        let header: String = sizes.iter().map(|n| format!("{n:08x}")).collect();
+        out.extend_from_slice(format!("07070100000000{header}{name}\0").as_bytes());
+        out.resize(out.len().next_multiple_of(4), 0);
+        out.extend_from_slice(data);
+        out.resize(out.len().next_multiple_of(4), 0);
     };
-    let (mut l, mut lines, c) = start(&b, Some(&ns));
-    let status = fs_err::read_to_string(format!("/proc/{}/status", l.pid)).unwrap();
-    let uid = b.spec.jail.as_ref().unwrap().uid;
-    println!(
-        "{}",
-        status
-            .lines()
-            .filter(|l| ["Name", "Uid", "Gid", "Groups", "CapEff", "NoNewPrivs", "Seccomp", "VmRSS"]
-                .iter()
-                .any(|k| l.starts_with(k)))
-            .collect::<Vec<_>>()
-            .join("\n")
-    );
-    assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}")));
-    println!("{}", fs_err::read_to_string(format!("/proc/{}/cgroup", l.pid)).unwrap());
-    println!("root {:?}", fs_err::read_link(format!("/proc/{}/root", l.pid)));
-    for e in fs_err::read_dir(format!("/proc/{}/fd", l.pid)).unwrap() {
-        let e = e.unwrap();
-        println!("{:?} {:?}", e.file_name(), fs_err::read_link(e.path()));
+    add("dev", 0o40755, b"");
+    add("modules", 0o40755, b"");
+    add("init", 0o100755, guest());
+    for entry in fs::read_dir(modules).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("modules/{}", entry.file_name().to_str().unwrap());
+        add(&name, 0o100644, &fs::read(entry.path()).unwrap());
     }
-    say(&l, "net 172.19.0.2");
-    println!("{}", hear(&l, &mut lines));
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let t = Instant::now();
-    let s = ns.connect(SocketAddrV4::new(Ipv4Addr::new(172, 19, 0, 2), 80)).unwrap();
-    s.set_nonblocking(false).unwrap();
-    let mut s: TcpStream = s;
-    s.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-    let mut r = String::new();
-    s.read_to_string(&mut r).unwrap();
-    println!("http {:?} {r:?}", t.elapsed());
-    for (ip, p) in [
-        ("172.19.0.1", port),
-        ("127.0.0.1", port),
-        ("192.168.0.1", 80),
-        ("169.254.169.254", 80),
-        ("10.0.0.1", 53),
-    ] {
-        say(&l, &format!("try {ip} {p}"));
-        let h = hear(&l, &mut lines);
-        println!("{ip} {h}");
-        assert_ne!(h, "try connected");
+    add("TRAILER!!!", 0, b"");
+    out
+}
+
+fn guest() -> &'static [u8] {
+    static GUEST: OnceLock<Vec<u8>> = OnceLock::new();
+    GUEST.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("guest");
+        let options =
+            ["-Ctarget-feature=+crt-static", "-Crelocation-model=static", "-Cpanic=abort", "-Cstrip=symbols"];
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/vmm/guest.rs");
+        let rustc = std::env::var_os("RUSTC").unwrap_or("rustc".into());
+        let done =
+            Command::new(rustc).args(["--edition=2024", "-O", source, "-o"]).arg(&out).args(options).status();
+        assert!(done.unwrap().success());
+        fs::read(out).unwrap()
+    })
+}
+
+/// A VM whose guest has said hello.
+struct Running {
+    launched: Launched,
+    lines: BufReader<UnixStream>,
+    console: std::thread::JoinHandle<String>,
+}
+
+impl Vm {
+    fn start(&self, ns: Option<&Netns>) -> Running {
+        let begin = Instant::now();
+        let launched = backend(&self.spec).launch(&self.spec, ns).unwrap();
+        println!("launched in {:?}: {:?} {:?}", begin.elapsed(), launched.timings, launched.warnings);
+        let mut output = launched.console.try_clone().unwrap();
+        let console = std::thread::spawn(move || {
+            let mut all = [0; 1].to_vec();
+            let _ = output.read_exact(&mut all); // Ends without a byte if the VMM does.
+            println!("first console byte after {:?}", begin.elapsed());
+            let _ = output.read_to_end(&mut all);
+            String::from_utf8_lossy(&all).into_owned()
+        });
+        launched.control.set_read_timeout(Some(PATIENCE)).unwrap();
+        let lines = BufReader::new(launched.control.try_clone().unwrap());
+        let mut running = Running { launched, lines, console };
+        assert_eq!(running.hear(), "hello", "{}", running.launched.monitor.stderr_so_far());
+        println!("hello after {:?}", begin.elapsed());
+        running
     }
-    say(&l, "poweroff");
-    assert_eq!(ended(&mut l), Ended::GuestShutdown);
-    let out = c.join().unwrap();
-    println!("{out}");
-    for (n, w) in [(0, 'a'), (1, 'b'), (2, 'c'), (3, 'd')] {
-        assert!(out.contains(&format!("drive vd{w} DRIVE{n}")));
+
+    fn clean(&self) {
+        if let Some(jail) = &self.spec.jail {
+            jail::clean(jail).unwrap();
+        }
+        assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), 5, "only drives and initramfs are left");
     }
-    jail::clean(b.spec.jail.as_ref().unwrap()).unwrap();
-    assert!(ns.run_in(|| nix::net::if_::if_nametoindex(b.spec.id.tap_name().as_str()).is_err()).unwrap());
-    assert_eq!(fs_err::read_dir(b.dir.path()).unwrap().count(), 4, "only the drives are left");
+}
+
+impl Running {
+    fn say(&self, order: &str) {
+        (&self.launched.control).write_all(format!("{order}\n").as_bytes()).unwrap();
+    }
+
+    fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn ask(&mut self, order: &str) -> String {
+        self.say(order);
+        self.hear()
+    }
+
+    /// How the VM ends, and its console.
+    fn end(mut self) -> (Ended, String) {
+        let ended = wait(&mut self.launched.monitor);
+        (ended, self.console.join().unwrap())
+    }
+}
+
+fn wait(monitor: &mut Monitor) -> Ended {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, monitor.ended()).await.unwrap().unwrap() })
 }
 
 #[test]
-fn ends_are_told_apart() {
-    for (what, want) in
-        [("reboot", Ended::GuestReset), ("panic", Ended::GuestPanic), ("poweroff", Ended::GuestShutdown)]
+fn drives_keep_their_order_and_read_only_ones_cannot_be_written() {
+    let Some(vm) = vm("drives", root()) else { return };
+    let mut running = vm.start(None);
+    let drives = running.ask("drives");
+    assert_eq!(drives, "vda=DRIVE0=drive0=ro vdb=DRIVE1=drive1=ro vdc=DRIVE2=drive2=rw vdd=DRIVE3=drive3=rw");
+    running.say("poweroff");
+    let (ended, console) = running.end();
+    assert_eq!(ended, Ended::GuestShutdown, "{console}");
+    vm.clean();
+}
+
+#[test]
+fn a_jailed_guest_is_reached_through_its_tap_and_reaches_nothing() {
+    let Some(mut vm) = vm("jailed", true) else { return };
+    let begin = Instant::now();
+    let ns = Netns::create().unwrap();
+    println!("namespace made in {:?}", begin.elapsed());
+    let (host, guest) = (Ipv4Addr::new(172, 19, 0, 1), Ipv4Addr::new(172, 19, 0, 2));
+    let tap = vm.spec.id.tap_name();
+    vm.spec.net = NetSpec::Tap { name: tap.clone(), host, guest, mac: [2, 0, 172, 19, 0, 2] };
+    let mut running = vm.start(Some(&ns));
+    assert_eq!(running.ask("serve 172.19.0.2 255.255.255.252"), "serving 0");
+    let stream = ns.connect(SocketAddrV4::new(guest, 80)).unwrap();
+    stream.set_nonblocking(false).unwrap();
+    let mut answer = String::new();
+    TcpStream::read_to_string(&mut { stream }, &mut answer).unwrap();
+    assert_eq!(answer, "hi");
+    // A service on the host: on loopback, and on every address it has.
+    let service = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = service.local_addr().unwrap().port();
+    for to in
+        [format!("{host}:{port}"), "169.254.169.254:80".into(), "192.0.2.1:80".into(), "10.0.0.1:53".into()]
     {
-        let Some(b) = boot(what, root()) else { return };
-        let (mut l, _lines, c) = start(&b, None);
-        say(&l, what);
-        assert_eq!(ended(&mut l), want);
-        drop(c.join());
-        if let Some(j) = &b.spec.jail {
-            jail::clean(j).unwrap();
-        }
+        let heard = running.ask(&format!("try {to}"));
+        assert!(heard.starts_with("not reached"), "{to}: {heard}");
     }
-    for how in ["quit", "kill", "term"] {
-        let Some(b) = boot(how, root()) else { return };
-        let (mut l, _lines, c) = start(&b, None);
+    assert!(ns.run_in(|| nix::net::if_::if_nametoindex(tap.as_str()).is_ok()).unwrap());
+    running.say("poweroff");
+    assert_eq!(running.end().0, Ended::GuestShutdown);
+    assert!(ns.run_in(|| nix::net::if_::if_nametoindex(tap.as_str()).is_err()).unwrap(), "the tap is gone");
+    vm.clean();
+}
+
+#[test]
+fn a_jailed_vmm_has_nothing_but_its_jail() {
+    let Some(vm) = vm("confined", true) else { return };
+    // Another descriptor that must not leak, inheritable on purpose.
+    let leak = File::open("/etc/passwd").unwrap();
+    nix::fcntl::fcntl(&leak, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let running = vm.start(None);
+    let proc = PathBuf::from(format!("/proc/{}", running.launched.pid));
+    let status = fs::read_to_string(proc.join("status")).unwrap();
+    let uid = vm.spec.jail.as_ref().unwrap().uid;
+    for want in [
+        format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+        format!("Gid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+        "Groups:\t \n".to_owned(),
+        "CapEff:\t0000000000000000".to_owned(),
+        "NoNewPrivs:\t1".to_owned(),
+        "Seccomp:\t2".to_owned(),
+    ] {
+        assert!(status.contains(&want), "{want:?} is not in\n{status}");
+    }
+    let root = vm.spec.jail.as_ref().unwrap().root.canonicalize().unwrap();
+    assert_eq!(fs::read_link(proc.join("root")).unwrap(), root);
+    assert!(fs::read_to_string(proc.join("limits")).unwrap().contains("Max core file size        0"));
+    // A heading at most.
+    assert!(fs::read_to_string(proc.join("net/route")).unwrap().lines().count() <= 1, "no network");
+    for entry in fs::read_dir(proc.join("fd")).unwrap() {
+        let target = fs::read_link(entry.unwrap().path()).unwrap();
+        let text = target.to_string_lossy();
+        let fine = target.starts_with(&root) || text == "/dev/null" || !text.starts_with('/');
+        assert!(fine, "{text} is open");
+    }
+    let stat = fs::read_to_string(proc.join("stat")).unwrap();
+    assert_eq!(stat.split(' ').nth(5).unwrap(), running.launched.pid.to_string(), "a session of its own");
+    running.say("poweroff");
+    assert_eq!(running.end().0, Ended::GuestShutdown);
+    vm.clean();
+}
+
+#[test]
+fn a_guests_reset_panic_and_power_off_are_told_apart() {
+    let wanted =
+        [("reboot", Ended::GuestReset), ("panic", Ended::GuestPanic), ("poweroff", Ended::GuestShutdown)];
+    for (order, want) in wanted {
+        let Some(vm) = vm(order, root()) else { return };
+        let running = vm.start(None);
+        running.say(order);
+        assert_eq!(running.end().0, want);
+        vm.clean();
+    }
+}
+
+#[test]
+fn a_quit_a_signal_and_a_kill_are_told_apart() {
+    for how in ["quit", "sigterm", "sigkill"] {
+        let Some(vm) = vm(how, root()) else { return };
+        let mut running = vm.start(None);
+        let pid = Pid::from_raw(running.launched.pid);
         match how {
             "quit" => {
-                let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                let e = rt.block_on(async {
-                    l.monitor.quit().await.unwrap();
-                    l.monitor.ended().await.unwrap()
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let monitor = &mut running.launched.monitor;
+                let ended = runtime.block_on(async {
+                    // Waiting may be given up and taken up again.
+                    let early = tokio::time::timeout(Duration::from_millis(10), monitor.ended()).await;
+                    assert!(early.is_err());
+                    monitor.quit().await.unwrap();
+                    monitor.ended().await.unwrap()
                 });
-                assert_eq!(e, Ended::HostQuit);
+                assert_eq!(ended, Ended::HostQuit);
             }
-            "kill" => {
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(l.pid), nix::sys::signal::SIGKILL).unwrap();
-                let e = ended(&mut l);
-                println!("{e}");
-                assert!(matches!(e, Ended::Died(_)));
+            "sigterm" => {
+                kill(pid, Signal::SIGTERM).unwrap();
+                assert_eq!(wait(&mut running.launched.monitor), Ended::HostSignal);
             }
             _ => {
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(l.pid), nix::sys::signal::SIGTERM).unwrap();
-                assert_eq!(ended(&mut l), Ended::HostSignal);
+                kill(pid, Signal::SIGKILL).unwrap();
+                let ended = wait(&mut running.launched.monitor);
+                assert!(matches!(ended, Ended::Died(_)) && ended.to_string().contains("SIGKILL"), "{ended}");
             }
         }
-        drop(c.join());
-        if let Some(j) = &b.spec.jail {
-            jail::clean(j).unwrap();
-        }
+        assert!(kill(pid, None).is_err(), "reaped");
+        vm.clean();
     }
 }
 
 #[test]
-fn user_networking_publishes_and_restricts() {
-    let Some(mut b) = boot("user", false) else { return };
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    b.spec.net = NetSpec::User {
-        forwards: vec![Port { address: Ipv4Addr::LOCALHOST.into(), host: port, guest: 80 }],
-        mac: [2, 0, 0, 0, 0, 1],
+fn user_networking_publishes_its_port_and_nothing_else_passes() {
+    let Some(mut vm) = vm("user", false) else { return };
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let forward = Port { address: Ipv4Addr::LOCALHOST.into(), host: free, guest: 80 };
+    vm.spec.net = NetSpec::User { forwards: vec![forward], mac: [2, 0, 10, 0, 2, 15] };
+    let mut running = vm.start(None);
+    assert_eq!(running.ask("serve 10.0.2.15 255.255.255.0"), "serving 0");
+    let mut answer = String::new();
+    TcpStream::connect(("127.0.0.1", free)).unwrap().read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "hi");
+    let service = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Unrestricted, slirp would lead this to the host's loopback.
+    let heard = running.ask(&format!("try 10.0.2.2:{}", service.local_addr().unwrap().port()));
+    assert!(heard.starts_with("not reached"), "{heard}");
+    running.say("poweroff");
+    assert_eq!(running.end().0, Ended::GuestShutdown);
+}
+
+/// Stands in for an installed QEMU: a script at a public place that starts the tree's.
+#[test]
+fn a_hosts_qemu_opens_only_what_it_is_handed() {
+    let Some(mut vm) = vm("host", true) else { return };
+    let VmmBinary::QemuTree(tree) = vm.spec.vmm.clone() else { unreachable!() };
+    let public = tempfile::tempdir().unwrap();
+    let script = public.path().join("qemu-system-x86_64");
+    let tree = tree.display();
+    let text = format!(
+        "#!/bin/sh\nexport QEMU_MODULE_DIR={tree}/modules\n\
+         exec {tree}/ld.so --library-path {tree}/lib {tree}/qemu-system-x86_64 -L {tree}/share \"$@\"\n"
+    );
+    fs::write(&script, text).unwrap();
+    for path in [public.path(), &script] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    vm.spec.vmm = VmmBinary::QemuPath(script);
+    let mut running = vm.start(None);
+    assert!(running.ask("drives").ends_with("vdd=DRIVE3=drive3=rw"));
+    running.say("poweroff");
+    assert_eq!(running.end().0, Ended::GuestShutdown);
+    vm.clean();
+}
+
+#[test]
+fn a_published_port_that_is_taken_is_named_by_the_vmms_death() {
+    let Some(mut vm) = vm("taken", false) else { return };
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = taken.local_addr().unwrap().port();
+    let forward = Port { address: Ipv4Addr::LOCALHOST.into(), host, guest: 80 };
+    vm.spec.net = NetSpec::User { forwards: vec![forward], mac: [2, 0, 10, 0, 2, 15] };
+    let mut launched = backend(&vm.spec).launch(&vm.spec, None).unwrap();
+    let ended = wait(&mut launched.monitor);
+    assert!(ended.to_string().contains(&host.to_string()), "{ended}");
+}
+
+/// The test runs itself as a supervisor that gets killed.
+#[test]
+fn a_vmm_dies_with_its_supervisor() {
+    const CHILD: &str = "FIREGOPHER_TEST_SUPERVISOR";
+    let Some(vm) = vm("orphan", root()) else { return };
+    if std::env::var_os(CHILD).is_some() {
+        let running = vm.start(None);
+        println!("vmm {}", running.launched.pid);
+        // Never unwinds: it is killed while it waits.
+        std::thread::sleep(PATIENCE);
+        return;
+    }
+    let mut supervisor = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "vmm::qemu::tests::a_vmm_dies_with_its_supervisor", "--nocapture"])
+        .env(CHILD, "1")
+        .env("TMPDIR", vm.dir.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(supervisor.stdout.take().unwrap()).lines();
+    let vmm =
+        lines.map_while(Result::ok).find_map(|line| line.rsplit_once("vmm ")?.1.parse::<i32>().ok()).unwrap();
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // Gone, or a zombie that waits for init.
+    let alive = || {
+        let stat = std::fs::read_to_string(format!("/proc/{vmm}/stat")).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z")
     };
-    let (mut l, mut lines, c) = start(&b, None);
-    say(&l, "net 10.0.2.15");
-    println!("{}", hear(&l, &mut lines));
-    let mut s = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    s.write_all(b"x\n").unwrap();
-    let mut r = String::new();
-    s.read_to_string(&mut r).unwrap();
-    assert!(r.contains("hi"), "{r:?}");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    say(&l, &format!("try 10.0.2.2 {}", listener.local_addr().unwrap().port()));
-    let h = hear(&l, &mut lines);
-    println!("{h}");
-    assert_ne!(h, "try connected");
-    say(&l, "poweroff");
-    assert_eq!(ended(&mut l), Ended::GuestShutdown);
-    drop(c.join());
-    let taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let mut l = Qemu.launch(&b.spec, None).unwrap();
-    println!("{}", ended(&mut l));
-    drop(taken);
+    while alive() {
+        assert!(Instant::now() < deadline, "the VMM outlives its supervisor");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // What it left is found by the record beside the jail.
+    for entry in fs::read_dir(vm.dir.path()).unwrap() {
+        let left = entry.unwrap().path().join("jail");
+        if left.exists() {
+            jail::clean(&JailSpec { root: left.clone(), uid: 0, gid: 0 }).unwrap();
+            assert!(!left.exists() && !cgroup::journal(&left).exists());
+        }
+    }
 }
