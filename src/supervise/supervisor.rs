@@ -38,14 +38,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// A VM whose supervisor holds all it needs to boot it.
 pub(super) struct Prepared {
     spec: SuperviseSpec,
-    /// Bound on the host; empty where the VMM publishes.
-    pub ports: Vec<(std::net::TcpListener, Port)>,
     journal: Journal,
     state: State,
-    log: WorkloadLog,
-    console: Console,
-    /// Held for life: the VM's lock and its volumes'.
-    _locks: Vec<File>,
+    taken: Taken,
 }
 
 /// Takes the VM's lock; `None` if somebody holds it.
@@ -102,10 +97,10 @@ pub(super) fn prepare(mut spec: SuperviseSpec, platform: &dyn Platform, netns_fd
     state.save(&spec.dir)?;
     let result = take(&mut spec, platform, &mut journal);
     match result {
-        Ok((ports, mut locks, log, console)) => {
-            locks.push(lock);
+        Ok(mut taken) => {
+            taken.locks.push(lock);
             state.uid = spec.vm_spec.jail.as_ref().map(|j| j.uid);
-            Ok(Prepared { spec, ports, journal, state, log, console, _locks: locks })
+            Ok(Prepared { spec, journal, state, taken })
         }
         Err(e) => {
             let cleaned = journal.undo(|_| true, |e| platform.undo(e));
@@ -123,7 +118,16 @@ pub(super) fn prepare(mut spec: SuperviseSpec, platform: &dyn Platform, netns_fd
     }
 }
 
-type Taken = (Vec<(std::net::TcpListener, Port)>, Vec<File>, WorkloadLog, Console);
+/// What a VM holds from before its first boot until its end.
+struct Taken {
+    /// Bound on the host; empty where the VMM publishes.
+    ports: Vec<(std::net::TcpListener, Port)>,
+    /// The volumes' locks, and the VM's.
+    locks: Vec<File>,
+    log: WorkloadLog,
+    console: Console,
+    listener: std::os::unix::net::UnixListener,
+}
 
 fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal) -> Result<Taken> {
     let logs = || format!("cannot start the logs of VM {}", spec.vm);
@@ -132,7 +136,10 @@ fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal
     let ports = effects::bind_ports(spec)?;
     let locks = effects::lock_volumes(spec)?;
     platform.lease(spec, journal)?;
-    Ok((ports, locks, log, console))
+    journal.will(Effect::File { path: spec.dir.join(super::wire::SOCKET_FILE) })?;
+    let listener = server::bind(&spec.dir)
+        .or_failed("supervise.socket", || format!("cannot make the control socket of VM {}", spec.vm))?;
+    Ok(Taken { ports, locks, log, console, listener })
 }
 
 /// Boots and watches until the VM has ended for good. Runs on a `LocalSet`. `first` is the client that asked for
@@ -142,7 +149,8 @@ pub(super) async fn supervise(
     platform: &dyn Platform,
     first: Option<UnixStream>,
 ) -> Result<Outcome> {
-    let Prepared { mut spec, mut journal, state, log, mut console, _locks, ports } = prepared;
+    let Prepared { mut spec, mut journal, state, taken } = prepared;
+    let Taken { ports, locks: _locks, log, mut console, listener } = taken;
     let hub = Hub::new(log, spec.ephemeral);
     let mut recorder = Recorder::new(state, spec.dir.clone(), hub.clone());
     let (commands_in, mut commands) = mpsc::channel(16);
@@ -154,9 +162,6 @@ pub(super) async fn supervise(
         ephemeral: spec.ephemeral,
         connected: Rc::new(Cell::new(0)),
     };
-    journal.will(Effect::File { path: spec.dir.join(super::wire::SOCKET_FILE) })?;
-    let listener = server::bind(&spec.dir)
-        .or_failed("supervise.socket", || format!("cannot make the control socket of VM {}", spec.vm))?;
     if let Some(first) = first {
         tokio::task::spawn_local(server::serve(first, door.clone(), Some(hub.attach(true))));
     }
