@@ -123,4 +123,68 @@ mod tests {
         }
         assert_eq!(total, MAX_PAYLOAD + 5);
     }
+
+    /// xorshift64: reproducible noise.
+    struct Noise(u64);
+
+    impl Noise {
+        fn next(&mut self) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 as usize
+        }
+    }
+
+    #[test]
+    fn random_frames_in_random_pieces_come_out_as_they_went_in() {
+        let mut noise = Noise(1);
+        for _ in 0..200 {
+            let frames: Vec<(u16, Vec<u8>)> = (0..noise.next() % 20)
+                .map(|_| {
+                    let len = noise.next() % [1, 100, 70_000][noise.next() % 3];
+                    (noise.next() as u16, (0..len).map(|i| (i ^ len) as u8).collect())
+                })
+                .collect();
+            let mut wire = Vec::new();
+            for (channel, payload) in &frames {
+                encode(*channel, payload, &mut wire);
+            }
+            let mut decoder = Decoder::default();
+            let mut seen = Vec::new();
+            let mut rest = &wire[..];
+            while !rest.is_empty() {
+                let (piece, later) = rest.split_at((1 + noise.next() % 40_000).min(rest.len()));
+                decoder.push(piece);
+                while let Some(frame) = decoder.frame().unwrap() {
+                    seen.push((frame.channel, frame.payload));
+                }
+                rest = later;
+            }
+            assert_eq!(seen, frames);
+        }
+    }
+
+    #[test]
+    fn noise_is_refused_or_waited_for_and_never_more_is_kept_than_one_frame() {
+        let mut noise = Noise(2);
+        for _ in 0..500 {
+            let mut decoder = Decoder::default();
+            'stream: for _ in 0..50 {
+                let bytes: Vec<u8> = (0..noise.next() % 300).map(|_| (noise.next() & 0x83) as u8).collect();
+                decoder.push(&bytes);
+                loop {
+                    match decoder.frame() {
+                        Ok(Some(frame)) => assert!(frame.payload.len() <= MAX_PAYLOAD),
+                        Ok(None) => break,
+                        Err(error) => {
+                            assert!(error.declared > MAX_PAYLOAD);
+                            break 'stream;
+                        }
+                    }
+                }
+                assert!(decoder.buffer.len() - decoder.start <= HEADER_LEN + MAX_PAYLOAD);
+            }
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The messages of channel 0, and what the guest is told to run.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::net::IpAddr;
 
 /// Raised whenever a message changes its meaning; both sides come from one build, so they must agree.
@@ -12,6 +13,10 @@ pub const PORT_NAME: &str = "org.firegopher.control";
 pub const VSOCK_PORT: u32 = 1024;
 /// Prefix of the console line that repeats the exit record when the control channel is gone.
 pub const EXIT_LINE: &str = "firegopher-exit: ";
+
+/// How many bytes of standard input the host may have sent beyond those the guest has reported as taken. It keeps
+/// input that the workload does not read from blocking the signals behind it.
+pub const STDIN_WINDOW: usize = 256 * 1024;
 
 /// What each channel carries.
 pub mod channel {
@@ -45,6 +50,11 @@ pub enum FromGuest {
     Started {
         /// Its pid in the guest.
         pid: i32,
+    },
+    /// The workload took this much of its standard input (or will never take it).
+    StdinTaken {
+        /// Bytes since the last such message.
+        bytes: usize,
     },
     /// The workload ended and all its output has been sent. Repeated until acknowledged.
     Exit(ExitRecord),
@@ -85,7 +95,7 @@ pub struct ExitRecord {
 }
 
 /// Everything a guest needs for one boot. Nothing of it is in the initramfs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunConfig {
     /// argv of the workload; `argv[0]` without '/' is looked up in PATH.
     pub argv: Vec<String>,
@@ -117,6 +127,30 @@ pub struct RunConfig {
     pub clock_ms: u64,
     /// Whether the workload gets a standard input pipe; else /dev/null.
     pub stdin: bool,
+}
+
+/// Shows everything but the values of secrets.
+impl fmt::Debug for RunConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secrets: Vec<&str> = self.secrets.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("RunConfig")
+            .field("argv", &self.argv)
+            .field("env", &self.env)
+            .field("secrets", &secrets)
+            .field("workdir", &self.workdir)
+            .field("user", &self.user)
+            .field("hostname", &self.hostname)
+            .field("hosts", &self.hosts)
+            .field("dns", &self.dns)
+            .field("network", &self.network)
+            .field("layers", &self.layers)
+            .field("scratch", &self.scratch)
+            .field("volumes", &self.volumes)
+            .field("grace_ms", &self.grace_ms)
+            .field("clock_ms", &self.clock_ms)
+            .field("stdin", &self.stdin)
+            .finish()
+    }
 }
 
 /// Whom the workload runs as.
@@ -165,4 +199,64 @@ pub struct Network {
     pub mtu: Option<u32>,
     /// Permanent neighbour entries: address and MAC.
     pub neighbours: Vec<(IpAddr, [u8; 6])>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> RunConfig {
+        RunConfig {
+            argv: vec!["true".into()],
+            env: vec![("GREETING".into(), "hello".into())],
+            secrets: vec![("API_KEY".into(), "hunter2".into())],
+            workdir: "/".into(),
+            user: RunUser::Id { uid: 1, gid: 2 },
+            hostname: "guest".into(),
+            hosts: vec![("172.19.0.2".parse().unwrap(), "db".into())],
+            dns: vec![],
+            network: Some(Network {
+                addresses: vec![("fd00::1".parse().unwrap(), 64)],
+                gateways: vec![],
+                mtu: Some(1500),
+                neighbours: vec![("172.19.0.1".parse().unwrap(), [1, 2, 3, 4, 5, 6])],
+            }),
+            layers: vec![Disk { index: 0, read_only: true }],
+            scratch: None,
+            volumes: vec![VolumeMount { name: "v".into(), disk: Disk { index: 1, read_only: false }, at: "/v".into() }],
+            grace_ms: 1,
+            clock_ms: 2,
+            stdin: true,
+        }
+    }
+
+    #[test]
+    fn debug_output_names_secrets_and_hides_their_values() {
+        let text = format!("{:?}", ToGuest::Start(Box::new(config())));
+        assert!(text.contains("API_KEY") && text.contains("hello"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn messages_survive_the_wire() {
+        for message in [
+            ToGuest::Start(Box::new(config())),
+            ToGuest::Signal { signal: 10 },
+            ToGuest::Stop,
+            ToGuest::ExitAck,
+        ] {
+            let json = serde_json::to_vec(&message).unwrap();
+            assert_eq!(serde_json::from_slice::<ToGuest>(&json).unwrap(), message);
+        }
+        for message in [
+            FromGuest::Hello { protocol: PROTOCOL, kernel: "6.1".into() },
+            FromGuest::Warning { message: "w".into() },
+            FromGuest::Started { pid: 2 },
+            FromGuest::StdinTaken { bytes: 7 },
+            FromGuest::Exit(ExitRecord { signal: Some(9), oom: true, ..ExitRecord::default() }),
+        ] {
+            let json = serde_json::to_vec(&message).unwrap();
+            assert_eq!(serde_json::from_slice::<FromGuest>(&json).unwrap(), message);
+        }
+    }
 }

@@ -1,0 +1,182 @@
+//! The life of a guest, from the kernel's hand-over to power-off.
+
+use crate::control::{Control, Incoming};
+use crate::failure::{Context, Failure, Result};
+use crate::shutdown::{self, End};
+use crate::trace::Trace;
+use crate::workload::Launch;
+use crate::{console, identity, modules, mounts, net, oom, root, supervise, user, volumes};
+use firegopher_protocol::{EXIT_LINE, ExitRecord, FromGuest, PROTOCOL, RunConfig, ToGuest};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longest wait for the control channel to appear.
+const CHANNEL_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for the host's start message. The host's own boot deadline is shorter.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+/// Longest wait for the exit record's acknowledgement, and the time between repetitions.
+const ACK_PATIENCE: Duration = Duration::from_secs(5);
+const ACK_REPEAT: Duration = Duration::from_millis(500);
+
+/// Whether the machine ends by a reset, for the panic hook.
+static RESET: AtomicBool = AtomicBool::new(false);
+
+/// What a boot has built up so far.
+struct Guest {
+    control: Control,
+    mounted: Vec<PathBuf>,
+    trace: Trace,
+    traced: bool,
+}
+
+/// All of PID 1. Every path ends in `shutdown`.
+pub fn run() -> ! {
+    std::panic::set_hook(Box::new(|info| {
+        // The payload might quote data; the place is enough to find the defect.
+        let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+        let failed = Some(format!("this is a bug in firegopher's guest init, at {place}"));
+        print_record(&ExitRecord { failed, ..ExitRecord::default() });
+        nix::unistd::sync();
+        shutdown::machine(if RESET.load(Ordering::Relaxed) { End::Reset } else { End::PowerOff })
+    }));
+    let mut guest =
+        Guest { control: Control::closed(), mounted: Vec::new(), trace: Trace::default(), traced: false };
+    guest.trace.mark("init");
+    let early = mounts::early();
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let end = End::from_command_line(&command_line);
+    RESET.store(end == End::Reset, Ordering::Relaxed);
+    guest.traced = command_line.split_whitespace().any(|word| word == "firegopher.trace");
+    let record = early
+        .and_then(|()| guest.live())
+        .unwrap_or_else(|failure| ExitRecord { failed: Some(failure.into_message()), ..ExitRecord::default() });
+    report(&mut guest.control, &record);
+    shutdown::now(end, &guest.mounted)
+}
+
+impl Guest {
+    fn live(&mut self) -> Result<ExitRecord> {
+        modules::load(Path::new("/modules"));
+        self.trace.mark("modules");
+        self.control = Control::open(CHANNEL_PATIENCE)?;
+        self.trace.mark("channel");
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end().to_owned();
+        self.control.send(&FromGuest::Hello { protocol: PROTOCOL, kernel: kernel.clone() });
+        let config = self.await_start()?;
+        self.trace.mark("start");
+        let mut warnings: Vec<String> = Vec::new();
+        warnings.extend(set_clock(config.clock_ms).err().map(|f| f.to_string()));
+        root::enter(&config.layers, config.scratch.as_ref(), &kernel)?;
+        self.trace.mark("root");
+        warnings.extend(mounts::late()?);
+        self.trace.mark("mounts");
+        net::configure(config.network.as_ref())?;
+        self.trace.mark("network");
+        let account = user::resolve(&config.user, Path::new("/"))?;
+        self.mounted = volumes::mount_all(&config.volumes, account.uid, account.gid)?;
+        self.trace.mark("volumes");
+        warnings.extend(user::make_home(&account, Path::new("/")).err().map(|f| f.to_string()));
+        warnings.extend(identity::apply(&config, Path::new("/")));
+        self.trace.mark("files");
+        for message in warnings {
+            self.control.send(&FromGuest::Warning { message });
+        }
+        let signals = child_signals()?;
+        let killed_before = oom::kills();
+        let workload = Launch::new(&config, &account)?.start()?;
+        self.control.send(&FromGuest::Started { pid: workload.pid.as_raw() });
+        self.trace.mark("exec");
+        if self.traced {
+            console::say(&self.trace.line());
+        }
+        let grace = Duration::from_millis(config.grace_ms);
+        // The secrets in it have reached the one process that is to have them.
+        drop(config);
+        let mut record = supervise::run(&mut self.control, &signals, workload, grace);
+        record.oom = oom::kills() > killed_before;
+        Ok(record)
+    }
+
+    fn await_start(&mut self) -> Result<Box<RunConfig>> {
+        let end = Instant::now() + START_PATIENCE;
+        loop {
+            match self.control.wait(end.saturating_duration_since(Instant::now())) {
+                Some(Incoming::Message(ToGuest::Start(config))) => return Ok(config),
+                Some(Incoming::Message(ToGuest::Stop)) => return Err(Failure::new("stopped before it was started")),
+                Some(_) => {}
+                None => return Err(Failure::new("the host sent no start message")),
+            }
+        }
+    }
+}
+
+/// Sends the record until the host has it: what is written just before power-off may never arrive.
+fn report(control: &mut Control, record: &ExitRecord) {
+    print_record(record);
+    let end = Instant::now() + ACK_PATIENCE;
+    while control.fd().is_some() && Instant::now() < end {
+        // One unsent record is enough.
+        if !control.pending() {
+            control.send(&FromGuest::Exit(record.clone()));
+        }
+        let repeat = (Instant::now() + ACK_REPEAT).min(end);
+        while let Some(incoming) = control.wait(repeat.saturating_duration_since(Instant::now())) {
+            if incoming == Incoming::Message(ToGuest::ExitAck) {
+                return;
+            }
+        }
+    }
+}
+
+fn print_record(record: &ExitRecord) {
+    // Plain strings and numbers: there is no way to fail.
+    if let Ok(json) = serde_json::to_string(record) {
+        console::raw(&format!("{EXIT_LINE}{json}"));
+    }
+}
+
+fn set_clock(milliseconds: u64) -> Result<()> {
+    let time = TimeSpec::new((milliseconds / 1000) as i64, (milliseconds % 1000 * 1_000_000) as i64);
+    clock_settime(ClockId::CLOCK_REALTIME, time).context(|| "setting the clock".to_owned())
+}
+
+/// SIGCHLD as something to poll.
+fn child_signals() -> Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.thread_block().context(|| "blocking SIGCHLD".to_owned())?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .context(|| "watching for ended processes".to_owned())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use firegopher_protocol::{Disk, RunConfig, RunUser};
+
+    /// The least a guest can be told.
+    pub fn config() -> RunConfig {
+        RunConfig {
+            argv: vec!["true".into()],
+            env: vec![],
+            secrets: vec![],
+            workdir: "/".into(),
+            user: RunUser::Name("root".into()),
+            hostname: "guest".into(),
+            hosts: vec![],
+            dns: vec![],
+            network: None,
+            layers: vec![Disk { index: 0, read_only: true }],
+            scratch: None,
+            volumes: vec![],
+            grace_ms: 1000,
+            clock_ms: 0,
+            stdin: false,
+        }
+    }
+}

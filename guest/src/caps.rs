@@ -1,0 +1,126 @@
+//! What the workload may do: identity, capabilities, limits. Runs in the child, between fork and exec.
+
+use crate::failure::{Context, Result};
+use crate::user::Account;
+use nix::errno::Errno;
+use nix::sys::prctl::set_no_new_privs;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+
+/// Open files: the soft limit leaves room for any server without making programs that close every possible descriptor
+/// crawl; the hard one is the kernel's own ceiling (fs.nr_open).
+const NOFILE: (u64, u64) = (65_536, 1_048_576);
+
+// linux/capability.h
+const CHOWN: u32 = 0;
+const DAC_OVERRIDE: u32 = 1;
+const DAC_READ_SEARCH: u32 = 2;
+const FOWNER: u32 = 3;
+const FSETID: u32 = 4;
+const KILL: u32 = 5;
+const SETGID: u32 = 6;
+const SETUID: u32 = 7;
+const SETPCAP: u32 = 8;
+const NET_BIND_SERVICE: u32 = 10;
+const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
+const IPC_LOCK: u32 = 14;
+const SYS_CHROOT: u32 = 18;
+const SYS_NICE: u32 = 23;
+const SYS_RESOURCE: u32 = 24;
+const MKNOD: u32 = 27;
+const AUDIT_WRITE: u32 = 29;
+const SETFCAP: u32 = 31;
+
+/// What root keeps: everything a server or a package manager needs. Not kept is what reaches the kernel or PID 1:
+/// modules, raw memory, mounts, tracing, the clock, reboot.
+const ROOT: &[u32] = &[
+    CHOWN,
+    DAC_OVERRIDE,
+    DAC_READ_SEARCH,
+    FOWNER,
+    FSETID,
+    KILL,
+    SETGID,
+    SETUID,
+    SETPCAP,
+    NET_BIND_SERVICE,
+    NET_ADMIN,
+    NET_RAW,
+    IPC_LOCK,
+    SYS_CHROOT,
+    SYS_NICE,
+    SYS_RESOURCE,
+    MKNOD,
+    AUDIT_WRITE,
+    SETFCAP,
+];
+
+const _: () = {
+    let mut i = 0;
+    while i < ROOT.len() {
+        assert!(ROOT[i] < 32, "`set` packs the kept capabilities into the first word");
+        i += 1;
+    }
+};
+
+/// Turns this process into the workload's user with no more rights than it needs.
+pub fn confine(account: &Account) -> Result<()> {
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    setrlimit(Resource::RLIMIT_NOFILE, NOFILE.0, NOFILE.1)
+        .context(|| format!("setting the limit of open files to {}", NOFILE.1))?;
+    let keep: &[u32] = if account.is_root() { ROOT } else { &[] };
+    drop_bounding(keep).context(|| "dropping capabilities".to_owned())?;
+    let gid = Gid::from_raw(account.gid);
+    let uid = Uid::from_raw(account.uid);
+    setgroups(&account.gids()).context(|| "setting the supplementary groups".to_owned())?;
+    setresgid(gid, gid, gid).context(|| format!("becoming the group {gid}"))?;
+    setresuid(uid, uid, uid).context(|| format!("becoming the user {uid}"))?;
+    set(keep).context(|| "setting capabilities".to_owned())?;
+    if !account.is_root() {
+        set_no_new_privs().context(|| "setting no_new_privs".to_owned())?;
+    }
+    Ok(())
+}
+
+/// Empties the bounding set but for `keep`, so that no exec ever brings anything back.
+fn drop_bounding(keep: &[u32]) -> nix::Result<()> {
+    for capability in 0..64u32 {
+        if keep.contains(&capability) {
+            continue;
+        }
+        // SAFETY: PR_CAPBSET_DROP takes one number and touches no memory of ours.
+        let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
+        match Errno::result(done) {
+            // Beyond the kernel's last capability.
+            Err(Errno::EINVAL) => return Ok(()),
+            other => other.map(drop)?,
+        }
+    }
+    Ok(())
+}
+
+/// Sets permitted and effective to exactly `keep`, inheritable to nothing.
+fn set(keep: &[u32]) -> nix::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let bits = keep.iter().fold(0, |bits, capability| bits | 1 << capability);
+    // _LINUX_CAPABILITY_VERSION_3 has two words of each set; pid 0 is this thread.
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let data = [
+        Data { effective: bits, permitted: bits, inheritable: 0 },
+        Data { effective: 0, permitted: 0, inheritable: 0 },
+    ];
+    // SAFETY: both pointers are to live values laid out as capset(2) asks for version 3.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}

@@ -1,0 +1,242 @@
+//! The guest's network: lo up, and eth0 as the host describes it.
+
+use crate::failure::{Context, Failure, Result};
+use crate::netlink::{Netlink, Request};
+use firegopher_protocol::Network;
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// The name without udev, whatever bus the device is on.
+const DEVICE: &str = "eth0";
+/// Longest wait for the device after its driver was loaded.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+// linux/if_link.h, if_addr.h, rtnetlink.h, neighbour.h: names that libc lacks or types as something wider.
+const IFLA_MTU: u16 = 4;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
+const IFA_F_NODAD: u32 = 0x02;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTNH_F_ONLINK: u32 = 4;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
+
+/// Brings up lo, and eth0 if the host gave it settings.
+pub fn configure(network: Option<&Network>) -> Result<()> {
+    let mut netlink = Netlink::open().context(|| "opening a netlink socket".to_owned())?;
+    let lo = if_nametoindex("lo").context(|| "finding the interface lo".to_owned())?;
+    // The kernel adds 127.0.0.1 and ::1 by itself.
+    netlink.ask(set_up(lo, None)).context(|| "bringing up lo".to_owned())?;
+    match network {
+        Some(network) => ethernet(&mut netlink, find_device()?, network),
+        None => Ok(()),
+    }
+}
+
+fn find_device() -> Result<u32> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match if_nametoindex(DEVICE) {
+            Ok(index) => return Ok(index),
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
+            Err(_) => {
+                return Err(Failure::new(format!(
+                    "the VM was given network settings but has no {DEVICE}: its network device or the virtio_net \
+                     driver is missing"
+                )));
+            }
+        }
+    }
+}
+
+fn ethernet(netlink: &mut Netlink, index: u32, network: &Network) -> Result<()> {
+    netlink.ask(set_up(index, network.mtu)).context(|| match network.mtu {
+        Some(mtu) => format!("bringing up {DEVICE} with an MTU of {mtu}"),
+        None => format!("bringing up {DEVICE}"),
+    })?;
+    for (ip, prefix) in &network.addresses {
+        unless_there(netlink.ask(address(index, *ip, *prefix)))
+            .context(|| format!("giving {DEVICE} the address {ip}/{prefix}"))?;
+    }
+    for (ip, mac) in &network.neighbours {
+        netlink.ask(neighbour(index, *ip, *mac)).context(|| format!("naming the neighbour {ip} on {DEVICE}"))?;
+    }
+    for gateway in &network.gateways {
+        let on_link = !network.addresses.iter().any(|(ip, prefix)| same_subnet(*ip, *gateway, *prefix));
+        unless_there(netlink.ask(default_route(index, *gateway, on_link)))
+            .context(|| format!("routing through {gateway} on {DEVICE}"))?;
+    }
+    Ok(())
+}
+
+fn unless_there(verdict: nix::Result<()>) -> nix::Result<()> {
+    match verdict {
+        Err(Errno::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
+fn set_up(index: u32, mtu: Option<u32>) -> Request {
+    // ifinfomsg: family, pad, type u16, index, flags, change mask.
+    let up = libc::IFF_UP as u32;
+    let mut fixed = [0; 16];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[8..12].copy_from_slice(&up.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&up.to_ne_bytes());
+    let request = Request::new(libc::RTM_NEWLINK, 0, &fixed);
+    match mtu {
+        Some(mtu) => request.attribute(IFLA_MTU, &mtu.to_ne_bytes()),
+        None => request,
+    }
+}
+
+fn address(index: u32, ip: IpAddr, prefix: u8) -> Request {
+    // ifaddrmsg: family, prefix length, flags, scope, index.
+    let mut fixed = [family(ip), prefix, 0, 0, 0, 0, 0, 0];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    let bytes = octets(ip);
+    Request::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &fixed)
+        .attribute(IFA_LOCAL, &bytes)
+        .attribute(IFA_ADDRESS, &bytes)
+        // Nobody else is on the link; detecting duplicates would keep the address unusable for a second.
+        .attribute(IFA_FLAGS, &IFA_F_NODAD.to_ne_bytes())
+}
+
+fn default_route(index: u32, gateway: IpAddr, on_link: bool) -> Request {
+    // rtmsg: family, destination and source lengths, tos, table, protocol, scope, type, flags.
+    let mut fixed = [0; 12];
+    fixed[0] = family(gateway);
+    fixed[4] = libc::RT_TABLE_MAIN;
+    fixed[5] = libc::RTPROT_BOOT;
+    fixed[6] = libc::RT_SCOPE_UNIVERSE;
+    fixed[7] = libc::RTN_UNICAST;
+    let flags = if on_link { RTNH_F_ONLINK } else { 0 };
+    fixed[8..12].copy_from_slice(&flags.to_ne_bytes());
+    Request::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &fixed)
+        .attribute(RTA_GATEWAY, &octets(gateway))
+        .attribute(RTA_OIF, &index.to_ne_bytes())
+}
+
+fn neighbour(index: u32, ip: IpAddr, mac: [u8; 6]) -> Request {
+    // ndmsg: family, pad (3 bytes), index, state u16, flags, type.
+    let mut fixed = [0; 12];
+    fixed[0] = family(ip);
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+    Request::new(libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &fixed)
+        .attribute(NDA_DST, &octets(ip))
+        .attribute(NDA_LLADDR, &mac)
+}
+
+fn family(ip: IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(_) => libc::AF_INET as u8,
+        IpAddr::V6(_) => libc::AF_INET6 as u8,
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn same_subnet(a: IpAddr, b: IpAddr, prefix: u8) -> bool {
+    let (a, b) = (octets(a), octets(b));
+    let bits = usize::from(prefix);
+    a.len() == b.len()
+        && (0..bits.min(a.len() * 8)).all(|bit| {
+            let mask = 0x80 >> (bit % 8);
+            a[bit / 8] & mask == b[bit / 8] & mask
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::root;
+    use nix::sched::{CloneFlags, unshare};
+    use std::process::Command;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn network() -> Network {
+        Network {
+            addresses: vec![(ip("172.19.0.2"), 30), (ip("fd00::2"), 64)],
+            gateways: vec![ip("172.19.0.1"), ip("fe80::1")],
+            mtu: Some(1400),
+            neighbours: vec![(ip("172.19.0.1"), [2, 0, 0, 0, 0, 1])],
+        }
+    }
+
+    /// Runs in a network namespace of a thread's own.
+    fn in_namespace(test: impl FnOnce() + Send + 'static) {
+        if !root("a network namespace") {
+            return;
+        }
+        std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            test();
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn run_ip(arguments: &str) -> String {
+        let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn subnets_compare_by_their_prefix() {
+        assert!(same_subnet(ip("172.19.0.2"), ip("172.19.0.1"), 30));
+        assert!(!same_subnet(ip("172.19.0.2"), ip("172.19.0.5"), 30));
+        assert!(!same_subnet(ip("172.19.0.2"), ip("fd00::1"), 0));
+        assert!(same_subnet(ip("fd00::2"), ip("fd00::ffff"), 64));
+        assert!(same_subnet(ip("10.0.0.1"), ip("10.0.0.1"), 255));
+    }
+
+    #[test]
+    fn eth0_gets_addresses_mtu_routes_and_neighbours_and_a_second_time_changes_nothing() {
+        in_namespace(|| {
+            // Which kinds of device there are is up to the host's kernel.
+            let kinds = ["link add eth0 type veth peer name other", "tuntap add eth0 mode tap"];
+            if !kinds.iter().any(|kind| Command::new("ip").args(kind.split(' ')).status().unwrap().success()) {
+                println!("skipped: no device can be made here");
+                return;
+            }
+            configure(Some(&network())).unwrap();
+            configure(Some(&network())).unwrap();
+            let links = run_ip("-o link");
+            assert!(links.contains("mtu 1400"), "{links}");
+            let addresses = run_ip("-o addr");
+            for expected in ["127.0.0.1/8", "172.19.0.2/30", "fd00::2/64"] {
+                assert!(addresses.contains(expected), "{expected}: {addresses}");
+            }
+            assert!(!addresses.contains("tentative"), "{addresses}");
+            assert!(run_ip("route").contains("default via 172.19.0.1 dev eth0"));
+            assert!(run_ip("-6 route").contains("default via fe80::1 dev eth0"));
+            let neighbours = run_ip("neigh");
+            assert!(neighbours.contains("172.19.0.1") && neighbours.contains("PERMANENT"), "{neighbours}");
+        });
+    }
+
+    #[test]
+    fn settings_without_a_device_are_a_clear_failure_and_lo_alone_is_none() {
+        in_namespace(|| {
+            configure(None).unwrap();
+            assert!(run_ip("-o addr").contains("127.0.0.1/8"));
+            let error = configure(Some(&network())).unwrap_err().to_string();
+            assert!(error.contains("no eth0"), "{error}");
+        });
+    }
+}

@@ -1,0 +1,107 @@
+//! Turns the names of an untrusted archive into paths that cannot mean anything else, or refuses them.
+
+use crate::error::{Error, Result};
+
+/// NAME_MAX and PATH_MAX of linux/limits.h.
+const NAME_MAX: usize = 255;
+const PATH_MAX: usize = 4096;
+
+/// A relative path without empty, "." or ".." parts; "" for the archive's own root.
+pub(super) fn clean(archive: &str, raw: &[u8]) -> Result<String> {
+    let shown = || String::from_utf8_lossy(raw).into_owned();
+    let Ok(text) = std::str::from_utf8(raw) else {
+        return Err(Error::failed(
+            "archive.name-encoding",
+            format!("{archive}: the name {:?} is not UTF-8", shown()),
+        )
+        .help("rename the file, or make the archive in a UTF-8 locale"));
+    };
+    if text.starts_with('/') {
+        return Err(Error::failed(
+            "archive.absolute-path",
+            format!("{archive}: {text:?} is an absolute path"),
+        )
+        .help("make the archive with relative names (tar does so unless given -P)"));
+    }
+    let mut path = String::with_capacity(text.len());
+    for part in text.split('/') {
+        match part {
+            "" | "." => continue,
+            ".." => {
+                return Err(Error::failed(
+                    "archive.parent-path",
+                    format!("{archive}: {text:?} leads out through '..'"),
+                )
+                .help("make the archive without '..' in its names"));
+            }
+            part if part.len() > NAME_MAX => {
+                return Err(Error::failed(
+                    "archive.long-name",
+                    format!("{archive}: a name of {} bytes is longer than {NAME_MAX}", part.len()),
+                ));
+            }
+            part if part.contains('\0') => {
+                return Err(Error::failed(
+                    "archive.name-encoding",
+                    format!("{archive}: {text:?} contains a NUL byte"),
+                ));
+            }
+            part => {
+                if !path.is_empty() {
+                    path.push('/');
+                }
+                path.push_str(part);
+            }
+        }
+    }
+    if path.len() >= PATH_MAX {
+        return Err(Error::failed(
+            "archive.long-name",
+            format!("{archive}: a path of {} bytes is longer than {}", path.len(), PATH_MAX - 1),
+        ));
+    }
+    Ok(path)
+}
+
+/// The target of a hard link: another member's path.
+pub(super) fn clean_hard_link(archive: &str, path: &str, raw: &[u8]) -> Result<String> {
+    clean(archive, raw).map_err(|cause| {
+        Error::failed("archive.link-escape", format!("{archive}: {path} is a hard link out of the archive"))
+            .because(cause)
+    })
+}
+
+/// The target of a symlink, as text.
+pub(super) fn symlink_text(archive: &str, path: &str, raw: &[u8]) -> Result<Box<str>> {
+    let bad = |what: &str| {
+        Err(Error::failed("archive.bad-link", format!("{archive}: the target of the link {path} {what}")))
+    };
+    match std::str::from_utf8(raw) {
+        Ok("") => bad("is empty"),
+        Ok(text) if text.contains('\0') => bad("contains a NUL byte"),
+        Ok(text) if text.len() >= PATH_MAX => bad("is too long"),
+        Ok(text) => Ok(text.into()),
+        Err(_) => bad("is not UTF-8"),
+    }
+}
+
+/// Refuses a relative target that climbs above the image's root; an absolute one cannot leave it.
+pub(super) fn check_symlink(archive: &str, start: &str, path: &str, target: &str) -> Result<()> {
+    let count = |path: &str| path.split('/').filter(|part| !part.is_empty()).count();
+    let mut depth = if target.starts_with('/') { 0 } else { count(start) + count(path).saturating_sub(1) };
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if depth == 0 => {
+                return Err(Error::failed(
+                    "archive.link-escape",
+                    format!("{archive}: the link {path} -> {target} leaves the root"),
+                )
+                .help("make the archive again with links that stay inside"));
+            }
+            ".." => depth -= 1,
+            _ => depth += 1,
+        }
+    }
+    Ok(())
+}

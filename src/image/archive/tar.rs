@@ -1,0 +1,295 @@
+//! The index of an uncompressed tar: ustar, GNU and PAX. The `tar` crate decodes headers; the walk is ours, because
+//! its own splits PAX values at newlines (capabilities are binary) and reads extension headers of any length.
+
+use super::{Budget, Entry, EntryKind, Limits, file, path};
+use crate::error::{Error, Result};
+use crate::image::content::Content;
+use crate::image::tree::{Kind, Meta};
+use ::tar::{EntryType, Header};
+use fs_err as fs;
+use fs_err::os::unix::fs::FileExt as _;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+const BLOCK: u64 = 512;
+/// Far more than names, links and the xattrs that ext4 can hold.
+const LONGEST_EXTENSION: u64 = 1 << 20;
+
+/// Whether these bytes begin with a tar header (or with the two zero blocks of an empty archive).
+pub(super) fn looks_like_header(head: &[u8]) -> bool {
+    head.len() as u64 >= BLOCK && (head.iter().all(|b| *b == 0) || checksum_is_right(head))
+}
+
+fn checksum_is_right(block: &[u8]) -> bool {
+    let sum: u32 = block[..148].iter().chain(&block[156..512]).map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
+    Header::from_byte_slice(block).cksum().is_ok_and(|stored| stored == sum)
+}
+
+/// Reads small pieces by position through a window: seeking over contents costs nothing.
+struct Window<'a> {
+    file: &'a fs::File,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window<'_> {
+    const SIZE: usize = 64 << 10;
+
+    /// The `length` bytes at `at`, or fewer at the end of the file.
+    fn get(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {
+        let held = self.start..self.start + self.bytes.len() as u64;
+        if !(held.contains(&at) && at + length as u64 <= held.end) {
+            self.bytes.resize(length.max(Self::SIZE), 0);
+            let mut filled = 0;
+            while filled < self.bytes.len() {
+                match self.file.read_at(&mut self.bytes[filled..], at + filled as u64) {
+                    Ok(0) => break,
+                    Ok(got) => filled += got,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            self.bytes.truncate(filled);
+            self.start = at;
+        }
+        let from = (at - self.start) as usize;
+        Ok(&self.bytes[from..self.bytes.len().min(from + length)])
+    }
+}
+
+/// What extension headers say about the next member.
+#[derive(Debug, Default, Clone)]
+struct Extensions {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    size: Option<u64>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    mtime: Option<(i64, u32)>,
+    xattrs: Vec<(String, Vec<u8>)>,
+}
+
+/// Reads all headers of the tar that is the given range of `file`; contents stay where they are.
+pub(super) fn read(file: Arc<fs::File>, range: Range<u64>, name: &str, limits: Limits) -> Result<Vec<Entry>> {
+    let unreadable = |e: io::Error| Error::failed("archive.read", format!("cannot read {name}")).because(e);
+    let length = range.end;
+    let mut window = Window { file: &file, start: 0, bytes: Vec::new() };
+    let mut budget = Budget::new(name, limits);
+    let (mut global, mut next) = (Extensions::default(), None::<Extensions>);
+    let (mut entries, mut at) = (Vec::new(), range.start);
+    while at < length {
+        let block = window.get(at, BLOCK as usize).map_err(unreadable)?;
+        if (block.len() as u64) < BLOCK || at + BLOCK > length {
+            return Err(truncated(name));
+        }
+        if block.iter().all(|byte| *byte == 0) {
+            break;
+        }
+        if !checksum_is_right(block) {
+            return Err(damaged(name, "a header's checksum is wrong"));
+        }
+        let header = Header::from_byte_slice(block).clone();
+        let kind = header.entry_type();
+        let is_extension = kind.is_pax_local_extensions()
+            || kind.is_pax_global_extensions()
+            || kind.is_gnu_longname()
+            || kind.is_gnu_longlink();
+        let mut size = header.entry_size().map_err(|e| damaged(name, "a size is no number").because(e))?;
+        if !is_extension && let Some(said) = next.as_ref().unwrap_or(&global).size {
+            size = said;
+        }
+        let data = at + BLOCK;
+        // The padding of the last member may be missing, its bytes may not.
+        if data.checked_add(size).is_none_or(|end| end > length) {
+            return Err(truncated(name));
+        }
+        at = data + size.checked_next_multiple_of(BLOCK).ok_or_else(|| truncated(name))?;
+        if is_extension {
+            if size > LONGEST_EXTENSION {
+                return Err(damaged(name, "an extension header is too long"));
+            }
+            budget.spend(0)?;
+            let bytes = window.get(data, size as usize).map_err(unreadable)?;
+            let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
+            if kind.is_pax_global_extensions() {
+                global.parse(bytes, name)?;
+            } else {
+                let next = next.get_or_insert_with(|| global.clone());
+                match kind {
+                    EntryType::GNULongName => next.path = Some(text),
+                    EntryType::GNULongLink => next.link = Some(text),
+                    _ => next.parse(bytes, name)?,
+                }
+            }
+            continue;
+        }
+        let extensions = next.take().unwrap_or_else(|| global.clone());
+        let entry = member(&header, extensions, name, size, || Content::Slice { file: Arc::clone(&file), offset: data })?;
+        if let Some(entry) = entry {
+            budget.spend(size)?;
+            entries.push(entry);
+        }
+    }
+    if next.is_some() {
+        return Err(truncated(name));
+    }
+    Ok(entries)
+}
+
+fn member(
+    header: &Header,
+    said: Extensions,
+    archive: &str,
+    size: u64,
+    content: impl FnOnce() -> Content,
+) -> Result<Option<Entry>> {
+    let number = |e: io::Error| damaged(archive, "a header field is no number").because(e);
+    let raw = said.path.unwrap_or_else(|| header.path_bytes().into_owned());
+    let path = path::clean(archive, &raw)?;
+    let link = || said.link.clone().or_else(|| header.link_name_bytes().map(|b| b.into_owned())).unwrap_or_default();
+    let device = || -> Result<(u32, u32)> {
+        let major = header.device_major().map_err(number)?.unwrap_or(0);
+        Ok((major, header.device_minor().map_err(number)?.unwrap_or(0)))
+    };
+    let id = |said: Option<u32>, field: io::Result<u64>| match said {
+        Some(id) => Ok(id),
+        None => u32::try_from(field.map_err(number)?).map_err(|_| damaged(archive, "an owner is out of range")),
+    };
+    let mtime = match said.mtime {
+        Some(time) => time,
+        None => clamp(header.mtime().map_err(number)?.try_into().unwrap_or(i64::MAX), 0),
+    };
+    let mut meta = Meta {
+        mode: (header.mode().map_err(number)? & 0o7777) as u16,
+        uid: id(said.uid, header.uid())?,
+        gid: id(said.gid, header.gid())?,
+        mtime,
+        xattrs: said.xattrs,
+    };
+    meta.xattrs.sort();
+    meta.xattrs.dedup_by(|a, b| a.0 == b.0);
+    let kind = match header.entry_type() {
+        EntryType::Regular | EntryType::Continuous if raw.ends_with(b"/") => EntryKind::Dir,
+        EntryType::Regular | EntryType::Continuous => file(size, content()),
+        EntryType::Directory => EntryKind::Dir,
+        EntryType::Link => EntryKind::HardLink(path::clean_hard_link(archive, &path, &link())?),
+        EntryType::Symlink => EntryKind::Leaf(Kind::Symlink(path::symlink_text(archive, &path, &link())?)),
+        EntryType::Char => match device()? {
+            // overlayfs takes such a device for a deletion (Documentation/filesystems/overlayfs.rst, whiteouts).
+            (0, 0) => return Err(unsupported(archive, &path, "the device 0:0, which hides files of the base")),
+            (major, minor) => EntryKind::Leaf(Kind::Char { major, minor }),
+        },
+        EntryType::Block => {
+            let (major, minor) = device()?;
+            EntryKind::Leaf(Kind::Block { major, minor })
+        }
+        EntryType::Fifo => EntryKind::Leaf(Kind::Fifo),
+        EntryType::GNUSparse => return Err(sparse(archive, &path)),
+        // A volume's label is no member.
+        other if other.as_byte() == b'V' => return Ok(None),
+        other => {
+            let what = format!("of the unknown type {:?}", char::from(other.as_byte()));
+            return Err(unsupported(archive, &path, &what));
+        }
+    };
+    let is_file = matches!(kind, EntryKind::Leaf(Kind::File { .. }));
+    if !is_file && size != 0 {
+        // Readers disagree on whether contents follow: what one skips another would unpack.
+        return Err(Error::failed(
+            "archive.size-lie",
+            format!("{archive}: {path} declares {size} bytes of contents, which its type cannot have"),
+        ));
+    }
+    if path.is_empty() && !matches!(kind, EntryKind::Dir) {
+        return Err(damaged(archive, "a member has no name"));
+    }
+    Ok(Some(Entry { path, meta, kind }))
+}
+
+impl Extensions {
+    /// Records are `LENGTH KEY=VALUE\n`, the length counting itself; values are any bytes.
+    fn parse(&mut self, mut bytes: &[u8], archive: &str) -> Result<()> {
+        let bad = || damaged(archive, "a PAX header is malformed");
+        while !bytes.is_empty() {
+            let space = bytes.iter().position(|b| *b == b' ').ok_or_else(bad)?;
+            let length: usize = parse(&bytes[..space]).ok_or_else(bad)?;
+            let record = bytes.get(space + 1..length).ok_or_else(bad)?;
+            bytes = &bytes[length..];
+            let record = record.strip_suffix(b"\n").ok_or_else(bad)?;
+            let equals = record.iter().position(|b| *b == b'=').ok_or_else(bad)?;
+            let (key, value) = (&record[..equals], &record[equals + 1..]);
+            let Ok(key) = std::str::from_utf8(key) else { continue };
+            match key {
+                "path" => self.path = Some(value.to_vec()),
+                "linkpath" => self.link = Some(value.to_vec()),
+                "size" => self.size = Some(parse(value).ok_or_else(bad)?),
+                "uid" => self.uid = Some(parse(value).ok_or_else(bad)?),
+                "gid" => self.gid = Some(parse(value).ok_or_else(bad)?),
+                "mtime" => self.mtime = Some(time(value).ok_or_else(bad)?),
+                _ if key.starts_with("GNU.sparse.") => return Err(sparse(archive, "a member")),
+                _ => {
+                    if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
+                        self.add_xattr(archive, name, value)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_xattr(&mut self, archive: &str, name: &str, value: &[u8]) -> Result<()> {
+        if name.starts_with("trusted.overlay.") {
+            return Err(Error::failed(
+                "archive.unsupported",
+                format!("{archive}: the attribute {name} belongs to the stack of file systems itself"),
+            ));
+        }
+        self.xattrs.retain(|(before, _)| before != name);
+        self.xattrs.push((name.to_owned(), value.to_vec()));
+        Ok(())
+    }
+}
+
+fn parse<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// `SECONDS[.FRACTION]`, possibly negative; the fraction counts upwards from the floor.
+fn time(value: &[u8]) -> Option<(i64, u32)> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let mut seconds: i64 = whole.parse().ok()?;
+    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let mut nanos: u32 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+    if whole.starts_with('-') && nanos > 0 {
+        seconds = seconds.checked_sub(1)?;
+        nanos = 1_000_000_000 - nanos;
+    }
+    Some(clamp(seconds, nanos))
+}
+
+/// To what ext4 can hold: 1901 to 2446.
+fn clamp(seconds: i64, nanos: u32) -> (i64, u32) {
+    (seconds.clamp(-(1 << 31), (3 << 32) + (1 << 31) - 1), nanos)
+}
+
+fn truncated(archive: &str) -> Error {
+    Error::failed("archive.truncated", format!("{archive} ends within a member"))
+        .help("it was cut short, or declares more than it has: make or fetch it again")
+}
+
+fn damaged(archive: &str, what: &str) -> Error {
+    Error::failed("archive.damaged", format!("{archive} is damaged: {what}"))
+}
+
+fn sparse(archive: &str, path: &str) -> Error {
+    Error::failed("archive.sparse", format!("{archive}: {path} is stored sparse, which is not read"))
+        .help("make the archive without --sparse")
+}
+
+fn unsupported(archive: &str, path: &str, what: &str) -> Error {
+    Error::failed("archive.unsupported", format!("{archive}: {path} is {what}"))
+}

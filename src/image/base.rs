@@ -1,0 +1,68 @@
+//! Builds the sealed base image and its index.
+
+use super::archive::{self, Limits};
+use super::index::Index;
+use super::place::Placer;
+use super::tree::Meta;
+use super::writer::{Ext4, ImageWriter as _, create_file, write_error};
+use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian};
+use crate::error::{Context, Result};
+use fs_err as fs;
+use std::path::{Path, PathBuf};
+
+/// What a base image is made of.
+#[derive(Debug, Clone, Copy)]
+pub enum BaseSource<'a> {
+    /// Debian packages, all that the image shall hold.
+    Debs(&'a [PathBuf]),
+    /// A root file system as a tar (plain, gzip, xz or zstd) or zip.
+    Tar(&'a Path),
+    /// A finished ext4 image, which is copied.
+    Ext4(&'a Path),
+}
+
+/// Writes `out_dir/base.ext4` and `out_dir/index.json`; gives warnings back. Large temporary files, nameless, go to
+/// `scratch_dir`.
+///
+/// # Errors
+/// `deb.damaged`, `archive.*`, `image.*`; neither file is left behind.
+pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) -> Result<Vec<String>> {
+    let image = out_dir.join(BASE_IMAGE);
+    let mut warnings = Vec::new();
+    let nothing = Index::default();
+    let index = match source {
+        BaseSource::Debs(debs) => {
+            let placer = debian::assemble(debs, &nothing, scratch_dir, &mut warnings)?;
+            Ext4.write(&placer.tree, Role::Base, &image)?;
+            Index::of_tree(&placer.tree)
+        }
+        BaseSource::Tar(path) => {
+            let name = path.display().to_string();
+            let entries = archive::read(path, scratch_dir, (0, 0), Limits::default())?;
+            let mut placer = Placer::new(&nothing);
+            placer.begin(&name, "/", Meta::root(0o755))?;
+            archive::place(entries, &name, &mut placer)?;
+            Ext4.write(&placer.tree, Role::Base, &image)?;
+            Index::of_tree(&placer.tree)
+        }
+        BaseSource::Ext4(path) => {
+            let index = Index::of_ext4(path)?;
+            copy_image(path, &image)?;
+            index
+        }
+    };
+    let saved = index.save(&out_dir.join(BASE_INDEX));
+    if saved.is_err() {
+        let _ = fs::remove_file(&image);
+    }
+    saved.map(|()| warnings)
+}
+
+fn copy_image(from: &Path, to: &Path) -> Result<()> {
+    let source = fs::File::open(from).or_failed("image.read", || format!("cannot read {}", from.display()))?;
+    let target = create_file(to, 0)?;
+    copy::copy(&source, &target).map_err(|e| {
+        let _ = fs::remove_file(to);
+        write_error(to, e)
+    })
+}

@@ -1,0 +1,167 @@
+//! Where the bytes of a regular file come from, and the proof that they are the bytes that were announced.
+
+use crate::digest::ObjectDigest;
+use crate::error::{Error, Result};
+use fs_err as fs;
+use fs_err::os::unix::fs::FileExt as _;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The source of a file's bytes; its length stands beside it in the tree.
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    /// Made here.
+    Bytes(Arc<[u8]>),
+    /// A run of an uncompressed archive or a spool file.
+    Slice { file: Arc<fs::File>, offset: u64 },
+    /// A deflated member of a zip archive; stored members are slices with a checksum.
+    Zip { file: Arc<fs::File>, offset: u64, compressed: u64, deflated: bool, crc: u32 },
+    /// A file of a scanned directory.
+    Beneath { dir: Arc<OwnedFd>, shown: Arc<PathBuf>, path: Box<str>, digest: ObjectDigest },
+    /// A file of the host's.
+    Host { path: PathBuf, digest: ObjectDigest },
+}
+
+/// Reads one file's bytes and knows afterwards whether they were right.
+pub(crate) struct ContentReader<'a> {
+    inner: Box<dyn Read + Send + 'a>,
+    check: Check,
+    /// The first error, kept because the image writer only passes on its text.
+    failed: Option<io::Error>,
+    ended: bool,
+}
+
+enum Check {
+    None,
+    Blake3 { hasher: Box<blake3::Hasher>, expected: ObjectDigest },
+    Crc { hasher: flate2::Crc, expected: u32 },
+}
+
+/// Reads a run of a file by position, so that one open file serves many readers.
+pub(crate) struct SliceReader<'a> {
+    pub file: &'a fs::File,
+    pub offset: u64,
+    pub left: u64,
+}
+
+impl Read for SliceReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = self.left.min(buffer.len() as u64) as usize;
+        if want == 0 {
+            return Ok(0);
+        }
+        let got = self.file.read_at(&mut buffer[..want], self.offset)?;
+        self.offset += got as u64;
+        self.left -= got as u64;
+        Ok(got)
+    }
+}
+
+impl Content {
+    /// Opens the bytes for one sequential read of `size` bytes.
+    pub fn open(&self, size: u64) -> io::Result<ContentReader<'_>> {
+        let (inner, check): (Box<dyn Read + Send>, _) = match self {
+            Content::Bytes(bytes) => (Box::new(&bytes[..]), Check::None),
+            Content::Slice { file, offset } => {
+                (Box::new(SliceReader { file, offset: *offset, left: size }), Check::None)
+            }
+            Content::Zip { file, offset, compressed, deflated, crc } => {
+                let raw = SliceReader { file, offset: *offset, left: *compressed };
+                let check = Check::Crc { hasher: flate2::Crc::new(), expected: *crc };
+                if *deflated {
+                    let raw = io::BufReader::with_capacity(64 << 10, raw);
+                    (Box::new(flate2::bufread::DeflateDecoder::new(raw)), check)
+                } else {
+                    (Box::new(raw), check)
+                }
+            }
+            Content::Beneath { dir, path, digest, .. } => {
+                // O_NONBLOCK: a pipe put in the file's place must not stop the build.
+                let how = OpenHow::new()
+                    .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+                    .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+                let file = std::fs::File::from(openat2(dir.as_ref(), &**path, how)?);
+                (Box::new(file), Check::blake3(*digest))
+            }
+            Content::Host { path, digest } => (Box::new(fs::File::open(path)?), Check::blake3(*digest)),
+        };
+        Ok(ContentReader { inner, check, failed: None, ended: false })
+    }
+
+    /// The error for bytes that are not what was announced; `path` is the file's path in the image.
+    pub fn mismatch(&self, path: &str, cause: Option<io::Error>) -> Error {
+        let changed = |shown: String| {
+            Error::failed("image.changed", format!("{shown} changed while it was read"))
+                .help("let whatever writes to it finish, then try again")
+        };
+        let error = match self {
+            Content::Beneath { shown, path, .. } => changed(shown.join(&**path).display().to_string()),
+            Content::Host { path, .. } => changed(path.display().to_string()),
+            Content::Zip { file, .. } => Error::failed(
+                "archive.size-lie",
+                format!("{}: the contents of {path} are not what the archive declares", file.path().display()),
+            )
+            .help("the archive is damaged or hostile: make it again"),
+            Content::Slice { file, .. } => Error::failed(
+                "archive.truncated",
+                format!("{} ends within {path}", file.path().display()),
+            ),
+            Content::Bytes(_) => Error::bug(format!("the contents made for {path} have another length")),
+        };
+        match cause {
+            Some(cause) => error.because(cause),
+            None => error,
+        }
+    }
+}
+
+impl Check {
+    fn blake3(expected: ObjectDigest) -> Self {
+        Check::Blake3 { hasher: Box::new(blake3::Hasher::new()), expected }
+    }
+}
+
+impl ContentReader<'_> {
+    /// After the last byte: whether the contents are what was announced.
+    pub fn finish(mut self) -> Result<(), Option<io::Error>> {
+        if let Some(error) = self.failed.take() {
+            return Err(Some(error));
+        }
+        // Bytes beyond the declared size are a lie too; those of a grown file are not part of its listing.
+        if matches!(self.check, Check::Crc { .. }) && self.inner.read(&mut [0]).map_err(Some)? != 0 {
+            return Err(None);
+        }
+        let right = match &self.check {
+            Check::None => true,
+            Check::Blake3 { hasher, expected } => ObjectDigest::from(hasher.finalize()) == *expected,
+            Check::Crc { hasher, expected } => hasher.sum() == *expected,
+        };
+        if right && !self.ended { Ok(()) } else { Err(None) }
+    }
+}
+
+impl Read for ContentReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = match self.inner.read(buffer) {
+            Ok(got) => got,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Err(e),
+            Err(e) => {
+                let kind = e.kind();
+                self.failed = Some(e);
+                return Err(kind.into());
+            }
+        };
+        self.ended |= got == 0 && !buffer.is_empty();
+        match &mut self.check {
+            Check::None => {}
+            Check::Blake3 { hasher, .. } => {
+                hasher.update(&buffer[..got]);
+            }
+            Check::Crc { hasher, .. } => hasher.update(&buffer[..got]),
+        }
+        Ok(got)
+    }
+}
