@@ -1,3 +1,65 @@
 //! Where a VMM comes in: one trait-sized interface, one back end a VMM, and the jail around it.
 
+pub mod jail;
+mod monitor;
+pub mod probe;
+mod qemu;
+mod spawn;
 pub mod spec;
+mod tsc;
+
+pub use monitor::{Death, Ended, Monitor};
+
+use crate::error::Result;
+use crate::net::netns::Netns;
+use spec::{VmSpec, VmmBinary};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// A VMM that can boot a `VmSpec`.
+pub trait Vmm {
+    /// For messages: `qemu`.
+    fn name(&self) -> &'static str;
+    /// Stages the jail, makes the tap and starts the VMM. `net` is the project's namespace; a tap needs one.
+    /// The VMM is killed when the calling thread ends: call this from a thread that outlives the VM.
+    /// After an error nothing is left but what `jail::clean` removes.
+    fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched>;
+}
+
+/// The back end that boots `spec`.
+pub fn backend(spec: &VmSpec) -> Box<dyn Vmm> {
+    match spec.vmm {
+        VmmBinary::QemuTree(_) | VmmBinary::QemuPath(_) => Box::new(qemu::Qemu),
+    }
+}
+
+/// A VMM that has just been started.
+#[derive(Debug)]
+pub struct Launched {
+    /// The VMM's process. `monitor` reaps it; nobody else may.
+    pub pid: i32,
+    /// Becomes readable when the VMM ends; for signals without a race.
+    pub pidfd: OwnedFd,
+    /// The guest's control channel.
+    pub control: UnixStream,
+    /// The guest's serial console; bytes written to it are typed.
+    pub console: UnixStream,
+    /// Tells how the VMM ends.
+    pub monitor: Monitor,
+    /// What the host could not do, for the user.
+    pub warnings: Vec<String>,
+    /// What the launch cost.
+    pub timings: Timings,
+}
+
+/// What a launch cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Staging the jail and making its cgroups.
+    pub jail: Duration,
+    /// Making the tap.
+    pub tap: Duration,
+    /// Fork to exec.
+    pub spawn: Duration,
+}

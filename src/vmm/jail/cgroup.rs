@@ -1,0 +1,258 @@
+//! Limits a VMM's memory, processes and CPU time by cgroups, v1 or v2, controller by controller.
+//! A controller that the host lacks is a warning: the VM runs without that limit.
+
+use crate::error::{Context, Error, Result};
+use fs_err as fs;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The group of all our groups.
+const PARENT: &str = "firegopher";
+/// The period of CPU quotas in microseconds, the kernel's own default.
+const PERIOD: u64 = 100_000;
+/// How long an emptied group may take to become removable: its last process is still being torn down.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a VMM may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Hundredths of a CPU.
+    pub cpu_percent: u64,
+}
+
+/// The groups of one VMM.
+#[derive(Debug, Default)]
+pub struct Groups {
+    /// Open `cgroup.procs` files: a process enters by writing "0".
+    pub procs: Vec<OwnedFd>,
+    /// What could not be limited, for the user.
+    pub warnings: Vec<String>,
+}
+
+/// Where the groups of the jail at `root` are recorded: beside it, not in it.
+pub fn journal(root: &Path) -> PathBuf {
+    let mut name: OsString = root.as_os_str().to_owned();
+    name.push(".cgroups");
+    name.into()
+}
+
+/// One place to limit things at: a directory of a hierarchy, and the files to write.
+struct Plan {
+    /// `memory`, for warnings.
+    controller: &'static str,
+    dir: PathBuf,
+    settings: Vec<(&'static str, String)>,
+}
+
+/// Makes groups named `id` with `limits`. `journal` lists them before they exist.
+pub fn create(id: &str, limits: Limits, journal: &Path) -> Result<Groups> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut groups = Groups::default();
+    let plans = plan(&mounts, id, limits, &mut groups.warnings);
+    let mut dirs: Vec<&PathBuf> = plans.iter().map(|plan| &plan.dir).collect();
+    dirs.dedup();
+    let record = serde_json::to_vec(&dirs).map_err(|e| Error::bug("cgroup paths are UTF-8").because(e))?;
+    fs::write(journal, record).or_failed("cgroup.journal", || "cannot record the VM's cgroups")?;
+    let mut entered: Vec<PathBuf> = Vec::new();
+    for plan in &plans {
+        match plan.apply() {
+            Ok(procs) if !entered.contains(&plan.dir) => {
+                entered.push(plan.dir.clone());
+                groups.procs.push(procs);
+            }
+            Ok(_) => {}
+            Err(e) => groups.warnings.push(format!("the VM's {} is not limited: {e}", plan.controller)),
+        }
+    }
+    Ok(groups)
+}
+
+/// Removes the groups that `journal` lists, then `journal`. Their processes must have ended.
+pub fn remove(journal: &Path) -> Result<()> {
+    let dirs: Vec<PathBuf> = match fs::read(journal) {
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(), // Half a journal: nothing was made.
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::failed("cgroup.journal", "cannot read the VM's cgroups").because(e)),
+    };
+    for dir in dirs {
+        // Only what can be ours, whatever the file says.
+        if dir.parent().and_then(Path::file_name).is_none_or(|name| name != PARENT) {
+            continue;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match std::fs::remove_dir(&dir) {
+                Ok(()) => break,
+                Err(e) if e.kind() == ErrorKind::NotFound => break,
+                Err(e) if e.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(e) => {
+                    return Err(
+                        Error::failed("cgroup.remove", format!("cannot remove {}", dir.display())).because(e)
+                    );
+                }
+            }
+        }
+        // Goes with the last VM; while others run it is not empty.
+        if let Some(parent) = dir.parent() {
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+    fs::remove_file(journal).or_failed("cgroup.journal", || "cannot remove the record of the VM's cgroups")
+}
+
+/// Decides, controller by controller, where its group goes. A controller lives in one hierarchy at a time.
+fn plan(mounts: &str, id: &str, limits: Limits, warnings: &mut Vec<String>) -> Vec<Plan> {
+    let quota = limits.cpu_percent * PERIOD / 100;
+    let wanted = [
+        (
+            "memory",
+            vec![("memory.limit_in_bytes", limits.memory.to_string())],
+            vec![("memory.max", limits.memory.to_string())],
+        ),
+        ("pids", vec![("pids.max", limits.pids.to_string())], vec![("pids.max", limits.pids.to_string())]),
+        (
+            "cpu",
+            vec![("cpu.cfs_period_us", PERIOD.to_string()), ("cpu.cfs_quota_us", quota.to_string())],
+            vec![("cpu.max", format!("{quota} {PERIOD}"))],
+        ),
+    ];
+    let mut plans = Vec::new();
+    for (controller, v1, v2) in wanted {
+        if let Some(mount) = v1_mount(mounts, controller) {
+            plans.push(Plan { controller, dir: mount.join(PARENT).join(id), settings: v1 });
+        } else if let Some(mount) = v2_mount(mounts, controller) {
+            plans.push(Plan { controller, dir: mount.join(PARENT).join(id), settings: v2 });
+        } else {
+            warnings.push(format!("the VM's {controller} is not limited: this host has no cgroup for it"));
+        }
+    }
+    plans
+}
+
+/// Lines of /proc/self/mounts: device, mount point, type, options (fstab(5)).
+fn mounts_of<'a>(mounts: &'a str, kind: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    mounts.lines().filter_map(move |line| {
+        let mut fields = line.split(' ').skip(1);
+        let (at, is, options) = (fields.next()?, fields.next()?, fields.next()?);
+        (is == kind).then_some((at, options))
+    })
+}
+
+fn v1_mount(mounts: &str, controller: &str) -> Option<PathBuf> {
+    let mut of_kind = mounts_of(mounts, "cgroup");
+    of_kind.find(|(_, options)| options.split(',').any(|o| o == controller)).map(|(at, _)| at.into())
+}
+
+fn v2_mount(mounts: &str, controller: &str) -> Option<PathBuf> {
+    let (at, _) = mounts_of(mounts, "cgroup2").next()?;
+    let controllers = fs::read_to_string(Path::new(at).join("cgroup.controllers")).ok()?;
+    controllers.split_whitespace().any(|c| c == controller).then(|| at.into())
+}
+
+impl Plan {
+    /// Makes the group, limits it and opens its door.
+    fn apply(&self) -> io::Result<OwnedFd> {
+        let parent = self.dir.parent().unwrap_or(&self.dir);
+        let mount = parent.parent().unwrap_or(parent);
+        make(parent)?;
+        if mount.join("cgroup.controllers").exists() {
+            // v2: each level hands the controller down.
+            for level in [mount, parent] {
+                write(&level.join("cgroup.subtree_control"), &format!("+{}", self.controller))?;
+            }
+        }
+        make(&self.dir)?;
+        for (file, value) in &self.settings {
+            write(&self.dir.join(file), value)?;
+        }
+        Ok(OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))?.into())
+    }
+}
+
+fn make(dir: &Path) -> io::Result<()> {
+    match std::fs::create_dir(dir) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Plain write without create: fs::write would try to make the file.
+fn write(file: &Path, value: &str) -> io::Result<()> {
+    let open: io::Result<File> = OpenOptions::new().write(true).open(file);
+    open.and_then(|mut f| io::Write::write_all(&mut f, value.as_bytes()))
+        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { memory: 300 << 20, pids: 64, cpu_percent: 200 };
+
+    #[test]
+    fn each_controller_goes_where_its_hierarchy_is() {
+        let mounts = "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n\
+                      cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n";
+        let mut warnings = Vec::new();
+        let plans = plan(mounts, "abc", LIMITS, &mut warnings);
+        let dirs: Vec<_> = plans.iter().map(|p| p.dir.to_str().unwrap()).collect();
+        assert_eq!(
+            dirs,
+            ["/sys/fs/cgroup/memory/firegopher/abc", "/sys/fs/cgroup/cpu,cpuacct/firegopher/abc"]
+        );
+        assert_eq!(warnings.len(), 1, "pids is missing");
+    }
+
+    #[test]
+    fn a_host_without_cgroups_only_warns() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut warnings = Vec::new();
+        assert!(plan("proc /proc proc rw 0 0\n", "abc", LIMITS, &mut warnings).is_empty());
+        assert_eq!(warnings.len(), 3);
+        remove(&dir.path().join("absent.cgroups")).unwrap();
+    }
+
+    #[test]
+    fn a_group_is_made_limited_and_removed() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let book = journal(&dir.path().join("jail"));
+        let groups = create("0123456789ab", LIMITS, &book).unwrap();
+        if groups.procs.is_empty() {
+            println!("skipped: no cgroup controller here: {:?}", groups.warnings);
+            return;
+        }
+        let dirs: Vec<PathBuf> = serde_json::from_slice(&fs::read(&book).unwrap()).unwrap();
+        let memory = dirs.iter().find_map(|d| fs::read_to_string(d.join("memory.limit_in_bytes")).ok());
+        if let Some(memory) = memory {
+            assert_eq!(memory.trim(), (300 << 20).to_string());
+        }
+        remove(&book).unwrap();
+        assert!(dirs.iter().all(|d| !d.exists()) && !book.exists());
+    }
+
+    #[test]
+    fn a_forged_journal_removes_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::create_dir(&victim).unwrap();
+        let book = dir.path().join("x.cgroups");
+        fs::write(&book, serde_json::to_vec(&[&victim]).unwrap()).unwrap();
+        remove(&book).unwrap();
+        assert!(victim.exists());
+    }
+}

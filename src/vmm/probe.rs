@@ -1,0 +1,1 @@
+//! Finds out what this host can do, by doing it.

@@ -1,0 +1,154 @@
+//! QEMU's command line. Knows every option we use and why; starts nothing.
+
+use super::CommandLine;
+use crate::error::{Error, Result};
+use crate::vmm::jail::Staged;
+use crate::vmm::spec::{NetSpec, VmSpec, VmmBinary};
+use firegopher_protocol::PORT_NAME;
+use serde_json::json;
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+/// virtio-mmio transports of a microvm with its second I/O APIC, which acpi=on brings.
+const TRANSPORTS: usize = 24;
+/// x86-64-v2 on top of the plainest model, and a random seed: richer models boot slower under emulation
+/// (each feature costs the kernel work), poorer ones do not run what compilers and wheels expect.
+const TCG_CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand";
+/// What seccomp takes from QEMU: obsolete calls, raising privileges, starting processes, changing limits.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// Descriptors that QEMU inherits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wiring {
+    pub control: RawFd,
+    pub console: RawFd,
+    pub qmp: RawFd,
+    pub tap: Option<RawFd>,
+}
+
+/// The command line for `spec` with its files at `files`.
+pub(super) fn build(
+    spec: &VmSpec,
+    files: &Staged,
+    chrooted: bool,
+    wiring: Wiring,
+    kernel_args: &str,
+) -> Result<CommandLine> {
+    let (mut argv, env) = program(spec, chrooted);
+    let mut arg = |flag: &str, value: &dyn AsRef<std::ffi::OsStr>| {
+        argv.push(flag.into());
+        if !value.as_ref().is_empty() {
+            argv.push(value.as_ref().to_owned());
+        }
+    };
+    // `process=` names it in ps and top; it would be `ld.so` otherwise.
+    arg("-name", &format!("{0},process={0}", spec.id.tap_name()));
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        arg(flag, &"");
+    }
+    arg("-display", &"none");
+    arg("-sandbox", &SANDBOX);
+    let accel = if spec.kvm { "kvm" } else { "tcg" };
+    // ACPI announces the virtio devices; without it, or without the timers, kernels stall for seconds.
+    arg(
+        "-machine",
+        &format!("microvm,accel={accel},acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,auto-kernel-cmdline=off"),
+    );
+    // Always qboot. Under QEMU's other firmware for microvm an ELF kernel hangs at "ACPI: Core revision".
+    arg("-bios", &"qboot.rom");
+    arg("-cpu", &if spec.kvm { "host" } else { TCG_CPU });
+    arg("-smp", &spec.cpus.to_string());
+    arg("-m", &format!("size={}M", spec.memory >> 20));
+    arg("-kernel", &files.kernel);
+    arg("-initrd", &files.initramfs);
+    arg("-append", &kernel_args);
+
+    for (id, fd) in [("console", wiring.console), ("control", wiring.control), ("qmp", wiring.qmp)] {
+        arg("-chardev", &format!("socket,id={id},fd={fd}"));
+    }
+    arg("-serial", &"chardev:console");
+    arg("-mon", &"chardev=qmp,mode=control");
+    arg("-device", &"pvpanic");
+
+    // The kernel finds transports from the highest to the lowest. Each device is put on its own, so that
+    // vda is the first drive; drives come first, as their minors count from 0.
+    let mut buses = (0..TRANSPORTS).rev().map(|n| format!("virtio-mmio-bus.{n}"));
+    let mut bus = || buses.next().ok_or_else(|| too_many(spec));
+    for (n, (drive, path)) in spec.drives.iter().zip(&files.drives).enumerate() {
+        let path = path.to_str().ok_or_else(|| not_utf8(path))?;
+        let file = json!({"driver": "file", "filename": path, "read-only": drive.read_only, "locking": "on"});
+        let node = json!({"driver": "raw", "node-name": format!("drive{n}"), "read-only": drive.read_only, "file": file});
+        arg("-blockdev", &node.to_string());
+        // The serial number lets the guest tell its drives apart whatever their order.
+        arg("-device", &format!("virtio-blk-device,bus={},drive=drive{n},serial=drive{n}", bus()?));
+    }
+    match &spec.net {
+        NetSpec::None => {}
+        NetSpec::Tap { mac, .. } => {
+            let fd = wiring.tap.ok_or_else(|| Error::bug("a tap without a descriptor"))?;
+            arg("-netdev", &json!({"type": "tap", "id": "net", "fd": fd.to_string()}).to_string());
+            arg("-device", &format!("virtio-net-device,bus={},netdev=net,mac={}", bus()?, colons(mac)));
+        }
+        NetSpec::User { forwards, mac } => {
+            // Not JSON: QEMU takes a list of forwards in this form only. `restrict` keeps the host's
+            // loopback, which slirp would offer at 10.0.2.2, and the world out of reach.
+            let mut user = "user,id=net,restrict=on,ipv6=off".to_owned();
+            for port in forwards {
+                let IpAddr::V4(address) = port.address else {
+                    return Err(Error::host(
+                        "vmm.user-net-ipv6",
+                        format!("{} cannot be published", port.address),
+                    )
+                    .help("without root only IPv4 addresses of the host can be published"));
+                };
+                user += &format!(",hostfwd=tcp:{address}:{}-:{}", port.host, port.guest);
+            }
+            arg("-netdev", &user);
+            arg("-device", &format!("virtio-net-device,bus={},netdev=net,mac={}", bus()?, colons(mac)));
+        }
+    }
+    arg("-device", &format!("virtio-serial-device,bus={},max_ports=2", bus()?));
+    arg("-device", &format!("virtserialport,chardev=control,name={PORT_NAME}"));
+    arg("-object", &"rng-builtin,id=rng");
+    arg("-device", &format!("virtio-rng-device,bus={},rng=rng", bus()?));
+    Ok((argv, env))
+}
+
+/// How QEMU itself is started: the store's through its own loader, the host's directly.
+fn program(spec: &VmSpec, chrooted: bool) -> CommandLine {
+    match &spec.vmm {
+        VmmBinary::QemuPath(path) => (vec![path.into()], Vec::new()),
+        VmmBinary::QemuTree(tree) => {
+            let tree = if chrooted { PathBuf::from("/") } else { tree.clone() };
+            let at = |name: &str| OsString::from(tree.join(name));
+            let argv = vec![
+                at("ld.so"),
+                "--library-path".into(),
+                at("lib"),
+                at("qemu-system-x86_64"),
+                "-L".into(),
+                at("share"),
+            ];
+            // Else it looks for its accelerator where Debian would have installed it.
+            (argv, vec![("QEMU_MODULE_DIR", at("modules"))])
+        }
+    }
+}
+
+fn colons(mac: &[u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}
+
+fn too_many(spec: &VmSpec) -> Error {
+    Error::usage(
+        "vmm.too-many-devices",
+        format!("{} drives are more than a microvm has room for", spec.drives.len()),
+    )
+    .help(format!("at most {TRANSPORTS} devices fit, network and control included"))
+}
+
+fn not_utf8(path: &Path) -> Error {
+    Error::failed("vmm.path", format!("{} is not UTF-8", path.display()))
+}

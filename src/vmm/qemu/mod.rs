@@ -1,0 +1,163 @@
+//! QEMU's microvm machine: the back end that needs no KVM.
+
+mod argv;
+mod kernel_args;
+
+use super::jail::cgroup::{self, Limits};
+use super::jail::{self, Staged};
+use super::monitor::Monitor;
+use super::spawn::{Spawn, spawn};
+use super::spec::{NetSpec, VmSpec, VmmBinary};
+use super::{Launched, Timings, Vmm, tsc};
+use crate::error::{Context, Error, Result};
+use crate::net::netns::Netns;
+use crate::net::tap::{self, TapConfig};
+use argv::Wiring;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What QEMU itself needs beyond the guest's memory, in bytes: at most 150 MB were seen.
+const OVERHEAD: u64 = 256 << 20;
+/// Threads and processes besides one thread a vCPU: the main loop, and up to 64 of the I/O pool.
+const THREADS: u64 = 128;
+
+pub(super) struct Qemu;
+
+impl Vmm for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched> {
+        // Measured while the jail is staged: a launch does not wait for it.
+        let tsc = (!spec.kvm).then(tsc::start);
+        let mut timings = Timings::default();
+        let mut warnings = Vec::new();
+
+        let start = Instant::now();
+        let mut held = Vec::new();
+        let (files, groups) = match &spec.jail {
+            None => (in_place(spec), cgroup::Groups::default()),
+            Some(jail) => {
+                let limits = Limits {
+                    memory: spec.memory + OVERHEAD,
+                    pids: THREADS + u64::from(spec.cpus),
+                    // One more for emulated devices and the main loop.
+                    cpu_percent: u64::from(spec.cpus + 1) * 100,
+                };
+                let mut groups = cgroup::create(spec.id.as_str(), limits, &cgroup::journal(&jail.root))?;
+                warnings.append(&mut groups.warnings);
+                let files = match spec.vmm {
+                    VmmBinary::QemuTree(_) => jail::stage(spec, jail)?,
+                    VmmBinary::QemuPath(_) => by_descriptor(spec, &mut held)?,
+                };
+                (files, groups)
+            }
+        };
+        timings.jail = start.elapsed();
+
+        let start = Instant::now();
+        let tap = match (&spec.net, net) {
+            (NetSpec::Tap { name, host, guest, mac }, Some(ns)) => {
+                let owner = spec.jail.as_ref().map(|jail| jail.uid);
+                let config = TapConfig {
+                    name: name.clone(),
+                    host: *host,
+                    guest: *guest,
+                    mac: *mac,
+                    owner,
+                    persist: false,
+                };
+                Some(tap::create(ns, &config)?)
+            }
+            (NetSpec::Tap { .. }, None) => return Err(Error::bug("a tap needs the project's namespace")),
+            _ => None,
+        };
+        timings.tap = start.elapsed();
+
+        let (control, control_end) = pair()?;
+        let (console, console_end) = pair()?;
+        let (qmp, qmp_end) = pair()?;
+        let wiring = Wiring {
+            control: control_end.as_raw_fd(),
+            console: console_end.as_raw_fd(),
+            qmp: qmp_end.as_raw_fd(),
+            tap: tap.as_ref().map(AsRawFd::as_raw_fd),
+        };
+        let release = kernel_args::release(&spec.kernel);
+        let kernel_args = kernel_args::build(release, tsc.map(tsc::Measurement::khz));
+        let chrooted = spec.jail.is_some() && matches!(spec.vmm, VmmBinary::QemuTree(_));
+        let (argv, env) = argv::build(spec, &files, chrooted, wiring, &kernel_args)?;
+        let mut keep = vec![wiring.control, wiring.console, wiring.qmp];
+        keep.extend(wiring.tap);
+        keep.extend(held.iter().map(AsRawFd::as_raw_fd));
+
+        let start = Instant::now();
+        let user_net = matches!(spec.net, NetSpec::User { .. });
+        let netns = net
+            .filter(|_| !user_net)
+            .map(|ns| ns.as_fd().try_clone_to_owned())
+            .transpose()
+            .or_failed("vmm.spawn", || "cannot duplicate a namespace descriptor")?;
+        let spawned = spawn(Spawn {
+            argv,
+            env,
+            keep,
+            netns: netns.as_ref(),
+            no_network: spec.jail.is_some() && !user_net,
+            cgroups: &groups.procs,
+            chroot: spec.jail.as_ref().filter(|_| chrooted).map(|jail| jail.root.clone()),
+            identity: spec.jail.as_ref().map(|jail| (jail.uid, jail.gid)),
+        })?;
+        timings.spawn = start.elapsed();
+
+        let pid = spawned.child.id() as i32;
+        let pidfd =
+            spawned.pidfd.try_clone().or_failed("vmm.spawn", || "cannot duplicate the VMM's pidfd")?;
+        let monitor = Monitor::new(qmp, spawned.pidfd, spawned.child, spawned.stderr)
+            .or_failed("vmm.monitor", || "cannot talk to the VMM's monitor")?;
+        Ok(Launched { pid, pidfd, control, console, monitor, warnings, timings })
+    }
+}
+
+/// Without a jail everything stays where it is.
+fn in_place(spec: &VmSpec) -> Staged {
+    Staged {
+        kernel: spec.kernel.clone(),
+        initramfs: spec.initramfs.clone(),
+        drives: spec.drives.iter().map(|drive| drive.path.clone()).collect(),
+    }
+}
+
+/// For a host's QEMU under a uid of its own: our directories are closed to it, so it gets each file open.
+fn by_descriptor(spec: &VmSpec, held: &mut Vec<OwnedFd>) -> Result<Staged> {
+    let mut hold = |path: &Path, write: bool| -> Result<PathBuf> {
+        let file = File::options().read(true).write(write).open(path);
+        let file = file.or_failed("vmm.open", || format!("cannot open {}", path.display()))?;
+        if let (true, Some(jail)) = (write, &spec.jail) {
+            // QEMU opens it again through /proc, with its own rights.
+            std::os::unix::fs::fchown(&file, Some(jail.uid), Some(jail.gid))
+                .or_failed("vmm.open", || format!("cannot hand {} to the VMM", path.display()))?;
+        }
+        let name = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        held.push(file.into());
+        Ok(name)
+    };
+    let drives =
+        spec.drives.iter().map(|drive| hold(&drive.path, !drive.read_only)).collect::<Result<_>>()?;
+    Ok(Staged { kernel: hold(&spec.kernel, false)?, initramfs: hold(&spec.initramfs, false)?, drives })
+}
+
+fn pair() -> Result<(UnixStream, UnixStream)> {
+    UnixStream::pair().or_failed("vmm.socket", || "cannot make a socket pair for the VMM")
+}
+
+/// argv and environment.
+type CommandLine = (Vec<OsString>, Vec<(&'static str, OsString)>);
+
+#[cfg(test)]
+mod tests;

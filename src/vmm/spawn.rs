@@ -1,0 +1,138 @@
+//! Starts a VMM process with nothing of ours but what it is given: descriptors, identity, root, namespace, limits.
+
+use crate::error::{Context, Result};
+use std::ffi::{CString, OsString, c_int};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// What to start and how.
+pub(crate) struct Spawn<'a> {
+    /// argv; the first is the executable, looked up after the change of root.
+    pub argv: Vec<OsString>,
+    /// The whole environment.
+    pub env: Vec<(&'static str, OsString)>,
+    /// Descriptors that stay open under the same numbers.
+    pub keep: Vec<RawFd>,
+    /// Namespace to enter.
+    pub netns: Option<&'a OwnedFd>,
+    /// Enter an empty network namespace of its own instead.
+    pub no_network: bool,
+    /// Open `cgroup.procs` files the process writes itself into.
+    pub cgroups: &'a [OwnedFd],
+    /// Directory that becomes `/`.
+    pub chroot: Option<PathBuf>,
+    /// uid and gid to become.
+    pub identity: Option<(u32, u32)>,
+}
+
+/// A started process and what it will have said on its standard error.
+pub(crate) struct Spawned {
+    pub child: Child,
+    pub pidfd: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// Starts it. The process dies with the calling thread.
+pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Spawned> {
+    let program = Path::new(&spawn.argv[0]).to_owned();
+    run(spawn).or_failed("vmm.spawn", || format!("cannot start {}", program.display()))
+}
+
+fn run(spawn: Spawn<'_>) -> io::Result<Spawned> {
+    let (stderr, theirs) = io::pipe()?;
+    // Bounded by the pipe: once it is full, more is dropped instead of stopping the VMM.
+    for end in [stderr.as_fd(), theirs.as_fd()] {
+        nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    }
+    let mut command = Command::new(&spawn.argv[0]);
+    command.args(&spawn.argv[1..]).env_clear().envs(spawn.env);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(theirs);
+    let enter = Enter {
+        parent: std::process::id() as i32,
+        keep: spawn.keep,
+        cgroups: spawn.cgroups.iter().map(AsRawFd::as_raw_fd).collect(),
+        netns: spawn.netns.map(AsRawFd::as_raw_fd),
+        no_network: spawn.no_network,
+        chroot: spawn.chroot.map(|dir| CString::new(dir.as_os_str().as_bytes())).transpose()?,
+        identity: spawn.identity,
+    };
+    // SAFETY: `enter` makes system calls only: it neither allocates nor locks, so it may run after fork.
+    unsafe { command.pre_exec(move || enter.run()) };
+    let mut child = command.spawn()?;
+    // SAFETY: pidfd_open takes numbers. The child is ours and not yet reaped, so the pid is its own.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) } as RawFd;
+    if pidfd < 0 {
+        let error = io::Error::last_os_error();
+        let _ = child.kill().and_then(|()| child.wait()); // The first error is the one to tell.
+        return Err(error);
+    }
+    // SAFETY: the kernel just made this descriptor for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Spawned { child, pidfd, stderr: stderr.into() })
+}
+
+/// What happens between fork and exec, prepared so that it needs system calls only.
+struct Enter {
+    parent: i32,
+    keep: Vec<RawFd>,
+    cgroups: Vec<RawFd>,
+    netns: Option<RawFd>,
+    no_network: bool,
+    chroot: Option<CString>,
+    identity: Option<(u32, u32)>,
+}
+
+impl Enter {
+    fn run(&self) -> io::Result<()> {
+        // SAFETY: each call gets numbers, or pointers to data that `self` or a constant owns; all are
+        // async-signal-safe system calls.
+        unsafe {
+            for &procs in &self.cgroups {
+                // "0" is the writing process (cgroup v1 and v2).
+                ok(libc::write(procs, c"0".as_ptr().cast(), 1) as c_int)?;
+            }
+            if let Some(ns) = self.netns {
+                ok(libc::setns(ns, libc::CLONE_NEWNET))?;
+            } else if self.no_network {
+                ok(libc::unshare(libc::CLONE_NEWNET))?;
+            }
+            // Signals of the terminal are for the supervisor to translate.
+            ok(libc::setsid())?;
+            libc::umask(0o077);
+            if let Some(root) = &self.chroot {
+                ok(libc::chroot(root.as_ptr()))?;
+                ok(libc::chdir(c"/".as_ptr()))?;
+            }
+            // A core would hold the guest's memory, secrets included.
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            ok(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
+            if let Some((uid, gid)) = self.identity {
+                // The raw calls: glibc's wrappers signal all threads and take locks.
+                ok(libc::syscall(libc::SYS_setgroups, 0_usize, std::ptr::null::<libc::gid_t>()) as c_int)?;
+                ok(libc::syscall(libc::SYS_setresgid, gid, gid, gid) as c_int)?;
+                ok(libc::syscall(libc::SYS_setresuid, uid, uid, uid) as c_int)?;
+            }
+            // A change of identity clears it, so it comes after. A dead supervisor never leaves a VM.
+            ok(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+            if libc::getppid() != self.parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH)); // It died before the line above.
+            }
+            ok(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            // Close on exec rather than now: std reports a failed exec through a descriptor of its own.
+            let on_exec = libc::CLOSE_RANGE_CLOEXEC as c_int;
+            ok(libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, on_exec) as c_int)?;
+            for &fd in &self.keep {
+                ok(libc::fcntl(fd, libc::F_SETFD, 0))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ok(result: c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
