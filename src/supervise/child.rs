@@ -31,10 +31,12 @@ fn run() -> Result<()> {
         .find_map(|a| a.strip_prefix("--netns=").map(str::to_owned))
         .map(|n| n.parse().or_usage("supervise.argument", || "--netns wants a descriptor"))
         .transpose()?;
-    let mut socket = isolate(netns_fd).or_failed("supervise.start", || "cannot leave the caller's session")?;
+    let mut socket =
+        isolate(netns_fd).or_failed("supervise.start", || "cannot leave the caller's session")?;
     // SAFETY: our caller passed this descriptor to us alone; `isolate` has left it open and made it close-on-exec.
     let netns = netns_fd.map(|fd| Netns::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }));
-    let spec = receive(&mut socket).or_failed("supervise.start", || "no settings arrived on standard input")?;
+    let spec =
+        receive(&mut socket).or_failed("supervise.start", || "no settings arrived on standard input")?;
     let host = Host::new(netns);
     let prepared = match supervisor::prepare(spec, &host, netns_fd) {
         Ok(prepared) => prepared,

@@ -58,7 +58,9 @@ impl Client {
         };
         match connect() {
             Ok(stream) => Ok(Some(Client::new(stream, dir))),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
             Err(e) => {
                 let text = format!("cannot reach the supervisor in {}", dir.display());
                 Err(Error::failed("supervise.connect", text).because(e))
@@ -97,7 +99,9 @@ impl Client {
             let left = until.map(|u| u.saturating_duration_since(Instant::now()));
             let timeout = match left {
                 // Rounded up, or the last millisecond would spin.
-                Some(left) => PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX),
+                Some(left) => {
+                    PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+                }
                 None => PollTimeout::NONE,
             };
             match poll(&mut [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)], timeout) {

@@ -22,7 +22,9 @@ pub(super) fn bind_ports(spec: &SuperviseSpec) -> Result<Vec<(TcpListener, Port)
         let listener = TcpListener::bind(address).map_err(|e| {
             let what = match e.kind() {
                 io::ErrorKind::AddrInUse => "is taken by another process",
-                io::ErrorKind::AddrNotAvailable => "cannot be published: this host does not have that address",
+                io::ErrorKind::AddrNotAvailable => {
+                    "cannot be published: this host does not have that address"
+                }
                 io::ErrorKind::PermissionDenied => "may only be published by root",
                 _ => "cannot be published",
             };
@@ -66,14 +68,20 @@ pub(super) fn lock_volumes(spec: &SuperviseSpec) -> Result<Vec<File>> {
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::failed("supervise.volume-busy", format!("{} is used by another VM", subject()))
-                    .help("a volume belongs to one VM at a time: stop the other one first"));
+                return Err(Error::failed(
+                    "supervise.volume-busy",
+                    format!("{} is used by another VM", subject()),
+                )
+                .help("a volume belongs to one VM at a time: stop the other one first"));
             }
             Err(std::fs::TryLockError::Error(e)) => {
-                return Err(Error::failed("supervise.volume", format!("cannot lock {}", subject())).because(e));
+                return Err(
+                    Error::failed("supervise.volume", format!("cannot lock {}", subject())).because(e)
+                );
             }
         }
-        let size = file.metadata().or_failed("supervise.volume", || format!("cannot size {}", subject()))?.len();
+        let size =
+            file.metadata().or_failed("supervise.volume", || format!("cannot size {}", subject()))?.len();
         if size != volume.size {
             let text = format!("{} has {size} bytes; the manifest says {}", subject(), volume.size);
             return Err(Error::usage("supervise.volume-size", text).help(
@@ -110,7 +118,8 @@ fn create_volume(path: &Path, size: u64) -> Result<()> {
 /// Makes the scratch disk anew.
 pub(super) fn create_scratch(spec: &SuperviseSpec) -> Result<()> {
     let (Some(path), Some(size)) = (scratch_path(spec), spec.scratch) else { return Ok(()) };
-    remove_file(&path).or_failed("supervise.scratch", || format!("cannot empty the root of VM {}", spec.vm))?;
+    remove_file(&path)
+        .or_failed("supervise.scratch", || format!("cannot empty the root of VM {}", spec.vm))?;
     create_empty(&path, size, Role::Scratch)
 }
 

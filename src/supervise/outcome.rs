@@ -111,7 +111,10 @@ mod tests {
         let with = |exit: ExitRecord| Outcome { reason: Reason::Exited, exit: Some(exit), message: None };
         assert_eq!(with(ExitRecord { code: Some(7), ..Default::default() }).exit_code(), 7);
         assert_eq!(with(ExitRecord { signal: Some(15), ..Default::default() }).exit_code(), 143);
-        assert_eq!(with(ExitRecord { failed: Some("no such file".into()), ..Default::default() }).exit_code(), 125);
+        assert_eq!(
+            with(ExitRecord { failed: Some("no such file".into()), ..Default::default() }).exit_code(),
+            125
+        );
         assert_eq!(with(ExitRecord { code: Some(-3), ..Default::default() }).exit_code(), 125);
         assert_eq!(with(ExitRecord { signal: Some(300), ..Default::default() }).exit_code(), 125);
         assert_eq!(Outcome::failed("x").exit_code(), 125);

@@ -72,7 +72,13 @@ impl Process {
 pub fn send(pidfd: &OwnedFd, signal: i32) -> io::Result<bool> {
     // SAFETY: pidfd_send_signal takes a descriptor we own, a signal number, no siginfo and no flags.
     let r = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
     match r {
         0 => Ok(true),

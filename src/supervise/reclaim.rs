@@ -41,7 +41,8 @@ pub fn observe(home: &Home, project: &Name) -> Result<Vec<Observed>> {
     };
     let mut found = Vec::new();
     for entry in entries {
-        let entry = entry.or_failed("supervise.observe", || format!("cannot list the VMs of project {project}"))?;
+        let entry =
+            entry.or_failed("supervise.observe", || format!("cannot list the VMs of project {project}"))?;
         if !entry.file_type().is_ok_and(|t| t.is_dir()) {
             continue;
         }
@@ -67,7 +68,9 @@ pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Re
         Ok(true) => {}
         Ok(false) => return Ok(()),
         Err(e) => {
-            return Err(Error::failed("supervise.observe", format!("cannot look at {}", dir.display())).because(e));
+            return Err(
+                Error::failed("supervise.observe", format!("cannot look at {}", dir.display())).because(e)
+            );
         }
     }
     let Some(_lock) = supervisor::lock(dir)? else {
@@ -75,7 +78,8 @@ pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Re
             .help("stop it first: firegopher down"));
     };
     Journal::open(dir)?.undo(|_| true, |e| platform.undo(e))?;
-    remove_file(&dir.join(wire::SOCKET_FILE)).or_failed("supervise.remove", || "cannot remove a dead socket")?;
+    remove_file(&dir.join(wire::SOCKET_FILE))
+        .or_failed("supervise.remove", || "cannot remove a dead socket")?;
     let Some(mut state) = State::load(dir)? else { return Ok(()) };
     if state.ephemeral {
         supervisor::discard(dir);
@@ -92,7 +96,13 @@ pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Re
 
 /// Stops a VM, whatever version its supervisor is of, waits for its end and reclaims what is left. `None` if there
 /// was no such VM. A supervisor that is not gone after `timeout` is killed, and the VM with it.
-pub fn stop(home: &Home, project: &Name, vm: &Name, kill: bool, timeout: Duration) -> Result<Option<Outcome>> {
+pub fn stop(
+    home: &Home,
+    project: &Name,
+    vm: &Name,
+    kill: bool,
+    timeout: Duration,
+) -> Result<Option<Outcome>> {
     let dir = home.vm(project, vm);
     let Some(state) = State::load(&dir)? else { return Ok(None) };
     let failed = || format!("cannot stop the supervisor of VM {vm}");

@@ -11,7 +11,8 @@ use super::spec::wipe;
 use super::state::Status;
 use super::wire::message;
 use firegopher_protocol::{
-    Decoder, ExitRecord, Frame, FromGuest, MAX_PAYLOAD, PROTOCOL, RunConfig, ToGuest, channel, encode,
+    Decoder, ExitRecord, Frame, FromGuest, MAX_PAYLOAD, PROTOCOL, RunConfig, STDIN_WINDOW, ToGuest, channel,
+    encode,
 };
 use std::io;
 use std::time::Duration;
@@ -76,7 +77,7 @@ pub(super) async fn run(
         pidfd: &pidfd,
         patience,
         run: Some(run),
-        stdin_open: false,
+        stdin: Stdin { open: false, credit: STDIN_WINDOW, waiting: Vec::new() },
         hub,
         recorder,
         out: Vec::new(),
@@ -109,9 +110,7 @@ pub(super) async fn run(
                 _ => console_stream = None,
             },
             Some(command) = inbox.commands.recv() => session.command(command),
-            Some(bytes) = inbox.stdin.recv(), if session.stdin_open && session.out.len() < MAX_OUT => {
-                encode(channel::STDIN, &bytes, &mut session.out);
-            }
+            Some(bytes) = inbox.stdin.recv(), if session.wants_stdin() => session.stdin(bytes),
             _ = hub.progress.notified(), if paused => {}
             _ = sleep_until(deadline), if deadline.is_some() => session.late(),
         }
@@ -168,12 +167,22 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
+/// The workload's standard input.
+struct Stdin {
+    /// It may still be sent; else it is dropped.
+    open: bool,
+    /// Bytes the guest is ready to take.
+    credit: usize,
+    /// For when it is ready again.
+    waiting: Vec<u8>,
+}
+
 struct Session<'a> {
     pidfd: &'a std::os::fd::OwnedFd,
     patience: Patience,
     /// Until it is sent.
     run: Option<RunConfig>,
-    stdin_open: bool,
+    stdin: Stdin,
     hub: &'a Hub,
     recorder: &'a mut Recorder,
     out: Vec<u8>,
@@ -210,7 +219,8 @@ impl Session<'_> {
             channel::STDOUT => self.hub.output(Stream::Stdout, &frame.payload),
             channel::STDERR => self.hub.output(Stream::Stderr, &frame.payload),
             channel::CONTROL => {
-                let message = serde_json::from_slice(&frame.payload).map_err(|e| format!("no message: {e}"))?;
+                let message =
+                    serde_json::from_slice(&frame.payload).map_err(|e| format!("no message: {e}"))?;
                 self.message(message);
             }
             other => return Err(format!("channel {other} is unknown")),
@@ -221,7 +231,9 @@ impl Session<'_> {
     fn message(&mut self, message: FromGuest) {
         match message {
             FromGuest::Hello { protocol, kernel } => self.hello(protocol, kernel),
-            FromGuest::Warning { message } => self.hub.warn(format!("guest: {}", super::logs::escaped(message.as_bytes()))),
+            FromGuest::Warning { message } => {
+                self.hub.warn(format!("guest: {}", super::logs::escaped(message.as_bytes())))
+            }
             FromGuest::Started { .. } => {
                 self.end.started = Some(Instant::now());
                 self.recorder.stamp("started");
@@ -230,8 +242,14 @@ impl Session<'_> {
                     self.recorder.phase(Phase::Running);
                 }
             }
+            FromGuest::StdinTaken { bytes } => {
+                // No more than was lent: the guest could send anything.
+                self.stdin.credit = self.stdin.credit.saturating_add(bytes).min(STDIN_WINDOW);
+                self.feed();
+            }
             FromGuest::Exit(record) => {
-                self.stdin_open = false;
+                self.stdin.open = false;
+                self.stdin.waiting.clear();
                 self.say(&ToGuest::ExitAck);
                 if self.end.exit.is_none() {
                     self.recorder.stamp("exit");
@@ -246,10 +264,11 @@ impl Session<'_> {
         let Some(mut run) = self.run.take() else { return };
         if protocol != PROTOCOL {
             super::spec::wipe_secrets(&mut run);
-            return self.fail(format!("the guest speaks control protocol {protocol}, this firegopher {PROTOCOL}"));
+            return self
+                .fail(format!("the guest speaks control protocol {protocol}, this firegopher {PROTOCOL}"));
         }
         run.clock_ms = super::clock::wall_ms();
-        self.stdin_open = run.stdin;
+        self.stdin.open = run.stdin;
         self.deadline = None;
         self.recorder.stamp("hello");
         self.recorder.update(|s| s.kernel = Some(super::logs::escaped(kernel.as_bytes())));
@@ -259,7 +278,10 @@ impl Session<'_> {
         let mut start = ToGuest::Start(Box::new(run));
         let mut frame = message(&start);
         if frame.len() > MAX_PAYLOAD {
-            self.fail(format!("environment and settings take {} bytes; the guest accepts {MAX_PAYLOAD}", frame.len()));
+            self.fail(format!(
+                "environment and settings take {} bytes; the guest accepts {MAX_PAYLOAD}",
+                frame.len()
+            ));
         } else {
             self.out.extend_from_slice(&frame);
         }
@@ -278,10 +300,40 @@ impl Session<'_> {
         self.out.truncate(left);
     }
 
+    /// Not before the guest knows whether its workload has an input; what it will not read is taken and dropped.
+    fn wants_stdin(&self) -> bool {
+        self.run.is_none() && self.stdin.waiting.is_empty() && self.out.len() < MAX_OUT
+    }
+
+    fn stdin(&mut self, bytes: Vec<u8>) {
+        if !self.stdin.open {
+            return;
+        }
+        if bytes.is_empty() {
+            encode(channel::STDIN, &[], &mut self.out);
+            self.stdin.open = false;
+            return;
+        }
+        self.stdin.waiting = bytes;
+        self.feed();
+    }
+
+    /// Sends as much of the waiting input as the guest is ready to take.
+    fn feed(&mut self) {
+        let n = self.stdin.waiting.len().min(self.stdin.credit);
+        if n > 0 {
+            encode(channel::STDIN, &self.stdin.waiting[..n], &mut self.out);
+            self.stdin.credit -= n;
+            self.stdin.waiting.drain(..n);
+        }
+    }
+
     fn command(&mut self, command: Command) {
         match command {
             Command::Signal(signal) => self.say(&ToGuest::Signal { signal }),
-            Command::Stop { kill: false } if self.end.exit.is_some() || self.end.stopped => self.end.stopped = true,
+            Command::Stop { kill: false } if self.end.exit.is_some() || self.end.stopped => {
+                self.end.stopped = true
+            }
             // A guest that waits for its settings runs nothing that could need grace.
             Command::Stop { kill: false } if self.run.is_some() => {
                 self.end.stopped = true;

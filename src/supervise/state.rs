@@ -97,7 +97,10 @@ pub struct State {
     /// When the VM ended for good, likewise.
     #[serde(default)]
     pub ended_ms: Option<u64>,
-    /// When each step of the current boot happened: supervisor-start, vmm-exec, hello, started, ended.
+    /// What the current boot's launch cost, in microseconds: jail, tap, spawn.
+    #[serde(default)]
+    pub launch_us: BTreeMap<String, u64>,
+    /// When each step of the current boot happened: supervisor-start, boot, vmm-exec, hello, started, exit, ended.
     #[serde(default)]
     pub events: BTreeMap<String, Stamp>,
 }
@@ -113,9 +116,9 @@ impl State {
                 return Err(Error::failed("supervise.state-read", "cannot read a VM's state").because(e));
             }
         };
-        serde_json::from_slice(&text).map(Some).or_failed("supervise.state-broken", || {
-            format!("{} is not the state of a VM", path.display())
-        })
+        serde_json::from_slice(&text)
+            .map(Some)
+            .or_failed("supervise.state-broken", || format!("{} is not the state of a VM", path.display()))
     }
 
     /// Replaces the state on disk.
@@ -145,7 +148,8 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     name.push(".tmp");
     let tmp: PathBuf = path.with_file_name(name);
     let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
         std::io::Write::write_all(&mut file, bytes)?;
         fs::rename(&tmp, path)
     };

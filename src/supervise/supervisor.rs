@@ -63,7 +63,11 @@ pub(super) fn lock(dir: &Path) -> Result<Option<File>> {
 
 /// Checks and takes everything that can be checked and taken before a boot, so that its failure is the answer to
 /// the command that asked for the VM. After an error nothing is left but a state that tells it.
-pub(super) fn prepare(mut spec: SuperviseSpec, platform: &dyn Platform, netns_fd: Option<i32>) -> Result<Prepared> {
+pub(super) fn prepare(
+    mut spec: SuperviseSpec,
+    platform: &dyn Platform,
+    netns_fd: Option<i32>,
+) -> Result<Prepared> {
     private_dir(&spec.dir)?;
     let Some(lock) = lock(&spec.dir)? else {
         return Err(Error::failed("supervise.running", format!("VM {} runs already", spec.vm))
@@ -92,6 +96,7 @@ pub(super) fn prepare(mut spec: SuperviseSpec, platform: &dyn Platform, netns_fd
         netns_fd,
         started_ms: wall_ms(),
         ended_ms: None,
+        launch_us: BTreeMap::new(),
         events: BTreeMap::from([("supervisor-start".to_owned(), super::clock::Stamp::now())]),
     };
     state.save(&spec.dir)?;
@@ -131,7 +136,8 @@ struct Taken {
 
 fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal) -> Result<Taken> {
     let logs = || format!("cannot start the logs of VM {}", spec.vm);
-    let log = WorkloadLog::create(&spec.dir.join(WORKLOAD_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
+    let log =
+        WorkloadLog::create(&spec.dir.join(WORKLOAD_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
     let console = Console::create(&spec.dir.join(CONSOLE_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
     let ports = effects::bind_ports(spec)?;
     let locks = effects::lock_volumes(spec)?;
@@ -213,7 +219,7 @@ fn of_boot(spec: &SuperviseSpec) -> impl FnMut(&Effect) -> bool + use<> {
     move |effect| match effect {
         Effect::Uid { .. } => false,
         Effect::File { path } => Some(path) == scratch.as_ref(),
-        Effect::Vmm { .. } | Effect::Jail { .. } | Effect::Cgroup { .. } | Effect::Tap { .. } => true,
+        Effect::Vmm { .. } | Effect::Jail { .. } | Effect::Tap { .. } => true,
     }
 }
 
@@ -227,6 +233,7 @@ async fn boot(
     inbox: Inbox<'_>,
 ) -> (Outcome, Duration) {
     hub.phase(Phase::Booting);
+    recorder.stamp("boot");
     console.next_boot();
     let mut run = spec.run.clone();
     if spec.restart == Restart::No {
@@ -254,6 +261,8 @@ async fn boot(
         }
     };
     recorder.stamp("vmm-exec");
+    recorder.state.launch_us =
+        machine.timings.iter().map(|(k, d)| ((*k).to_owned(), d.as_micros() as u64)).collect();
     machine.warnings.iter().for_each(|w| hub.warn(w.clone()));
     recorder.update(|s| s.vmm = Some(machine.process.clone()));
     if run.network.is_none() {
@@ -384,7 +393,8 @@ pub(super) fn undo_common(effect: &Effect) -> Result<bool> {
             }
         }
         Effect::File { path } => {
-            remove_file(path).or_failed("supervise.remove", || format!("cannot remove {}", path.display()))?;
+            remove_file(path)
+                .or_failed("supervise.remove", || format!("cannot remove {}", path.display()))?;
             Ok(true)
         }
         _ => Ok(false),

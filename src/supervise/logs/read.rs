@@ -48,8 +48,7 @@ pub struct LogReader {
 impl LogReader {
     /// At the oldest record. The log need not exist yet.
     pub fn from_start(path: &Path) -> io::Result<Self> {
-        let mut reader =
-            LogReader { path: path.to_owned(), file: None, line: Vec::new(), skipped: false };
+        let mut reader = LogReader { path: path.to_owned(), file: None, line: Vec::new(), skipped: false };
         reader.file = open(&rotated(path))?;
         if reader.file.is_none() {
             reader.file = open(path)?;

@@ -11,9 +11,14 @@ fn echo() -> Fake {
             let Some(frame) = guest.frame() else { return };
             match frame.channel {
                 channel::STDIN if frame.payload.is_empty() => return guest.exit(0),
-                channel::STDIN => guest.out(channel::STDOUT, &frame.payload),
+                channel::STDIN => {
+                    guest.out(channel::STDOUT, &frame.payload);
+                    guest.say(&FromGuest::StdinTaken { bytes: frame.payload.len() });
+                }
                 _ => match serde_json::from_slice(&frame.payload).unwrap() {
-                    ToGuest::Signal { signal } => guest.out(channel::STDERR, format!("signal {signal}\n").as_bytes()),
+                    ToGuest::Signal { signal } => {
+                        guest.out(channel::STDERR, format!("signal {signal}\n").as_bytes())
+                    }
                     ToGuest::Stop => return guest.exit(143),
                     _ => {}
                 },

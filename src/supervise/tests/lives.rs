@@ -88,7 +88,8 @@ fn a_taken_port_is_named_before_anything_boots() {
 #[test]
 fn two_vms_cannot_share_a_volume_and_its_size_is_kept() {
     let home = tempfile::tempdir().unwrap();
-    let volume = VolumeSpec { name: "data".into(), path: home.path().join("volumes/test/data.ext4"), size: 32 << 20 };
+    let volume =
+        VolumeSpec { name: "data".into(), path: home.path().join("volumes/test/data.ext4"), size: 32 << 20 };
     let with = |vm: &str, size: u64| {
         let mut spec = spec(home.path());
         spec.vm = Name::new(vm).unwrap();

@@ -31,7 +31,7 @@ pub fn spec(dir: &Path) -> SuperviseSpec {
         project,
         vm,
         dir: dir.join("state/test/web"),
-        leases: dir.join("leases.json"),
+        home: dir.to_owned(),
         boot_key: StepKey::new([7; 32]),
         vm_spec: VmSpec {
             id,
@@ -119,7 +119,15 @@ impl Platform for Fake {
         let (tell, told) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || tell.send(child.wait().unwrap()));
         let ended = Box::pin(async move { format!("the VMM died ({})", told.await.unwrap()) });
-        Ok(Machine { pidfd: pidfd(), process, control, console: Some(console), warnings: Vec::new(), ended })
+        Ok(Machine {
+            pidfd: pidfd(),
+            process,
+            control,
+            console: Some(console),
+            timings: Vec::new(),
+            warnings: Vec::new(),
+            ended,
+        })
     }
     fn undo(&self, effect: &Effect) -> Result<()> {
         self.undone.lock().unwrap().push(effect.clone());
