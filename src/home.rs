@@ -1,6 +1,8 @@
 //! Where firegopher keeps things on this host. Names every path once; `store` creates and guards them.
 
+use crate::error::{Context, Error, Result};
 use crate::name::Name;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// The root of all that firegopher keeps: `$FIREGOPHER_HOME`, else `/var/lib/firegopher` for root and
@@ -9,6 +11,34 @@ use std::path::{Path, PathBuf};
 pub struct Home(PathBuf);
 
 impl Home {
+    /// The home that the environment names; see [`Home`]. `home.unknown` if nothing names one.
+    pub fn from_env() -> Result<Self> {
+        let root = nix::unistd::geteuid().is_root();
+        Self::resolve(root, |name| std::env::var_os(name).filter(|value| !value.is_empty()))
+    }
+
+    fn resolve(root: bool, var: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
+        let path = if let Some(home) = var("FIREGOPHER_HOME") {
+            PathBuf::from(home)
+        } else if root {
+            PathBuf::from("/var/lib/firegopher")
+        // The XDG base directory specification has relative paths ignored.
+        } else if let Some(data) = var("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute()) {
+            data.join("firegopher")
+        } else if let Some(home) = var("HOME") {
+            PathBuf::from(home).join(".local/share/firegopher")
+        } else {
+            return Err(Error::host(
+                "home.unknown",
+                "neither FIREGOPHER_HOME, XDG_DATA_HOME nor HOME is set",
+            )
+            .help("set FIREGOPHER_HOME to the directory where firegopher may keep its store"));
+        };
+        let path = std::path::absolute(&path)
+            .or_host("home.unknown", || format!("{} cannot be made an absolute path", path.display()))?;
+        Ok(Home(path))
+    }
+
     /// Wraps an absolute path.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Home(root.into())
@@ -40,5 +70,32 @@ impl Home {
     /// uid leases, under flock.
     pub fn leases(&self) -> PathBuf {
         self.0.join("leases.json")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(root: bool, vars: &[(&str, &str)]) -> Result<Home> {
+        Home::resolve(root, |name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v)))
+    }
+
+    #[test]
+    fn the_most_specific_variable_names_the_home() {
+        let all = [("FIREGOPHER_HOME", "/f"), ("XDG_DATA_HOME", "/x"), ("HOME", "/h")];
+        assert_eq!(resolve(false, &all).unwrap(), Home::new("/f"));
+        assert_eq!(resolve(true, &all).unwrap(), Home::new("/f"));
+        assert_eq!(resolve(true, &all[1..]).unwrap(), Home::new("/var/lib/firegopher"));
+        assert_eq!(resolve(false, &all[1..]).unwrap(), Home::new("/x/firegopher"));
+        assert_eq!(resolve(false, &all[2..]).unwrap(), Home::new("/h/.local/share/firegopher"));
+        assert_eq!(resolve(false, &[]).unwrap_err().code(), "home.unknown");
+    }
+
+    #[test]
+    fn relative_homes_become_absolute_and_relative_xdg_is_ignored() {
+        assert!(resolve(false, &[("FIREGOPHER_HOME", "here")]).unwrap().root().is_absolute());
+        let relative = [("XDG_DATA_HOME", "x"), ("HOME", "/h")];
+        assert_eq!(resolve(false, &relative).unwrap(), Home::new("/h/.local/share/firegopher"));
     }
 }

@@ -1,6 +1,11 @@
 //! What a workload directory holds, as a scan saw it: names, kinds, modes and content digests, never times
 //! or the host's owners. Its digest is the workload's identity.
 
+mod codec;
+mod diff;
+
+pub use diff::{Change, ChangeKind};
+
 use crate::digest::{FieldHasher, ObjectDigest};
 use serde::{Deserialize, Serialize};
 

@@ -1,1 +1,23 @@
-//! Finds, fetches and verifies what boots: kernels, VMMs, base packages.
+//! Finds, fetches and verifies what boots: kernels, VMMs, base packages. Packages come through the host's own
+//! `apt-get` with private directories ([`apt`], [`debian`]); [`kernel`] and [`qemu`] turn them into trees.
+
+pub mod apt;
+mod apt_error;
+pub mod debian;
+mod elf;
+pub mod kernel;
+mod members;
+mod modules;
+mod parse;
+pub mod progress;
+pub mod qemu;
+mod vmm_closure;
+
+#[cfg(test)]
+mod real_tests;
+
+pub use apt::Apt;
+pub use debian::{fetch_debs, resolve, resolve_all};
+pub use kernel::{kernel_from_path, kernel_tree};
+pub use progress::{Progress, Silent};
+pub use qemu::qemu_tree;

@@ -59,7 +59,8 @@ pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) ->
 }
 
 fn copy_image(from: &Path, to: &Path) -> Result<()> {
-    let source = fs::File::open(from).or_failed("image.read", || format!("cannot read {}", from.display()))?;
+    let source =
+        fs::File::open(from).or_failed("image.read", || format!("cannot read {}", from.display()))?;
     let target = create_file(to, 0)?;
     copy::copy(&source, &target).map_err(|e| {
         let _ = fs::remove_file(to);

@@ -102,13 +102,15 @@ impl Content {
             Content::Host { path, .. } => changed(path.display().to_string()),
             Content::Zip { file, .. } => Error::failed(
                 "archive.size-lie",
-                format!("{}: the contents of {path} are not what the archive declares", file.path().display()),
+                format!(
+                    "{}: the contents of {path} are not what the archive declares",
+                    file.path().display()
+                ),
             )
             .help("the archive is damaged or hostile: make it again"),
-            Content::Slice { file, .. } => Error::failed(
-                "archive.truncated",
-                format!("{} ends within {path}", file.path().display()),
-            ),
+            Content::Slice { file, .. } => {
+                Error::failed("archive.truncated", format!("{} ends within {path}", file.path().display()))
+            }
             Content::Bytes(_) => Error::bug(format!("the contents made for {path} have another length")),
         };
         match cause {

@@ -52,7 +52,9 @@ fn member(path: &Path, wanted: &str) -> Result<Box<dyn Read + Send>> {
                 "" => Box::new(data),
                 ".gz" => Box::new(flate2::bufread::MultiGzDecoder::new(data)),
                 ".xz" => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(data)),
-                ".zst" => Box::new(zstd::stream::read::Decoder::with_buffer(data).or_failed("deb.damaged", say)?),
+                ".zst" => {
+                    Box::new(zstd::stream::read::Decoder::with_buffer(data).or_failed("deb.damaged", say)?)
+                }
                 other => return Err(damaged(format!("{wanted}{other} is compressed in an unknown way"))),
             });
         }

@@ -88,9 +88,7 @@ pub(super) fn assemble<'a>(
 ) -> Result<Placer<'a>> {
     let mut packages = unpack(debs, scratch_dir)?;
     // The order in which they were named must not matter. What base-files says of directories is said last.
-    packages.sort_by(|a, b| {
-        (a.name == "base-files", &a.name).cmp(&(b.name == "base-files", &b.name))
-    });
+    packages.sort_by(|a, b| (a.name == "base-files", &a.name).cmp(&(b.name == "base-files", &b.name)));
     let mut placer = Placer::new(nothing);
     placer.begin("merged /usr", "/", Meta::root(0o755))?;
     for (path, target) in LINKS {
@@ -151,8 +149,10 @@ fn read_package(path: &Path, spool: &mut Spool) -> Result<Package> {
             _ => String::new(),
         }
     };
-    let name = text("control").lines().find_map(|line| line.strip_prefix("Package:")).map(|n| n.trim().to_owned());
-    let name = name.ok_or_else(|| Error::failed("deb.damaged", format!("{shown} does not say which package it is")))?;
+    let name =
+        text("control").lines().find_map(|line| line.strip_prefix("Package:")).map(|n| n.trim().to_owned());
+    let name = name
+        .ok_or_else(|| Error::failed("deb.damaged", format!("{shown} does not say which package it is")))?;
     let postinst = text("postinst");
     Ok(Package { entries: spool.read(deb::data_tar(path)?, &name, Limits::default())?, name, postinst })
 }
@@ -189,10 +189,13 @@ fn supply(placer: &mut Placer<'_>, scripts: &[String]) -> Result<()> {
         add(placer, "etc/dpkg/origins/default", Kind::Symlink("debian".into()))?;
     }
     add(placer, "var/spool/mail", Kind::Symlink("../mail".into()))?;
-    if let Some(shell) = ["dash", "bash"].into_iter().find(|s| placer.tree.lookup(&format!("usr/bin/{s}")).is_some()) {
+    if let Some(shell) =
+        ["dash", "bash"].into_iter().find(|s| placer.tree.lookup(&format!("usr/bin/{s}")).is_some())
+    {
         add(placer, "usr/bin/sh", Kind::Symlink(shell.into()))?;
     }
-    let shells = concatenated(&placer.tree, &["usr/share/debianutils/shells", "usr/share/debianutils/shells.d"], "");
+    let shells =
+        concatenated(&placer.tree, &["usr/share/debianutils/shells", "usr/share/debianutils/shells.d"], "");
     if !shells.is_empty() {
         add(placer, "etc/shells", made(shells))?;
     }
@@ -281,7 +284,10 @@ fn alternatives(scripts: &[String]) -> Vec<(String, String, String)> {
             let Ok(priority) = priority.parse::<i64>() else { continue };
             let mut one = |link: &str, name: &str, target: &str| {
                 let literal = |word: &str| !word.contains(['$', '"', '\'', '`', '*']);
-                if link.starts_with('/') && target.starts_with('/') && [link, name, target].into_iter().all(literal) {
+                if link.starts_with('/')
+                    && target.starts_with('/')
+                    && [link, name, target].into_iter().all(literal)
+                {
                     found.push((-priority, link.to_owned(), name.to_owned(), target.to_owned()));
                 }
             };

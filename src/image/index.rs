@@ -81,8 +81,11 @@ impl Index {
         while let Some((ino, path)) = pending.pop() {
             // A damaged or hostile image may name a directory twice, or within itself.
             if !seen.insert(ino) {
-                return Err(Error::failed(code, format!("{}: the directory /{path} has two names", image.display()))
-                    .help("check the image with `e2fsck -fn`"));
+                return Err(Error::failed(
+                    code,
+                    format!("{}: the directory /{path} has two names", image.display()),
+                )
+                .help("check the image with `e2fsck -fn`"));
             }
             let inode = fs.inode(ino).or_failed(code, say)?;
             index.insert(path.clone(), Indexed::Dir(meta_of(&fs, ino, &inode).or_failed(code, say)?));
@@ -116,7 +119,8 @@ impl Index {
     }
 
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut document = Document { format: FORMAT, dirs: Vec::new(), links: Vec::new(), xattrs: Vec::new() };
+        let mut document =
+            Document { format: FORMAT, dirs: Vec::new(), links: Vec::new(), xattrs: Vec::new() };
         for (path, entry) in self.0.iter().collect::<BTreeMap<_, _>>() {
             match entry {
                 Indexed::Dir(meta) => {
@@ -128,7 +132,8 @@ impl Index {
                 Indexed::Symlink(target) => document.links.push((path.clone(), target.clone())),
             }
         }
-        let bytes = serde_json::to_vec(&document).map_err(|e| Error::bug("an index is not JSON").because(e))?;
+        let bytes =
+            serde_json::to_vec(&document).map_err(|e| Error::bug("an index is not JSON").because(e))?;
         fs::write(path, bytes).or_failed("image.write", || format!("cannot write {}", path.display()))
     }
 
@@ -137,11 +142,15 @@ impl Index {
         let bytes = fs::read(path).or_failed("image.index", bad)?;
         let document: Document = serde_json::from_slice(&bytes).or_failed("image.index", bad)?;
         if document.format != FORMAT {
-            return Err(Error::failed("image.index", format!("{}: unknown format {}", bad(), document.format)));
+            return Err(Error::failed(
+                "image.index",
+                format!("{}: unknown format {}", bad(), document.format),
+            ));
         }
         let mut index = Index(HashMap::with_capacity(document.dirs.len() + document.links.len()));
         for (path, mode, uid, gid, seconds) in document.dirs {
-            index.insert(path, Indexed::Dir(Meta { mode, uid, gid, mtime: (seconds, 0), xattrs: Vec::new() }));
+            index
+                .insert(path, Indexed::Dir(Meta { mode, uid, gid, mtime: (seconds, 0), xattrs: Vec::new() }));
         }
         for (path, target) in document.links {
             index.insert(path, Indexed::Symlink(target));
@@ -183,8 +192,5 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     if digits.len() % 2 != 0 {
         return None;
     }
-    digits
-        .chunks(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
-        .collect()
+    digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }

@@ -31,7 +31,10 @@ pub fn write_initramfs(init: &[u8], modules: &[PathBuf], out: &Path) -> Result<(
     let width = modules.len().to_string().len().max(2);
     for (index, path) in modules.iter().enumerate() {
         let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-            Error::failed("initramfs.module", format!("the kernel module {} has no plain name", path.display()))
+            Error::failed(
+                "initramfs.module",
+                format!("the kernel module {} has no plain name", path.display()),
+            )
         })?;
         let bare = match name.split_once('-') {
             Some((number, rest)) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => rest,
@@ -53,7 +56,14 @@ struct Cpio<W> {
 }
 
 impl<W: Write> Cpio<W> {
-    fn entry(&mut self, name: &str, mode: u32, links: u32, device: (u32, u32), data: &[u8]) -> io::Result<()> {
+    fn entry(
+        &mut self,
+        name: &str,
+        mode: u32,
+        links: u32,
+        device: (u32, u32),
+        data: &[u8],
+    ) -> io::Result<()> {
         self.inode += 1;
         self.record(self.inode, name, mode, links, device, data)
     }

@@ -61,8 +61,10 @@ impl Spot {
 
 impl<'a> Placer<'a> {
     pub fn new(base: &'a Index) -> Self {
+        // Without a base the root is anybody's to describe.
+        let origin = if base.get("").is_some() { BASE } else { u32::MAX };
         Placer {
-            tree: Tree::new(base.root(), BASE),
+            tree: Tree::new(base.root(), origin),
             base,
             origin: BASE,
             item: String::new(),
@@ -84,7 +86,8 @@ impl<'a> Placer<'a> {
         let before = self.tree.slots();
         let spot = self.walk(Spot::root(), parts(to))?;
         // Placed as nobody's: an entry of the item for its own root may still speak.
-        if spot.chain.len() > 1 && spot.id().0 as usize >= before && self.tree.node(spot.id()).origin != BASE {
+        if spot.chain.len() > 1 && spot.id().0 as usize >= before && self.tree.node(spot.id()).origin != BASE
+        {
             self.tree.node_mut(spot.id()).meta = top;
         }
         self.start = spot;
@@ -183,7 +186,10 @@ impl<'a> Placer<'a> {
             _ => {
                 return Err(Error::failed(
                     "archive.hard-link",
-                    format!("{}: {path} is a hard link to {target}, which is no earlier file of it", self.item),
+                    format!(
+                        "{}: {path} is a hard link to {target}, which is no earlier file of it",
+                        self.item
+                    ),
                 ));
             }
         };
@@ -205,7 +211,9 @@ impl<'a> Placer<'a> {
         let real = spot.join(name);
         let there = self.tree.child(spot.id(), name).map(|id| self.tree.node(id));
         let is_dir = match there {
-            Some(node) if node.origin == self.origin && !node.kind.is_dir() => return Err(self.duplicate(path)),
+            Some(node) if node.origin == self.origin && !node.kind.is_dir() => {
+                return Err(self.duplicate(path));
+            }
             Some(node) => node.kind.is_dir(),
             None => matches!(self.base.get(&real), Some(Indexed::Dir(_))),
         };
@@ -255,7 +263,12 @@ impl<'a> Placer<'a> {
         self.walk_for(spot, pending, None)
     }
 
-    fn walk_for(&mut self, mut spot: Spot, mut pending: VecDeque<String>, path: Option<&str>) -> Result<Spot> {
+    fn walk_for(
+        &mut self,
+        mut spot: Spot,
+        mut pending: VecDeque<String>,
+        path: Option<&str>,
+    ) -> Result<Spot> {
         let mut links = 0;
         while let Some(name) = pending.pop_front() {
             if name == ".." {
@@ -330,7 +343,11 @@ impl<'a> Placer<'a> {
     fn through_link(&self, link: &str, path: Option<&str>) -> Error {
         Error::failed(
             "archive.through-link",
-            format!("{}: {} goes through /{link}, a link of the same archive", self.item, path.unwrap_or(link)),
+            format!(
+                "{}: {} goes through /{link}, a link of the same archive",
+                self.item,
+                path.unwrap_or(link)
+            ),
         )
         .help("make the archive again with the files at their real places")
     }

@@ -118,7 +118,9 @@ impl Tree {
 
     /// Follows plain names from the root, no links: for code that knows what it placed.
     pub fn lookup(&self, path: &str) -> Option<NodeId> {
-        path.split('/').filter(|part| !part.is_empty()).try_fold(Self::ROOT, |dir, name| self.child(dir, name))
+        path.split('/')
+            .filter(|part| !part.is_empty())
+            .try_fold(Self::ROOT, |dir, name| self.child(dir, name))
     }
 
     /// Visits every name under the root, depth first and sorted, parents before children.

@@ -39,8 +39,11 @@ fn payload(bytes: &[u8]) -> Result<&[u8]> {
     if bytes.get(BOOT_FLAG..BOOT_FLAG + 2) != Some(&[0x55, 0xaa])
         || bytes.get(HEADER_MAGIC..HEADER_MAGIC + 4) != Some(b"HdrS")
     {
-        return Err(Error::failed("kernel.format", "the kernel is neither an ELF vmlinux nor an x86 bzImage")
-            .help("give it as vmlinux, or as the vmlinuz of an x86_64 distribution"));
+        return Err(Error::failed(
+            "kernel.format",
+            "the kernel is neither an ELF vmlinux nor an x86 bzImage",
+        )
+        .help("give it as vmlinux, or as the vmlinuz of an x86_64 distribution"));
     }
     // 0 means 4, for the sake of very old loaders.
     let sectors = match bytes[SETUP_SECTS] {
@@ -76,8 +79,11 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>> {
             decoder.and_then(read_all).or_failed(code, say("zstd"))
         }
         [0x02, 0x21, 0x4c, 0x18, rest @ ..] => lz4_legacy(rest),
-        _ => Err(Error::failed("kernel.format", "the kernel's payload is compressed in a way that is not read")
-            .help("gzip, xz, lzma, zstd and lz4 are read")),
+        _ => Err(Error::failed(
+            "kernel.format",
+            "the kernel's payload is compressed in a way that is not read",
+        )
+        .help("gzip, xz, lzma, zstd and lz4 are read")),
     }
 }
 
@@ -90,7 +96,8 @@ fn read_all(reader: impl Read) -> std::io::Result<Vec<u8>> {
 
 /// Blocks, each after its compressed length; then the unpacked size, which the kernel's build appends.
 fn lz4_legacy(payload: &[u8]) -> Result<Vec<u8>> {
-    let damaged = |why: &str| Error::failed("kernel.damaged", format!("the kernel's lz4 payload is damaged: {why}"));
+    let damaged =
+        |why: &str| Error::failed("kernel.damaged", format!("the kernel's lz4 payload is damaged: {why}"));
     let (mut blocks, size) = payload.split_last_chunk::<4>().ok_or_else(|| damaged("too short"))?;
     let size = u32::from_le_bytes(*size) as usize;
     if size as u64 > LARGEST {
@@ -104,7 +111,8 @@ fn lz4_legacy(payload: &[u8]) -> Result<Vec<u8>> {
         let room = &mut kernel[filled..];
         let room = LZ4_BLOCK.min(room.len());
         let out = &mut kernel[filled..filled + room];
-        filled += lz4_flex::block::decompress_into(block, out).map_err(|e| damaged("a block does not unpack").because(e))?;
+        filled += lz4_flex::block::decompress_into(block, out)
+            .map_err(|e| damaged("a block does not unpack").because(e))?;
         blocks = &rest[length..];
     }
     if filled != size {

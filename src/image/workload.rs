@@ -76,7 +76,9 @@ pub fn build_workload(
                 place_file(&mut placer, item, path, digest, executable)?;
             }
             WorkloadSource::Archive(path) => {
-                let stat = || fs::metadata(path).or_failed("archive.open", || format!("cannot read {}", path.display()));
+                let stat = || {
+                    fs::metadata(path).or_failed("archive.open", || format!("cannot read {}", path.display()))
+                };
                 archives.push((path, stat()?));
                 let entries = archive::read(path, scratch_dir, item.owner, Limits::default())?;
                 let name = path.display().to_string();
@@ -90,15 +92,19 @@ pub fn build_workload(
     for (path, before) in archives {
         if !fs::metadata(path).is_ok_and(|after| is_same(&before, &after)) {
             let _ = fs::remove_file(&out);
-            return Err(Error::failed("image.changed", format!("{} changed while it was read", path.display()))
-                .help("let whatever writes to it finish, then try again"));
+            return Err(Error::failed(
+                "image.changed",
+                format!("{} changed while it was read", path.display()),
+            )
+            .help("let whatever writes to it finish, then try again"));
         }
     }
     Ok(Vec::new())
 }
 
 fn is_same(a: &Metadata, b: &Metadata) -> bool {
-    let facts = |m: &Metadata| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+    let facts =
+        |m: &Metadata| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
     facts(a) == facts(b)
 }
 
@@ -135,10 +141,12 @@ fn place_file(
     digest: ObjectDigest,
     executable: bool,
 ) -> Result<()> {
-    let size = fs::metadata(path).or_failed("image.read", || format!("cannot read {}", path.display()))?.len();
+    let size =
+        fs::metadata(path).or_failed("image.read", || format!("cannot read {}", path.display()))?.len();
     let (dir, name) = if item.to.ends_with('/') || placer.is_dir(item.to) {
         let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-            Error::usage("image.name", format!("the name of {} is not UTF-8", path.display())).help("rename it")
+            Error::usage("image.name", format!("the name of {} is not UTF-8", path.display()))
+                .help("rename it")
         })?;
         (item.to, name)
     } else {

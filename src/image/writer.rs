@@ -229,7 +229,8 @@ impl Census {
         self.blocks += match &node.kind {
             // A leaf block holds at least its bytes less one longest record; index blocks are few.
             Kind::Dir(children) => {
-                let bytes: u64 = children.keys().map(|name| (name.len() as u64 + 8).next_multiple_of(4)).sum();
+                let bytes: u64 =
+                    children.keys().map(|name| (name.len() as u64 + 8).next_multiple_of(4)).sum();
                 let leaves = (bytes + 24).div_ceil(BLOCK - 12 - 264);
                 if leaves <= 1 { 2 } else { leaves + 2 + leaves / 400 }
             }

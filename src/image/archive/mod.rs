@@ -81,12 +81,17 @@ pub(crate) fn read(path: &Path, scratch_dir: &Path, owner: (u32, u32), limits: L
             return tar::read(Arc::new(file), 0..length, &name, limits);
         }
         Some(Format::Zip) => return zip::read(file, &name, owner, limits),
-        Some(Format::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(io::BufReader::with_capacity(1 << 18, file))),
+        Some(Format::Gzip) => {
+            Box::new(flate2::bufread::MultiGzDecoder::new(io::BufReader::with_capacity(1 << 18, file)))
+        }
         Some(Format::Xz) => Box::new(liblzma::read::XzDecoder::new_multi_decoder(file)),
         Some(Format::Zstd) => Box::new(zstd::stream::read::Decoder::new(file).map_err(unreadable)?),
         None => {
-            return Err(Error::failed("archive.unknown-format", format!("{name} is no archive that firegopher reads"))
-                .help("zip, tar, tar.gz, tar.xz and tar.zst are read"));
+            return Err(Error::failed(
+                "archive.unknown-format",
+                format!("{name} is no archive that firegopher reads"),
+            )
+            .help("zip, tar, tar.gz, tar.xz and tar.zst are read"));
         }
     };
     Spool::new(path, scratch_dir)?.read(decompressed, &name, limits)
@@ -101,8 +106,9 @@ pub(crate) struct Spool {
 impl Spool {
     /// `source` is what errors about the contents name.
     pub fn new(source: &Path, scratch_dir: &Path) -> Result<Self> {
-        let file = tempfile::tempfile_in(scratch_dir)
-            .or_failed("archive.spool", || format!("cannot create a temporary file in {}", scratch_dir.display()))?;
+        let file = tempfile::tempfile_in(scratch_dir).or_failed("archive.spool", || {
+            format!("cannot create a temporary file in {}", scratch_dir.display())
+        })?;
         Ok(Spool { file: Arc::new(fs::File::from_parts(file, source)), length: 0 })
     }
 
@@ -134,7 +140,8 @@ fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, limits: Limits) 
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Error::failed("image.disk-full", format!("no space left to decompress {name}")).because(e)
             }
-            _ => Error::failed("archive.spool", format!("cannot decompress {name} to a temporary file")).because(e),
+            _ => Error::failed("archive.spool", format!("cannot decompress {name} to a temporary file"))
+                .because(e),
         })?;
     }
 }

@@ -125,7 +125,10 @@ pub(super) fn read(file: Arc<fs::File>, range: Range<u64>, name: &str, limits: L
             continue;
         }
         let extensions = next.take().unwrap_or_else(|| global.clone());
-        let entry = member(&header, extensions, name, size, || Content::Slice { file: Arc::clone(&file), offset: data })?;
+        let entry = member(&header, extensions, name, size, || Content::Slice {
+            file: Arc::clone(&file),
+            offset: data,
+        })?;
         if let Some(entry) = entry {
             budget.spend(size)?;
             entries.push(entry);
@@ -147,14 +150,17 @@ fn member(
     let number = |e: io::Error| damaged(archive, "a header field is no number").because(e);
     let raw = said.path.unwrap_or_else(|| header.path_bytes().into_owned());
     let path = path::clean(archive, &raw)?;
-    let link = || said.link.clone().or_else(|| header.link_name_bytes().map(|b| b.into_owned())).unwrap_or_default();
+    let link =
+        || said.link.clone().or_else(|| header.link_name_bytes().map(|b| b.into_owned())).unwrap_or_default();
     let device = || -> Result<(u32, u32)> {
         let major = header.device_major().map_err(number)?.unwrap_or(0);
         Ok((major, header.device_minor().map_err(number)?.unwrap_or(0)))
     };
     let id = |said: Option<u32>, field: io::Result<u64>| match said {
         Some(id) => Ok(id),
-        None => u32::try_from(field.map_err(number)?).map_err(|_| damaged(archive, "an owner is out of range")),
+        None => {
+            u32::try_from(field.map_err(number)?).map_err(|_| damaged(archive, "an owner is out of range"))
+        }
     };
     let mtime = match said.mtime {
         Some(time) => time,
@@ -177,7 +183,9 @@ fn member(
         EntryType::Symlink => EntryKind::Leaf(Kind::Symlink(path::symlink_text(archive, &path, &link())?)),
         EntryType::Char => match device()? {
             // overlayfs takes such a device for a deletion (Documentation/filesystems/overlayfs.rst, whiteouts).
-            (0, 0) => return Err(unsupported(archive, &path, "the device 0:0, which hides files of the base")),
+            (0, 0) => {
+                return Err(unsupported(archive, &path, "the device 0:0, which hides files of the base"));
+            }
             (major, minor) => EntryKind::Leaf(Kind::Char { major, minor }),
         },
         EntryType::Block => {

@@ -17,8 +17,9 @@ const LONGEST_TARGET: u64 = 4095;
 
 /// Reads the central directory of `source`; contents stay where they are.
 pub(super) fn read(source: fs::File, name: &str, owner: (u32, u32), limits: Limits) -> Result<Vec<Entry>> {
-    let damaged =
-        |e: ::zip::result::ZipError| Error::failed("archive.damaged", format!("cannot read {name} as a zip archive")).because(e);
+    let damaged = |e: ::zip::result::ZipError| {
+        Error::failed("archive.damaged", format!("cannot read {name} as a zip archive")).because(e)
+    };
     let shared = Arc::new(source.try_clone().map_err(|e| damaged(e.into()))?);
     let mut archive = ZipArchive::new(io::BufReader::new(source)).map_err(damaged)?;
     if archive.has_duplicate_names() {
@@ -32,8 +33,9 @@ pub(super) fn read(source: fs::File, name: &str, owner: (u32, u32), limits: Limi
         budget.spend(member.size())?;
         let raw = member.name_raw();
         let path = path::clean(name, raw)?;
-        let unsupported =
-            |what: &str| Error::failed("archive.unsupported", format!("{name}: {path} is {what}, which is not read"));
+        let unsupported = |what: &str| {
+            Error::failed("archive.unsupported", format!("{name}: {path} is {what}, which is not read"))
+        };
         if member.encrypted() {
             return Err(unsupported("encrypted"));
         }
@@ -44,8 +46,13 @@ pub(super) fn read(source: fs::File, name: &str, owner: (u32, u32), limits: Limi
             _ => None,
         });
         let seconds = extended.map(i64::from).or(member.last_modified().map(utc)).unwrap_or(0);
-        let meta =
-            Meta { mode: (mode & 0o7777) as u16, uid: owner.0, gid: owner.1, mtime: (seconds, 0), xattrs: Vec::new() };
+        let meta = Meta {
+            mode: (mode & 0o7777) as u16,
+            uid: owner.0,
+            gid: owner.1,
+            mtime: (seconds, 0),
+            xattrs: Vec::new(),
+        };
         let (size, compressed) = (member.size(), member.compressed_size());
         let content = || -> Result<Content> {
             let deflated = match member.compression() {

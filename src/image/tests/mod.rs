@@ -108,3 +108,77 @@ pub(super) fn check(path: &Path) {
 pub(super) fn tool(name: &str) -> Option<PathBuf> {
     ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
 }
+
+/// Makes tars byte by byte: what the `tar` crate would refuse to write is the point.
+#[derive(Default)]
+pub(super) struct Tar(pub Vec<u8>);
+
+impl Tar {
+    /// A member with every field given; `size` is what the header declares.
+    pub fn raw(
+        mut self,
+        name: &[u8],
+        kind: u8,
+        mode: u32,
+        owner: (u64, u64),
+        link: &[u8],
+        size: u64,
+        data: &[u8],
+    ) -> Self {
+        let mut header = [0u8; 512];
+        header[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
+        header[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
+        header[108..116].copy_from_slice(format!("{:07o}\0", owner.0).as_bytes());
+        header[116..124].copy_from_slice(format!("{:07o}\0", owner.1).as_bytes());
+        header[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
+        header[136..148].copy_from_slice(b"14000000000\0");
+        header[156] = kind;
+        header[157..157 + link.len()].copy_from_slice(link);
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        if matches!(kind, b'3' | b'4') {
+            // Devices are given as "MAJOR:MINOR" in `data`.
+            let text = std::str::from_utf8(data).unwrap();
+            let (major, minor) = text.split_once(':').unwrap();
+            header[329..337].copy_from_slice(format!("{:07o}\0", major.parse::<u32>().unwrap()).as_bytes());
+            header[337..345].copy_from_slice(format!("{:07o}\0", minor.parse::<u32>().unwrap()).as_bytes());
+        }
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        self.0.extend_from_slice(&header);
+        if !matches!(kind, b'3' | b'4') {
+            self.0.extend_from_slice(data);
+            self.0.resize(self.0.len().next_multiple_of(512), 0);
+        }
+        self
+    }
+    pub fn file(self, name: &str, data: &[u8]) -> Self {
+        self.raw(name.as_bytes(), b'0', 0o644, (0, 0), b"", data.len() as u64, data)
+    }
+    pub fn dir(self, name: &str) -> Self {
+        self.raw(name.as_bytes(), b'5', 0o755, (0, 0), b"", 0, b"")
+    }
+    pub fn symlink(self, name: &str, target: &str) -> Self {
+        self.raw(name.as_bytes(), b'2', 0o777, (0, 0), target.as_bytes(), 0, b"")
+    }
+    pub fn hard_link(self, name: &str, target: &str) -> Self {
+        self.raw(name.as_bytes(), b'1', 0o644, (0, 0), target.as_bytes(), 0, b"")
+    }
+    /// A PAX header for the next member.
+    pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let mut data = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let mut length = rest + rest.to_string().len();
+            length = rest + length.to_string().len();
+            data.extend_from_slice(format!("{length} {key}=").as_bytes());
+            data.extend_from_slice(value);
+            data.push(b'\n');
+        }
+        self.raw(b"pax", b'x', 0o644, (0, 0), b"", data.len() as u64, &data)
+    }
+    pub fn end(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        self.0
+    }
+}

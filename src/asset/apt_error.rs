@@ -1,0 +1,105 @@
+//! Turns apt's complaints into errors that keep its own words.
+
+use crate::error::Error;
+
+/// The `E:` and `W:` lines of one apt run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Complaints(Vec<String>);
+
+impl Complaints {
+    pub(super) fn from_stderr(stderr: &str) -> Self {
+        let mut lines: Vec<String> = Vec::new();
+        for line in stderr.lines().map(str::trim) {
+            match line.strip_prefix("E: ").or_else(|| line.strip_prefix("W: ")) {
+                Some(text) if lines.iter().all(|seen| seen != text) => lines.push(clean(text)),
+                _ => {}
+            }
+        }
+        Complaints(lines)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    pub(super) fn extend(&mut self, other: Complaints) {
+        self.0.extend(other.0);
+    }
+
+    /// The package that apt does not know, or has no version of.
+    pub(super) fn unknown_package(&self) -> Option<&str> {
+        self.lines().find_map(|line| {
+            if let Some(name) = line.strip_prefix("Unable to locate package ") {
+                return Some(name.trim());
+            }
+            let name = line.strip_prefix("Package '")?.split('\'').next()?;
+            line.contains("has no installation candidate").then_some(name)
+        })
+    }
+
+    /// Whether the archive, as far as the lists know it, lacks something that was asked for by version, or
+    /// refused to serve it. Newer lists may help.
+    pub(super) fn gone(&self) -> bool {
+        self.any(&["was not found", "Unable to locate package", "Can't find a source to download", "404  Not Found"])
+    }
+
+    pub(super) fn network(&self) -> bool {
+        const SIGNS: &[&str] = &[
+            "Temporary failure resolving",
+            "Could not resolve",
+            "Could not connect",
+            "Unable to connect",
+            "Cannot initiate the connection",
+            "Network is unreachable",
+            "Connection timed out",
+            "Connection refused",
+            "Connection failed",
+            "Connection reset",
+        ];
+        self.any(SIGNS)
+    }
+
+    fn disk_full(&self) -> bool {
+        self.any(&["No space left on device", "don't have enough free space", "Disk quota exceeded"])
+    }
+
+    fn any(&self, signs: &[&str]) -> bool {
+        self.lines().any(|line| signs.iter().any(|sign| line.contains(sign)))
+    }
+
+    /// At most three of them, in apt's words.
+    pub(super) fn quoted(&self) -> String {
+        if self.0.is_empty() {
+            return "apt-get gave no reason".to_owned();
+        }
+        let shown = self.0.len().min(3);
+        let mut text = self.0[..shown].join("; ");
+        if self.0.len() > shown {
+            text.push_str(&format!("; and {} more", self.0.len() - shown));
+        }
+        text
+    }
+}
+
+/// Archives choose these words: nothing in them may steer a terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// An error about reaching the archive, or the most telling other one. `doing` completes "cannot …".
+pub(super) fn network_error(doing: &str, complaints: &Complaints) -> Error {
+    let message = format!("cannot {doing}: {}", complaints.quoted());
+    if complaints.disk_full() {
+        Error::failed("asset.disk-full", message).help("free some space where firegopher keeps its home")
+    } else if complaints.network() {
+        Error::failed("asset.network", message)
+            .help("check this host's network, or the proxy in its apt configuration; what is in the store needs none")
+    } else {
+        Error::failed("asset.apt", message)
+            .help("check that `apt-get update` works on this host: firegopher uses its sources and keys")
+    }
+}

@@ -1,0 +1,194 @@
+//! Turns a kernel's packages, or a kernel file, into what a VMM boots: `vmlinux`, the modules in load order, the
+//! configuration and `kernel.json`.
+
+use super::elf::module_info;
+use super::members::{self, Member};
+use super::modules::{self, Modules, Order};
+use crate::error::{Context, Error, Result};
+use crate::image::vmlinux;
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// `kernel.json`: what the tree next to it holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelInfo {
+    /// As `uname -r` says it; empty if a kernel file does not tell.
+    pub release: String,
+    /// File names below `modules/`, in load order.
+    pub modules: Vec<String>,
+}
+
+impl KernelInfo {
+    /// Reads `kernel.json` of a kernel tree.
+    ///
+    /// # Errors
+    /// Failed if it is not there or not valid.
+    pub fn load(tree: &Path) -> Result<KernelInfo> {
+        let path = tree.join("kernel.json");
+        let failed = || format!("cannot read {}", path.display());
+        serde_json::from_slice(&fs::read(&path).or_failed("asset.kernel", failed)?).or_failed("asset.kernel", failed)
+    }
+}
+
+/// The modules' paths in a kernel tree, in load order.
+///
+/// # Errors
+/// As [`KernelInfo::load`].
+pub fn module_paths(tree: &Path) -> Result<Vec<PathBuf>> {
+    Ok(KernelInfo::load(tree)?.modules.iter().map(|name| tree.join("modules").join(name)).collect())
+}
+
+/// Writes `out/vmlinux`, `out/modules/NN-NAME.ko` (uncompressed, in load order), `out/config` and
+/// `out/kernel.json` from the packages of one kernel. `out` is made; it must not hold anything.
+///
+/// # Errors
+/// Usage if the packages hold no kernel, several, or one that lacks what a guest needs (naming the options).
+pub fn kernel_tree(debs: &[PathBuf], out: &Path) -> Result<()> {
+    let mut found = Found { wanted: modules::first_guess(), ..Found::default() };
+    for deb in debs {
+        members::for_each(deb, |member| found.take(member, true))?;
+    }
+    let (release, image) = found.image()?;
+    found.modules.builtin = modules::builtin(&found.builtin);
+    found.modules.lint(&release, found.config.as_deref())?;
+    let order = loop {
+        match found.modules.order()? {
+            Order::Complete(order) => break order,
+            Order::Unread(names) => {
+                found.wanted = names;
+                for deb in debs {
+                    members::for_each(deb, |member| found.take(member, false))?;
+                }
+                if let Some(name) = found.wanted.iter().find(|name| !found.bytes.contains_key(*name)) {
+                    return Err(Error::bug(format!("the kernel module {name} was seen once, then not")));
+                }
+            }
+        }
+    };
+    write(out, &release, &image, found.config.as_deref(), &order, &found.bytes)
+}
+
+/// The same layout from a vmlinux or bzImage, without modules: all drivers must be built in.
+///
+/// # Errors
+/// Usage if it is no x86 kernel image; failed if it cannot be read.
+pub fn kernel_from_path(path: &Path, out: &Path) -> Result<()> {
+    let bytes = fs::read(path).or_failed("asset.read", || format!("cannot read the kernel {}", path.display()))?;
+    write(out, "", &bytes, None, &[], &BTreeMap::new())
+}
+
+/// What was found in the packages.
+#[derive(Default)]
+struct Found {
+    images: Vec<(String, Vec<u8>)>,
+    config: Option<String>,
+    builtin: String,
+    modules: Modules,
+    /// Module names whose contents are to be read.
+    wanted: BTreeSet<String>,
+    /// Uncompressed modules by name, with their file name.
+    bytes: BTreeMap<String, (String, Vec<u8>)>,
+}
+
+impl Found {
+    fn take(&mut self, member: &mut Member<'_>, all: bool) -> io::Result<()> {
+        if member.target.is_some() {
+            return Ok(());
+        }
+        let path = member.path.clone();
+        if let Some(release) = path.strip_prefix("boot/vmlinuz-") {
+            if all {
+                self.images.push((release.to_owned(), member.read()?));
+            }
+        } else if path.starts_with("boot/config-") {
+            if all {
+                self.config = Some(String::from_utf8_lossy(&member.read()?).into_owned());
+            }
+        } else if let Some(rest) = path.strip_prefix("usr/").unwrap_or(&path).strip_prefix("lib/modules/") {
+            let Some((_release, file)) = rest.split_once('/') else { return Ok(()) };
+            if file == "modules.builtin" {
+                if all {
+                    self.builtin = String::from_utf8_lossy(&member.read()?).into_owned();
+                }
+            } else if let Some((name, suffix)) = modules::module_file(file) {
+                if self.wanted.contains(&name) {
+                    let bytes = decompress(suffix, member.read()?)?;
+                    let info = module_info(&bytes)
+                        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{path} is no kernel module")))?;
+                    let stem = file.rsplit('/').next().and_then(|f| f.split_once(".ko")).map_or(file, |(stem, _)| stem);
+                    self.modules.loaded.insert(name.clone(), info);
+                    self.bytes.insert(name.clone(), (format!("{stem}.ko"), bytes));
+                }
+                self.modules.present.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn image(&mut self) -> Result<(String, Vec<u8>)> {
+        match self.images.len() {
+            0 => Err(Error::usage("asset.no-kernel", "the kernel's packages hold no /boot/vmlinuz")
+                .help("name a package such as linux-image-cloud-amd64")),
+            1 => Ok(self.images.remove(0)),
+            n => Err(Error::usage("asset.kernels", format!("the kernel's packages hold {n} kernels"))
+                .help("name one kernel package")),
+        }
+    }
+}
+
+fn decompress(suffix: &str, bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    match suffix {
+        "" => return Ok(bytes),
+        "xz" => liblzma::read::XzDecoder::new_multi_decoder(&bytes[..]).read_to_end(&mut out)?,
+        "zst" => zstd::stream::read::Decoder::new(&bytes[..])?.read_to_end(&mut out)?,
+        "gz" => flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut out)?,
+        other => return Err(io::Error::other(format!("modules compressed with {other} are not known"))),
+    };
+    Ok(out)
+}
+
+fn write(
+    out: &Path,
+    release: &str,
+    image: &[u8],
+    config: Option<&str>,
+    order: &[String],
+    bytes: &BTreeMap<String, (String, Vec<u8>)>,
+) -> Result<()> {
+    let vmlinux = vmlinux::extract(image)?;
+    let failed = || format!("cannot write the kernel tree {}", out.display());
+    let put = |name: &str, bytes: &[u8]| fs::write(out.join(name), bytes).or_failed("asset.write", failed);
+    fs::create_dir_all(out.join("modules")).or_failed("asset.write", failed)?;
+    let mut names = Vec::with_capacity(order.len());
+    for (index, module) in order.iter().enumerate() {
+        let (file, bytes) = &bytes[module];
+        let name = format!("{index:02}-{file}");
+        put(&format!("modules/{name}"), bytes)?;
+        names.push(name);
+    }
+    put("vmlinux", &vmlinux)?;
+    if let Some(config) = config {
+        put("config", config.as_bytes())?;
+    }
+    let release = if release.is_empty() { banner_release(&vmlinux).unwrap_or_default() } else { release.to_owned() };
+    let info = KernelInfo { release, modules: names };
+    let json = serde_json::to_vec_pretty(&info).map_err(|e| Error::bug("kernel.json cannot be written").because(e))?;
+    put("kernel.json", &json)
+}
+
+/// The release in the banner `Linux version RELEASE (…`, which every kernel carries.
+fn banner_release(vmlinux: &[u8]) -> Option<String> {
+    const BANNER: &[u8] = b"Linux version ";
+    let is_release = |b: &u8| b.is_ascii_alphanumeric() || b"._+~-".contains(b);
+    // Format strings such as "Linux version %s" come first in some kernels.
+    vmlinux.windows(BANNER.len()).enumerate().filter(|(_, window)| *window == BANNER).find_map(|(at, _)| {
+        let rest = &vmlinux[at + BANNER.len()..];
+        let length = rest.iter().take(128).take_while(|b| is_release(b)).count();
+        let text = std::str::from_utf8(&rest[..length]).ok()?;
+        text.starts_with(|c: char| c.is_ascii_digit()).then(|| text.to_owned())
+    })
+}

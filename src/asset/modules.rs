@@ -1,0 +1,153 @@
+//! Which kernel modules a guest loads, in which order, and what a kernel must bring.
+
+use super::elf::{ModuleInfo, module_name};
+use crate::error::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A driver that guests want: built in or a module.
+struct Driver {
+    module: &'static str,
+    option: &'static str,
+    required: bool,
+}
+
+const fn driver(module: &'static str, option: &'static str, required: bool) -> Driver {
+    Driver { module, option, required }
+}
+
+/// In load order. The vsock transport is Firecracker's control channel, the console's port is QEMU's.
+const DRIVERS: &[Driver] = &[
+    driver("virtio_mmio", "VIRTIO_MMIO", true),
+    driver("virtio_blk", "VIRTIO_BLK", true),
+    driver("virtio_net", "VIRTIO_NET", true),
+    driver("vmw_vsock_virtio_transport", "VIRTIO_VSOCKETS", false),
+    driver("virtio_console", "VIRTIO_CONSOLE", true),
+    driver("pvpanic", "PVPANIC", false),
+    driver("pvpanic_mmio", "PVPANIC_MMIO", false),
+    driver("overlay", "OVERLAY_FS", true),
+    // ext4 asks for "crc32c" by its crypto alias, which is this module where it is no library.
+    driver("crc32c_generic", "CRYPTO_CRC32C", false),
+    driver("ext4", "EXT4_FS", true),
+];
+
+/// Options that cannot be modules: without them a guest does not get as far as loading any.
+const BUILT_IN: &[&str] =
+    &["ACPI", "BINFMT_ELF", "BLK_DEV_INITRD", "DEVTMPFS", "PVH", "RD_GZIP", "SERIAL_8250_CONSOLE", "TMPFS"];
+
+/// What the drivers above depend on in known kernels: read in the same pass over the package.
+const LIKELY: &[&str] = &[
+    "virtio", "virtio_ring", "failover", "net_failover", "vsock", "vmw_vsock_virtio_transport_common", "mbcache",
+    "jbd2", "crc16", "crc32c", "libcrc32c",
+];
+
+/// The modules to read before anything is known about dependencies.
+pub(super) fn first_guess() -> BTreeSet<String> {
+    DRIVERS.iter().map(|d| d.module).chain(LIKELY.iter().copied()).map(str::to_owned).collect()
+}
+
+/// A kernel's modules as far as they were read.
+#[derive(Debug, Default)]
+pub(super) struct Modules {
+    /// By module name: file name without compression suffix, and uncompressed bytes' information.
+    pub loaded: BTreeMap<String, ModuleInfo>,
+    /// Module names that the kernel has compiled in.
+    pub builtin: BTreeSet<String>,
+    /// Names of all modules that the packages hold.
+    pub present: BTreeSet<String>,
+}
+
+/// An ordered list of modules, or those that have to be read first.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Complete(Vec<String>),
+    Unread(BTreeSet<String>),
+}
+
+impl Modules {
+    /// The wanted modules, each after all it depends on.
+    ///
+    /// # Errors
+    /// Failed if a dependency is in none of the packages.
+    pub(super) fn order(&self) -> Result<Order> {
+        let mut order = Vec::new();
+        let mut unread = BTreeSet::new();
+        for driver in DRIVERS {
+            if self.present.contains(driver.module) {
+                self.visit(driver.module, &mut order, &mut unread, &mut BTreeSet::new())?;
+            }
+        }
+        Ok(if unread.is_empty() { Order::Complete(order) } else { Order::Unread(unread) })
+    }
+
+    fn visit(
+        &self,
+        name: &str,
+        order: &mut Vec<String>,
+        unread: &mut BTreeSet<String>,
+        path: &mut BTreeSet<String>,
+    ) -> Result<()> {
+        // A cycle cannot load in any order: the kernel says so at boot.
+        if order.iter().any(|n| n == name) || self.builtin.contains(name) || !path.insert(name.to_owned()) {
+            return Ok(());
+        }
+        let Some(info) = self.loaded.get(name) else {
+            unread.insert(name.to_owned());
+            return Ok(());
+        };
+        for dependency in &info.depends {
+            if !self.present.contains(dependency) && !self.builtin.contains(dependency) {
+                let message = format!("the kernel module {name} needs {dependency}, which its packages lack");
+                return Err(Error::failed("asset.kernel-module", message));
+            }
+            self.visit(dependency, order, unread, path)?;
+        }
+        // Soft ones may be aliases of something else; what is no module here is not wanted.
+        for soft in info.soft.iter().filter(|soft| self.present.contains(*soft)) {
+            self.visit(soft, order, unread, path)?;
+        }
+        order.push(name.to_owned());
+        Ok(())
+    }
+
+    /// Refuses a kernel that lacks what guests need, naming every missing option. Without a config only drivers
+    /// can be judged, by the modules and the list of built-in ones.
+    ///
+    /// # Errors
+    /// Usage, naming the options.
+    pub(super) fn lint(&self, kernel: &str, config: Option<&str>) -> Result<()> {
+        let compiled_in = |option: &str| {
+            config.is_some_and(|text| {
+                text.lines().any(|l| l.strip_prefix("CONFIG_").and_then(|l| l.strip_prefix(option)) == Some("=y"))
+            })
+        };
+        let has_driver = |driver: &Driver| {
+            compiled_in(driver.option) || self.present.contains(driver.module) || self.builtin.contains(driver.module)
+        };
+        let mut missing: Vec<&str> =
+            DRIVERS.iter().filter(|d| d.required && !has_driver(d)).map(|d| d.option).collect();
+        if config.is_some() {
+            missing.extend(BUILT_IN.iter().filter(|option| !compiled_in(option)));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let options: Vec<String> = missing.iter().map(|option| format!("CONFIG_{option}")).collect();
+        let message = format!("the kernel {kernel} cannot boot a guest: it lacks {}", options.join(", "));
+        Err(Error::usage("asset.kernel-driver", message)
+            .help("use another kernel, such as the package linux-image-cloud-amd64, or build these options in"))
+    }
+}
+
+/// The module name and its compression suffix (`""`, `xz`, `zst`, `gz`) of a path such as
+/// `kernel/drivers/misc/pvpanic/pvpanic-mmio.ko.xz`.
+pub(super) fn module_file(path: &str) -> Option<(String, &str)> {
+    let file = path.rsplit('/').next()?;
+    let (stem, suffix) = file.split_once(".ko")?;
+    let suffix = if suffix.is_empty() { suffix } else { suffix.strip_prefix('.')? };
+    matches!(suffix, "" | "xz" | "zst" | "gz").then(|| (module_name(stem), suffix))
+}
+
+/// The module names of `modules.builtin`.
+pub(super) fn builtin(text: &str) -> BTreeSet<String> {
+    text.lines().filter_map(|line| module_file(line.trim())).map(|(name, _)| name).collect()
+}

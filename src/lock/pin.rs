@@ -1,0 +1,156 @@
+//! What a lock entry is made of, and what each of its fields may hold.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// An asset that a manifest names and that has to be pinned. Assets given by `path` are not: their bytes are
+/// their identity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AssetId {
+    /// The kernel behind a Debian package name, which may be a metapackage.
+    Kernel(String),
+    /// QEMU's microvm out of Debian packages.
+    Vmm,
+    /// The closure of these Debian packages: sorted, without duplicates (see [`AssetId::image`]).
+    Image(Vec<String>),
+}
+
+impl AssetId {
+    /// An image's id, whatever the order of its packages.
+    pub fn image<S: Into<String>>(packages: impl IntoIterator<Item = S>) -> Self {
+        let mut names: Vec<String> = packages.into_iter().map(Into::into).collect();
+        names.sort();
+        names.dedup();
+        AssetId::Image(names)
+    }
+
+    /// `kernel`, `vmm` or `image`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            AssetId::Kernel(_) => "kernel",
+            AssetId::Vmm => "vmm",
+            AssetId::Image(_) => "image",
+        }
+    }
+
+    /// The packages that the asset is named by; for the VMM these are firegopher's own choice.
+    pub fn names(&self) -> &[String] {
+        match self {
+            AssetId::Kernel(name) => std::slice::from_ref(name),
+            AssetId::Vmm => &[],
+            AssetId::Image(names) => names,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        let names = self.names();
+        if names.is_empty() && *self != AssetId::Vmm {
+            return Err(format!("a {} needs names", self.kind()));
+        }
+        if let Some(bad) = names.iter().find(|name| !is_package_name(name)) {
+            return Err(format!("{bad:?} is no Debian package name"));
+        }
+        if names.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return Err("its names are not sorted, or one is there twice".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for AssetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AssetId::Kernel(name) => write!(f, "kernel {name}"),
+            AssetId::Vmm => f.write_str("vmm qemu"),
+            AssetId::Image(names) => write!(f, "image {}", names.join(" ")),
+        }
+    }
+}
+
+/// The distribution whose archive served the packages.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// `ID` of os-release, such as `debian`.
+    pub distribution: String,
+    /// `VERSION_CODENAME` of os-release, such as `bookworm`; else `VERSION_ID`, else `rolling`.
+    pub suite: String,
+}
+
+impl Origin {
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (what, value) in [("distribution", &self.distribution), ("suite", &self.suite)] {
+            if value.is_empty() || !value.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+                return Err(format!("{what} {value:?} is not a name"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.distribution, self.suite)
+    }
+}
+
+/// An asset's packages and where they came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pins {
+    /// The distribution that they were resolved on.
+    pub origin: Origin,
+    /// Sorted by name and architecture.
+    pub packages: Vec<Pin>,
+}
+
+/// One exact Debian package.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// Its name.
+    #[serde(rename = "name")]
+    pub package: String,
+    /// `amd64` or `all`.
+    pub arch: String,
+    /// Its version, epoch included.
+    pub version: String,
+    /// Size of the .deb in bytes.
+    pub size: u64,
+    /// SHA-256 of the .deb: 64 lower-case hexadecimal digits.
+    pub sha256: String,
+    /// Where the archive keeps it, from `pool/` on: no scheme, host or base path.
+    #[serde(rename = "path")]
+    pub pool: String,
+}
+
+impl Pin {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if !is_package_name(&self.package) {
+            return Err("no Debian package name".to_owned());
+        }
+        // deb-version(5). These values become apt-get's arguments.
+        let version = |b: u8| b.is_ascii_alphanumeric() || b".+-:~".contains(&b);
+        if !self.version.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) || !self.version.bytes().all(version) {
+            return Err(format!("{:?} is no version", self.version));
+        }
+        if self.arch != "amd64" && self.arch != "all" {
+            return Err(format!("architecture {:?} is neither amd64 nor all", self.arch));
+        }
+        if self.sha256.len() != 64 || !self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(format!("{:?} is no SHA-256 in lower-case hexadecimal", self.sha256));
+        }
+        if self.size == 0 || self.size > i64::MAX as u64 {
+            return Err(format!("a size of {} bytes", self.size));
+        }
+        let path = |b: u8| b.is_ascii_graphic() && !b"\"\\'".contains(&b);
+        if !self.pool.bytes().all(path) || self.pool.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(format!("{:?} is no path in an archive", self.pool));
+        }
+        Ok(())
+    }
+}
+
+/// Debian policy 5.6.1, without the minimum length.
+pub(crate) fn is_package_name(name: &str) -> bool {
+    let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    name.bytes().next().is_some_and(lower) && name.bytes().all(|b| lower(b) || b"+-.".contains(&b))
+}
