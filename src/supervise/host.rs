@@ -1,13 +1,18 @@
 //! The real host: VMM back ends, jails, taps, leases and the port proxy.
 
 use super::journal::{Effect, Journal};
+use super::logs::escaped;
 use super::machine::{Machine, Platform, Proxies};
+use super::process::Process;
 use super::spec::SuperviseSpec;
 use super::supervisor::undo_common;
 use crate::error::{Context, Error, Result};
+use crate::home::Home;
 use crate::manifest::model::Port;
 use crate::net::netns::Netns;
 use crate::net::{address, proxy, tap};
+use crate::vmm;
+use crate::vmm::jail::{self, lease};
 use crate::vmm::spec::NetSpec;
 use firegopher_protocol::Network;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener};
@@ -29,7 +34,12 @@ impl Host {
 }
 
 impl Platform for Host {
-    fn lease(&self, _spec: &mut SuperviseSpec, _journal: &mut Journal) -> Result<()> {
+    fn lease(&self, spec: &mut SuperviseSpec, journal: &mut Journal) -> Result<()> {
+        let Some(jail) = spec.vm_spec.jail.as_mut().filter(|jail| jail.uid == 0) else { return Ok(()) };
+        let (project, vm) = (spec.project.clone(), spec.vm.clone());
+        journal.will(Effect::Uid { home: spec.home.clone(), project, vm })?;
+        jail.uid = lease::lease(&Home::new(&spec.home), &spec.project, &spec.vm)?;
+        jail.gid = jail.uid;
         Ok(())
     }
 
@@ -70,17 +80,46 @@ impl Platform for Host {
         }
     }
 
-    fn launch(&self, _spec: &SuperviseSpec, _journal: &mut Journal) -> Result<Machine> {
-        Err(Error::bug("no VMM yet"))
+    fn launch(&self, spec: &SuperviseSpec, journal: &mut Journal) -> Result<Machine> {
+        if let Some(jail) = &spec.vm_spec.jail {
+            journal.will(Effect::Jail { jail: jail.clone() })?;
+        }
+        if let NetSpec::Tap { name, .. } = &spec.vm_spec.net {
+            journal.will(Effect::Tap { name: name.clone() })?;
+        }
+        let launched = vmm::backend(&spec.vm_spec).launch(&spec.vm_spec, self.netns.as_ref())?;
+        let process = Process::of(launched.pid).or_failed("supervise.vmm-died", || {
+            // Its end is still told by the monitor in most cases; here not even its identity could be read.
+            format!("the VMM ended at once: {}", launched.monitor.stderr_so_far())
+        })?;
+        let mut monitor = launched.monitor;
+        let ended = Box::pin(async move {
+            match monitor.ended().await {
+                Ok(ended) => escaped(ended.to_string().as_bytes()),
+                Err(e) => format!("the VMM cannot be watched: {e}"),
+            }
+        });
+        let cost = launched.timings;
+        Ok(Machine {
+            process,
+            pidfd: launched.pidfd,
+            control: launched.control,
+            console: Some(launched.console),
+            timings: vec![("jail", cost.jail), ("tap", cost.tap), ("spawn", cost.spawn)],
+            warnings: launched.warnings,
+            ended,
+        })
     }
 
     fn undo(&self, effect: &Effect) -> Result<()> {
         if undo_common(effect)? {
             return Ok(());
         }
-        if let (Effect::Tap { name }, Some(netns)) = (effect, &self.netns) {
-            tap::remove(netns, name)?;
+        match (effect, &self.netns) {
+            (Effect::Jail { jail }, _) => jail::clean(jail),
+            (Effect::Uid { home, project, vm }, _) => lease::release(&Home::new(home), project, vm),
+            (Effect::Tap { name }, Some(netns)) => tap::remove(netns, name),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }

@@ -3,6 +3,8 @@
 use super::process::Process;
 use super::state::replace;
 use crate::error::{Context, Error, Result};
+use crate::name::Name;
+use crate::vmm::spec::JailSpec;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -19,15 +21,10 @@ pub enum Effect {
         /// Its identity.
         process: Process,
     },
-    /// A staged jail. Its contents belong to the VMM's uid: hostile.
+    /// A staged jail and its cgroups. Its contents belong to the VMM's uid: hostile.
     Jail {
-        /// The directory that is the VMM's root.
-        root: PathBuf,
-    },
-    /// The VM's cgroups.
-    Cgroup {
-        /// Names them: the VM's id.
-        id: String,
+        /// The directory that is the VMM's root, and its owner.
+        jail: JailSpec,
     },
     /// A tap device in the project's network namespace.
     Tap {
@@ -36,10 +33,12 @@ pub enum Effect {
     },
     /// A uid leased to the VM.
     Uid {
-        /// The lease file.
-        leases: PathBuf,
-        /// The uid.
-        uid: u32,
+        /// The home that keeps the leases.
+        home: PathBuf,
+        /// The VM's project.
+        project: Name,
+        /// The VM.
+        vm: Name,
     },
     /// A file of ours: scratch disk or socket.
     File {

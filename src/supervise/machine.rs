@@ -11,6 +11,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
+use std::time::Duration;
 
 /// A VMM that was started and not yet heard of.
 pub(super) struct Machine {
@@ -22,6 +23,8 @@ pub(super) struct Machine {
     pub control: UnixStream,
     /// The guest's console, if the VMM offers one.
     pub console: Option<UnixStream>,
+    /// What the launch cost, step by step.
+    pub timings: Vec<(&'static str, Duration)>,
     /// What the host could not do, for the user.
     pub warnings: Vec<String>,
     /// Ends when the VMM's process has ended and is reaped; says how, for the user.

@@ -39,7 +39,7 @@ pub(super) struct Door {
 }
 
 /// Binds the socket, replacing one that a dead supervisor left. The caller holds the VM's lock.
-pub(super) fn bind(dir: &Path) -> io::Result<UnixListener> {
+pub(super) fn bind(dir: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     let path = dir.join(super::wire::SOCKET_FILE);
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -47,11 +47,19 @@ pub(super) fn bind(dir: &Path) -> io::Result<UnixListener> {
     }
     // sun_path has 108 bytes; the directory's own path may be longer.
     let handle = std::fs::File::open(dir)?;
-    UnixListener::bind(format!("/proc/self/fd/{}/{}", handle.as_raw_fd(), super::wire::SOCKET_FILE))
+    let path = format!("/proc/self/fd/{}/{}", handle.as_raw_fd(), super::wire::SOCKET_FILE);
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Accepts clients for ever.
-pub(super) async fn accept(listener: UnixListener, door: Door) {
+pub(super) async fn accept(listener: std::os::unix::net::UnixListener, door: Door) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        // The VM goes on; SIGTERM still stops it.
+        Err(e) => return door.hub.warn_once(&format!("no client can connect: {e}")),
+    };
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

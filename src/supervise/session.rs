@@ -11,7 +11,8 @@ use super::spec::wipe;
 use super::state::Status;
 use super::wire::message;
 use firegopher_protocol::{
-    Decoder, ExitRecord, Frame, FromGuest, MAX_PAYLOAD, PROTOCOL, RunConfig, ToGuest, channel, encode,
+    Decoder, ExitRecord, Frame, FromGuest, MAX_PAYLOAD, PROTOCOL, RunConfig, STDIN_WINDOW, ToGuest, channel,
+    encode,
 };
 use std::io;
 use std::time::Duration;
@@ -76,7 +77,7 @@ pub(super) async fn run(
         pidfd: &pidfd,
         patience,
         run: Some(run),
-        stdin_open: false,
+        stdin: Stdin { open: false, credit: STDIN_WINDOW, waiting: Vec::new() },
         hub,
         recorder,
         out: Vec::new(),
@@ -109,9 +110,7 @@ pub(super) async fn run(
                 _ => console_stream = None,
             },
             Some(command) = inbox.commands.recv() => session.command(command),
-            Some(bytes) = inbox.stdin.recv(), if session.stdin_open && session.out.len() < MAX_OUT => {
-                encode(channel::STDIN, &bytes, &mut session.out);
-            }
+            Some(bytes) = inbox.stdin.recv(), if session.wants_stdin() => session.stdin(bytes),
             _ = hub.progress.notified(), if paused => {}
             _ = sleep_until(deadline), if deadline.is_some() => session.late(),
         }
@@ -168,12 +167,22 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
+/// The workload's standard input.
+struct Stdin {
+    /// It may still be sent; else it is dropped.
+    open: bool,
+    /// Bytes the guest is ready to take.
+    credit: usize,
+    /// For when it is ready again.
+    waiting: Vec<u8>,
+}
+
 struct Session<'a> {
     pidfd: &'a std::os::fd::OwnedFd,
     patience: Patience,
     /// Until it is sent.
     run: Option<RunConfig>,
-    stdin_open: bool,
+    stdin: Stdin,
     hub: &'a Hub,
     recorder: &'a mut Recorder,
     out: Vec<u8>,
@@ -233,9 +242,18 @@ impl Session<'_> {
                     self.recorder.phase(Phase::Running);
                 }
             }
+<<<<<<< HEAD
             FromGuest::StdinTaken { .. } => {}
+=======
+            FromGuest::StdinTaken { bytes } => {
+                // No more than was lent: the guest could send anything.
+                self.stdin.credit = self.stdin.credit.saturating_add(bytes).min(STDIN_WINDOW);
+                self.feed();
+            }
+>>>>>>> h-supervise
             FromGuest::Exit(record) => {
-                self.stdin_open = false;
+                self.stdin.open = false;
+                self.stdin.waiting.clear();
                 self.say(&ToGuest::ExitAck);
                 if self.end.exit.is_none() {
                     self.recorder.stamp("exit");
@@ -254,7 +272,7 @@ impl Session<'_> {
                 .fail(format!("the guest speaks control protocol {protocol}, this firegopher {PROTOCOL}"));
         }
         run.clock_ms = super::clock::wall_ms();
-        self.stdin_open = run.stdin;
+        self.stdin.open = run.stdin;
         self.deadline = None;
         self.recorder.stamp("hello");
         self.recorder.update(|s| s.kernel = Some(super::logs::escaped(kernel.as_bytes())));
@@ -284,6 +302,34 @@ impl Session<'_> {
         self.out.copy_within(n.., 0);
         wipe(&mut self.out[left..]);
         self.out.truncate(left);
+    }
+
+    /// Not before the guest knows whether its workload has an input; what it will not read is taken and dropped.
+    fn wants_stdin(&self) -> bool {
+        self.run.is_none() && self.stdin.waiting.is_empty() && self.out.len() < MAX_OUT
+    }
+
+    fn stdin(&mut self, bytes: Vec<u8>) {
+        if !self.stdin.open {
+            return;
+        }
+        if bytes.is_empty() {
+            encode(channel::STDIN, &[], &mut self.out);
+            self.stdin.open = false;
+            return;
+        }
+        self.stdin.waiting = bytes;
+        self.feed();
+    }
+
+    /// Sends as much of the waiting input as the guest is ready to take.
+    fn feed(&mut self) {
+        let n = self.stdin.waiting.len().min(self.stdin.credit);
+        if n > 0 {
+            encode(channel::STDIN, &self.stdin.waiting[..n], &mut self.out);
+            self.stdin.credit -= n;
+            self.stdin.waiting.drain(..n);
+        }
     }
 
     fn command(&mut self, command: Command) {

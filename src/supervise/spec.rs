@@ -18,8 +18,8 @@ pub struct SuperviseSpec {
     pub vm: Name,
     /// `Home::vm`: state, logs, socket, scratch.
     pub dir: PathBuf,
-    /// `Home::leases`: where a uid is leased when `vm_spec.jail` names uid 0.
-    pub leases: PathBuf,
+    /// `Home::root`: where a uid is leased when `vm_spec.jail` names uid 0.
+    pub home: PathBuf,
     /// Covers every setting.
     pub boot_key: StepKey,
     /// What the VMM is told. A jail with uid 0 gets a leased one.

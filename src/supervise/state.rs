@@ -97,7 +97,10 @@ pub struct State {
     /// When the VM ended for good, likewise.
     #[serde(default)]
     pub ended_ms: Option<u64>,
-    /// When each step of the current boot happened: supervisor-start, vmm-exec, hello, started, ended.
+    /// What the current boot's launch cost, in microseconds: jail, tap, spawn.
+    #[serde(default)]
+    pub launch_us: BTreeMap<String, u64>,
+    /// When each step of the current boot happened: supervisor-start, boot, vmm-exec, hello, started, exit, ended.
     #[serde(default)]
     pub events: BTreeMap<String, Stamp>,
 }

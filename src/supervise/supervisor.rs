@@ -38,14 +38,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// A VM whose supervisor holds all it needs to boot it.
 pub(super) struct Prepared {
     spec: SuperviseSpec,
-    /// Bound on the host; empty where the VMM publishes.
-    pub ports: Vec<(std::net::TcpListener, Port)>,
     journal: Journal,
     state: State,
-    log: WorkloadLog,
-    console: Console,
-    /// Held for life: the VM's lock and its volumes'.
-    _locks: Vec<File>,
+    taken: Taken,
 }
 
 /// Takes the VM's lock; `None` if somebody holds it.
@@ -101,15 +96,16 @@ pub(super) fn prepare(
         netns_fd,
         started_ms: wall_ms(),
         ended_ms: None,
+        launch_us: BTreeMap::new(),
         events: BTreeMap::from([("supervisor-start".to_owned(), super::clock::Stamp::now())]),
     };
     state.save(&spec.dir)?;
     let result = take(&mut spec, platform, &mut journal);
     match result {
-        Ok((ports, mut locks, log, console)) => {
-            locks.push(lock);
+        Ok(mut taken) => {
+            taken.locks.push(lock);
             state.uid = spec.vm_spec.jail.as_ref().map(|j| j.uid);
-            Ok(Prepared { spec, ports, journal, state, log, console, _locks: locks })
+            Ok(Prepared { spec, journal, state, taken })
         }
         Err(e) => {
             let cleaned = journal.undo(|_| true, |e| platform.undo(e));
@@ -127,7 +123,16 @@ pub(super) fn prepare(
     }
 }
 
-type Taken = (Vec<(std::net::TcpListener, Port)>, Vec<File>, WorkloadLog, Console);
+/// What a VM holds from before its first boot until its end.
+struct Taken {
+    /// Bound on the host; empty where the VMM publishes.
+    ports: Vec<(std::net::TcpListener, Port)>,
+    /// The volumes' locks, and the VM's.
+    locks: Vec<File>,
+    log: WorkloadLog,
+    console: Console,
+    listener: std::os::unix::net::UnixListener,
+}
 
 fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal) -> Result<Taken> {
     let logs = || format!("cannot start the logs of VM {}", spec.vm);
@@ -137,7 +142,10 @@ fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal
     let ports = effects::bind_ports(spec)?;
     let locks = effects::lock_volumes(spec)?;
     platform.lease(spec, journal)?;
-    Ok((ports, locks, log, console))
+    journal.will(Effect::File { path: spec.dir.join(super::wire::SOCKET_FILE) })?;
+    let listener = server::bind(&spec.dir)
+        .or_failed("supervise.socket", || format!("cannot make the control socket of VM {}", spec.vm))?;
+    Ok(Taken { ports, locks, log, console, listener })
 }
 
 /// Boots and watches until the VM has ended for good. Runs on a `LocalSet`. `first` is the client that asked for
@@ -147,7 +155,8 @@ pub(super) async fn supervise(
     platform: &dyn Platform,
     first: Option<UnixStream>,
 ) -> Result<Outcome> {
-    let Prepared { mut spec, mut journal, state, log, mut console, _locks, ports } = prepared;
+    let Prepared { mut spec, mut journal, state, taken } = prepared;
+    let Taken { ports, locks: _locks, log, mut console, listener } = taken;
     let hub = Hub::new(log, spec.ephemeral);
     let mut recorder = Recorder::new(state, spec.dir.clone(), hub.clone());
     let (commands_in, mut commands) = mpsc::channel(16);
@@ -159,9 +168,6 @@ pub(super) async fn supervise(
         ephemeral: spec.ephemeral,
         connected: Rc::new(Cell::new(0)),
     };
-    journal.will(Effect::File { path: spec.dir.join(super::wire::SOCKET_FILE) })?;
-    let listener = server::bind(&spec.dir)
-        .or_failed("supervise.socket", || format!("cannot make the control socket of VM {}", spec.vm))?;
     if let Some(first) = first {
         tokio::task::spawn_local(server::serve(first, door.clone(), Some(hub.attach(true))));
     }
@@ -213,7 +219,7 @@ fn of_boot(spec: &SuperviseSpec) -> impl FnMut(&Effect) -> bool + use<> {
     move |effect| match effect {
         Effect::Uid { .. } => false,
         Effect::File { path } => Some(path) == scratch.as_ref(),
-        Effect::Vmm { .. } | Effect::Jail { .. } | Effect::Cgroup { .. } | Effect::Tap { .. } => true,
+        Effect::Vmm { .. } | Effect::Jail { .. } | Effect::Tap { .. } => true,
     }
 }
 
@@ -227,6 +233,7 @@ async fn boot(
     inbox: Inbox<'_>,
 ) -> (Outcome, Duration) {
     hub.phase(Phase::Booting);
+    recorder.stamp("boot");
     console.next_boot();
     let mut run = spec.run.clone();
     if spec.restart == Restart::No {
@@ -254,6 +261,8 @@ async fn boot(
         }
     };
     recorder.stamp("vmm-exec");
+    recorder.state.launch_us =
+        machine.timings.iter().map(|(k, d)| ((*k).to_owned(), d.as_micros() as u64)).collect();
     machine.warnings.iter().for_each(|w| hub.warn(w.clone()));
     recorder.update(|s| s.vmm = Some(machine.process.clone()));
     if run.network.is_none() {
