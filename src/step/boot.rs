@@ -77,7 +77,7 @@ pub fn supervise_spec(
             jail: host.root.then(|| JailSpec { root: dir.join("jail"), uid: 0, gid: 0 }),
             id,
         },
-        leases: work.home.leases(),
+        home: work.home.root().to_owned(),
         run,
         ports: vm.ports.clone(),
         restart: vm.restart,

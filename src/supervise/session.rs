@@ -242,15 +242,11 @@ impl Session<'_> {
                     self.recorder.phase(Phase::Running);
                 }
             }
-<<<<<<< HEAD
-            FromGuest::StdinTaken { .. } => {}
-=======
             FromGuest::StdinTaken { bytes } => {
                 // No more than was lent: the guest could send anything.
                 self.stdin.credit = self.stdin.credit.saturating_add(bytes).min(STDIN_WINDOW);
                 self.feed();
             }
->>>>>>> h-supervise
             FromGuest::Exit(record) => {
                 self.stdin.open = false;
                 self.stdin.waiting.clear();
