@@ -1,6 +1,6 @@
 use super::*;
 use crate::listing::{Listed, ListedKind, Listing};
-use crate::lock::{AssetId, Pin};
+use crate::lock::{AssetId, Origin, Pin, Pins};
 use crate::manifest::parse;
 use crate::store;
 use std::cell::RefCell;
@@ -69,7 +69,7 @@ impl World {
     fn new(text: &str) -> World {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("app")).unwrap();
-        let manifest = parse(text, "firegopher.kdl", dir.path()).map_err(|d| d.render(false)).unwrap();
+        let manifest = parse(text, "firegopher.kdl", dir.path()).map_err(|d| d.render(false, 100)).unwrap();
         let mut world = World {
             manifest,
             lock: Lock::default(),
@@ -94,14 +94,15 @@ impl World {
 
     fn pin(&mut self, asset: AssetId, version: &str) {
         let pin = Pin {
-            package: asset.to_string(),
+            package: asset.names().first().cloned().unwrap_or_else(|| "qemu-system-x86".to_owned()),
             version: version.to_owned(),
             arch: "amd64".to_owned(),
             sha256: digest(version).to_hex(),
             size: 1,
             pool: "pool/p.deb".to_owned(),
         };
-        self.lock.set(asset, vec![pin]);
+        let origin = Origin { distribution: "debian".to_owned(), suite: "bookworm".to_owned() };
+        self.lock.set(asset, Pins { origin, packages: vec![pin] }).unwrap();
     }
 
     fn workload(&mut self, files: &[(&str, &str)]) {

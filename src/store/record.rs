@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(s.store.action(&key), Some(action()));
 
         let name = |n| Name::new(n).unwrap();
-        let step = LastStep { key, inputs: vec![], output: None, listing: Some(ObjectDigest::new([2; 32])) };
+        let step = LastStep { key, inputs: vec![], output: None, listings: vec![ObjectDigest::new([2; 32])] };
         let last = Last { steps: BTreeMap::from([("unpack".to_owned(), step)]) };
         assert_eq!(s.store.last(&name("p"), &name("web")), None);
         s.store.record_last(&name("p"), &name("web"), &last).unwrap();
