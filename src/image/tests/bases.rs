@@ -256,7 +256,7 @@ fn an_image_made_by_mke2fs_is_indexed() {
         .status()
         .unwrap();
     assert!(made.success());
-    build(&bench, "out", BaseSource::Ext4(&image));
+    build_base(BaseSource::Ext4(&image), &bench.make_dir("out"), &bench.scratch()).unwrap();
     let index = Index::load(&bench.path("out").join(BASE_INDEX)).unwrap();
     assert_eq!(index.get("lib"), Some(&Indexed::Symlink("usr/lib".into())));
     assert_eq!(index.get("long"), Some(&Indexed::Symlink("t".repeat(200))));
