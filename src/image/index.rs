@@ -88,7 +88,13 @@ impl Index {
             )
             .help("replay its journal with `e2fsck -p`, or mount and unmount it"));
         }
-        let fs = Fs::open(file.into_parts().0).or_failed(code, say)?;
+        let fs = Fs::open(file.into_parts().0).map_err(|e| match e {
+            // mke2fs takes blocks of 1 KiB for file systems below 512 MiB, unless told otherwise.
+            mkext4::Error::Unsupported(_) => Error::failed(code, say())
+                .help("make it with `mke2fs -t ext4 -b 4096`, or give the root file system as a tar")
+                .because(e),
+            e => Error::failed(code, say()).because(e),
+        })?;
         let mut index = Index::default();
         let mut seen = HashSet::new();
         let mut pending = vec![(mkext4::spec::ROOT_INO, String::new())];

@@ -235,3 +235,31 @@ fn an_image_with_an_unfinished_journal_is_refused() {
     let error = build_base(BaseSource::Ext4(&image), &bench.make_dir("copy"), &bench.scratch()).unwrap_err();
     assert_eq!(error.code(), "image.ext4-dirty", "{:?}", std::error::Error::source(&error));
 }
+
+#[test]
+fn an_image_made_by_mke2fs_is_indexed() {
+    let Some(mke2fs) = tool("mke2fs") else {
+        println!("skipped: no mke2fs");
+        return;
+    };
+    let bench = Bench::new();
+    bench.write("root/usr/lib/file", "x");
+    std::os::unix::fs::symlink("usr/lib", bench.path("root/lib")).unwrap();
+    std::os::unix::fs::symlink("t".repeat(200), bench.path("root/long")).unwrap();
+    let image = bench.path("made.ext4");
+    let root = bench.path("root");
+    let made = Command::new(mke2fs)
+        .args(["-q", "-b", "4096", "-t", "ext4", "-d"])
+        .arg(root)
+        .arg(&image)
+        .arg("32M")
+        .status()
+        .unwrap();
+    assert!(made.success());
+    build_base(BaseSource::Ext4(&image), &bench.make_dir("out"), &bench.scratch()).unwrap();
+    let index = Index::load(&bench.path("out").join(BASE_INDEX)).unwrap();
+    assert_eq!(index.get("lib"), Some(&Indexed::Symlink("usr/lib".into())));
+    assert_eq!(index.get("long"), Some(&Indexed::Symlink("t".repeat(200))));
+    assert!(matches!(index.get("usr/lib"), Some(Indexed::Dir(_))));
+    assert_eq!(index.get("lost+found"), None);
+}
