@@ -165,6 +165,23 @@ impl Plan {
     fn apply(&self) -> io::Result<OwnedFd> {
         let parent = self.dir.parent().unwrap_or(&self.dir);
         let mount = parent.parent().unwrap_or(parent);
+        // The last VM to go takes the parent with it, perhaps right now: then it is made again.
+        let mut tries = 0;
+        while let Err(e) = self.make_levels(mount, parent) {
+            tries += 1;
+            if e.kind() != ErrorKind::NotFound || tries == 10 {
+                return Err(e);
+            }
+        }
+        for (file, value) in &self.settings {
+            write(&self.dir.join(file), value)?;
+        }
+        Ok(OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))?.into())
+    }
+}
+
+impl Plan {
+    fn make_levels(&self, mount: &Path, parent: &Path) -> io::Result<()> {
         make(parent)?;
         if mount.join("cgroup.controllers").exists() {
             // v2: each level hands the controller down.
@@ -172,11 +189,7 @@ impl Plan {
                 write(&level.join("cgroup.subtree_control"), &format!("+{}", self.controller))?;
             }
         }
-        make(&self.dir)?;
-        for (file, value) in &self.settings {
-            write(&self.dir.join(file), value)?;
-        }
-        Ok(OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"))?.into())
+        make(&self.dir)
     }
 }
 
