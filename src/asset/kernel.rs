@@ -201,3 +201,42 @@ fn banner_release(vmlinux: &[u8]) -> Option<String> {
         text.starts_with(|c: char| c.is_ascii_digit()).then(|| text.to_owned())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn modules_are_uncompressed_whatever_packed_them() {
+        let plain = b"module".repeat(1000);
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        xz.write_all(&plain).unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&plain).unwrap();
+        let zst = zstd::stream::encode_all(&plain[..], 1).unwrap();
+        for (suffix, packed) in
+            [("", plain.clone()), ("xz", xz.finish().unwrap()), ("gz", gz.finish().unwrap()), ("zst", zst)]
+        {
+            assert_eq!(decompress(suffix, packed).unwrap(), plain, "{suffix}");
+        }
+        assert!(decompress("xz", plain).is_err());
+    }
+
+    #[test]
+    fn a_release_is_found_in_the_banner_and_not_in_formats() {
+        let image = b"\0Linux version %s (%s)\0Linux version 6.1.0-9-cloud-amd64 (a@b) (gcc)\0";
+        assert_eq!(banner_release(image).as_deref(), Some("6.1.0-9-cloud-amd64"));
+        assert_eq!(banner_release(b"Linux version "), None);
+    }
+
+    #[test]
+    fn a_file_that_is_no_kernel_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notes.txt");
+        fs::write(&path, "hello").unwrap();
+        assert!(kernel_from_path(&path, &dir.path().join("out")).is_err());
+        assert!(kernel_from_path(&dir.path().join("absent"), &dir.path().join("out")).is_err());
+        assert!(!dir.path().join("out").exists());
+    }
+}

@@ -257,6 +257,23 @@ fn boot_args(vmlinux: &Path) -> Vec<&str> {
     let mut args = vec!["-machine", machine, "-cpu", "qemu64", "-m", "256", "-nodefaults", "-no-user-config"];
     args.extend(["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", vmlinux.to_str().unwrap()]);
     args.extend(["-append", append]);
+    // Every device that a VM gets, and the sandbox: none of them may look for a file that the tree lacks.
+    args.extend([
+        "-device",
+        "virtio-serial-device",
+        "-device",
+        "pvpanic",
+        "-device",
+        "virtio-net-device,netdev=n",
+    ]);
+    args.extend([
+        "-netdev",
+        "user,id=n,restrict=on",
+        "-drive",
+        "id=d,if=none,format=raw,read-only=on,file=/dev/null",
+    ]);
+    args.extend(["-device", "virtio-blk-device,drive=d"]);
+    args.extend(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     args
 }
 
@@ -265,7 +282,8 @@ fn qemu(tree: &Path, args: &[&str]) -> String {
     let output = std::process::Command::new("timeout")
         .arg("60")
         .arg(tree.join("ld.so"))
-        .arg("--library-path")
+        // Nothing of the host's libraries may help.
+        .args(["--inhibit-cache", "--library-path"])
         .arg(tree.join("lib"))
         .arg(tree.join("qemu-system-x86_64"))
         .arg("-L")
