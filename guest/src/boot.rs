@@ -151,7 +151,7 @@ fn set_clock(milliseconds: u64) -> Result<()> {
 }
 
 /// SIGCHLD as something to poll.
-fn child_signals() -> Result<SignalFd> {
+pub fn child_signals() -> Result<SignalFd> {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block().context(|| "blocking SIGCHLD".to_owned())?;

@@ -4,7 +4,7 @@ use crate::failure::{Context, Result};
 use crate::user::Account;
 use nix::errno::Errno;
 use nix::sys::prctl::set_no_new_privs;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
@@ -68,8 +68,7 @@ const _: () = {
 /// Turns this process into the workload's user with no more rights than it needs.
 pub fn confine(account: &Account) -> Result<()> {
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    setrlimit(Resource::RLIMIT_NOFILE, NOFILE.0, NOFILE.1)
-        .context(|| format!("setting the limit of open files to {}", NOFILE.1))?;
+    limit_files().context(|| format!("setting the limit of open files to {}", NOFILE.1))?;
     let keep: &[u32] = if account.is_root() { ROOT } else { &[] };
     drop_bounding(keep).context(|| "dropping capabilities".to_owned())?;
     let gid = Gid::from_raw(account.gid);
@@ -82,6 +81,17 @@ pub fn confine(account: &Account) -> Result<()> {
         set_no_new_privs().context(|| "setting no_new_privs".to_owned())?;
     }
     Ok(())
+}
+
+/// Where the ceiling cannot be raised, what there is will do.
+fn limit_files() -> nix::Result<()> {
+    match setrlimit(Resource::RLIMIT_NOFILE, NOFILE.0, NOFILE.1) {
+        Err(Errno::EPERM) => {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            setrlimit(Resource::RLIMIT_NOFILE, NOFILE.0.min(hard), hard)
+        }
+        other => other,
+    }
 }
 
 /// Empties the bounding set but for `keep`, so that no exec ever brings anything back.
@@ -101,7 +111,7 @@ fn drop_bounding(keep: &[u32]) -> nix::Result<()> {
     Ok(())
 }
 
-/// Sets permitted and effective to exactly `keep`, inheritable to nothing.
+/// Sets permitted and effective to what is there of `keep`, inheritable to nothing.
 fn set(keep: &[u32]) -> nix::Result<()> {
     #[repr(C)]
     struct Header {
@@ -109,18 +119,19 @@ fn set(keep: &[u32]) -> nix::Result<()> {
         pid: i32,
     }
     #[repr(C)]
+    #[derive(Default)]
     struct Data {
         effective: u32,
         permitted: u32,
         inheritable: u32,
     }
-    let bits = keep.iter().fold(0, |bits, capability| bits | 1 << capability);
     // _LINUX_CAPABILITY_VERSION_3 has two words of each set; pid 0 is this thread.
-    let header = Header { version: 0x2008_0522, pid: 0 };
-    let data = [
-        Data { effective: bits, permitted: bits, inheritable: 0 },
-        Data { effective: 0, permitted: 0, inheritable: 0 },
-    ];
-    // SAFETY: both pointers are to live values laid out as capset(2) asks for version 3.
+    let mut header = Header { version: 0x2008_0522, pid: 0 };
+    let mut data = [Data::default(), Data::default()];
+    // SAFETY: both pointers are to live values laid out as capget(2) asks for version 3.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    let bits = keep.iter().fold(0, |bits, capability| bits | 1 << capability) & data[0].permitted;
+    data = [Data { effective: bits, permitted: bits, inheritable: 0 }, Data::default()];
+    // SAFETY: as above; the kernel only reads them.
     Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
 }

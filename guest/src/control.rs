@@ -314,6 +314,7 @@ mod tests {
 
     #[test]
     fn a_malformed_start_never_repeats_its_secrets() {
+        let _alone = crate::testing::alone();
         let (mut control, mut host) = pair();
         let mut wire = Vec::new();
         let json = br#"{"type":"start","argv":["x"],"env":[],"secrets":"hunter2-in-the-wrong-shape"}"#;
@@ -328,6 +329,7 @@ mod tests {
 
     #[test]
     fn what_the_host_does_not_read_stays_in_a_bounded_queue() {
+        let _alone = crate::testing::alone();
         let (mut control, host) = pair();
         let mut queued = 0;
         while control.room() > 0 {
@@ -345,6 +347,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_goes_away_closes_the_channel() {
+        let _alone = crate::testing::alone();
         let (mut control, host) = pair();
         drop(host);
         control.receive();

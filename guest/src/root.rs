@@ -3,7 +3,7 @@
 use crate::failure::{Context, Failure, Result};
 use firegopher_protocol::Disk;
 use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub fn mount_ext4(disk: &Disk, at: &Path, flags: MsFlags) -> Result<()> {
 }
 
 /// Stacks `layers`, lowest first, under a writable layer on `scratch` or in memory, and makes the result `/`.
-/// /dev, /proc and /sys are gone afterwards, until `mounts::late`.
+/// /dev, /proc and /sys are out of sight afterwards, until `mounts::late`.
 pub fn enter(layers: &[Disk], scratch: Option<&Disk>, kernel: &str) -> Result<()> {
     if layers.is_empty() {
         return Err(Failure::new("the root has no disk"));
@@ -63,9 +63,7 @@ pub fn enter(layers: &[Disk], scratch: Option<&Disk>, kernel: &str) -> Result<()
     make_dir("/s/work")?;
     make_dir(NEW)?;
     stack(layers.len())?;
-    for old in ["/sys", "/proc", "/dev"] {
-        umount2(old, MntFlags::MNT_DETACH).context(|| format!("leaving {old}"))?;
-    }
+    // What is mounted below the old root stays there, out of everybody's reach.
     chdir(NEW).context(|| "entering the root".to_owned())?;
     mount(Some(NEW), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
         .context(|| "moving the root to /".to_owned())?;

@@ -298,3 +298,6 @@ fn record(status: i32) -> ExitRecord {
         ExitRecord { code: Some(libc::WEXITSTATUS(status)), ..ExitRecord::default() }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! The whole loop with real processes, as PID 1 of a PID namespace: only there may it signal everybody.
+
+use super::*;
+use crate::boot;
+use crate::testing::{alone, root};
+use crate::user::Account;
+use crate::workload::Launch;
+use firegopher_protocol::{Decoder, RunConfig, encode};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+/// What the host saw.
+#[derive(Default)]
+struct Seen {
+    out: Vec<u8>,
+    err: Vec<u8>,
+    messages: Vec<FromGuest>,
+    record: ExitRecord,
+}
+
+/// Runs `script` by sh under the supervisor; `host` plays the host's part with the stream. `None` where there is no
+/// right to do so.
+fn supervise(script: &str, stdin: bool, host: impl FnOnce(&mut UnixStream)) -> Option<Seen> {
+    if !root("a PID namespace") {
+        return None;
+    }
+    let _alone = alone();
+    let (guest, mut stream) = UnixStream::pair().unwrap();
+    let mut config = boot::tests::config();
+    config.argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    config.stdin = stdin;
+    config.grace_ms = 700;
+    // The namespace holds for children of this thread only; one child makes the namespace, its child is PID 1 in it.
+    // SAFETY: the child calls nothing that another thread of the test may hold a lock of but the allocator, which
+    // glibc keeps usable across fork.
+    let child = match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            close_all_but(guest.as_raw_fd());
+            let code = std::panic::catch_unwind(|| in_namespace(guest, &config)).unwrap_or(99);
+            // SAFETY: _exit runs nothing of the test harness.
+            unsafe { libc::_exit(code) }
+        }
+    };
+    drop(guest);
+    host(&mut stream);
+    let mut wire = Vec::new();
+    stream.read_to_end(&mut wire).unwrap();
+    assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+    let mut decoder = Decoder::default();
+    decoder.push(&wire);
+    let mut seen = Seen::default();
+    while let Some(frame) = decoder.frame().unwrap() {
+        match frame.channel {
+            channel::STDOUT => seen.out.extend(frame.payload),
+            channel::STDERR => seen.err.extend(frame.payload),
+            _ => match serde_json::from_slice(&frame.payload).unwrap() {
+                FromGuest::Exit(record) => seen.record = record,
+                other => seen.messages.push(other),
+            },
+        }
+    }
+    Some(seen)
+}
+
+/// The host's end above all: with a copy of it in here, its closing would go unseen.
+fn close_all_but(keep: i32) {
+    for fd in (3..1024).filter(|fd| *fd != keep) {
+        // SAFETY: this process is a copy that uses no descriptor but `keep` and standard error from here on.
+        unsafe { libc::close(fd) };
+    }
+}
+
+fn in_namespace(guest: UnixStream, config: &RunConfig) -> i32 {
+    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
+    // SAFETY: this process has one thread.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => {
+            drop(guest);
+            i32::from(waitpid(child, None).unwrap() != WaitStatus::Exited(child, 0))
+        }
+        ForkResult::Child => {
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>).unwrap();
+            let account =
+                Account { name: None, uid: 0, gid: 0, groups: vec![0], home: "/".into(), created: false };
+            let mut control = Control::over(guest.into());
+            let signals = boot::child_signals().unwrap();
+            let workload = Launch::new(config, &account).unwrap().start().unwrap();
+            let record = run(&mut control, &signals, workload, Duration::from_millis(config.grace_ms));
+            assert_eq!(processes::reap(), Reaped::Childless);
+            control.send(&FromGuest::Exit(record));
+            assert!(!control.pending());
+            // SAFETY: _exit runs nothing of the test harness.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+fn send(stream: &mut UnixStream, channel: u16, payload: &[u8]) {
+    let mut wire = Vec::new();
+    encode(channel, payload, &mut wire);
+    stream.write_all(&wire).unwrap();
+}
+
+/// Reads until the workload has printed something.
+fn await_output(stream: &mut UnixStream) {
+    stream.read_exact(&mut [0; 7]).unwrap();
+}
+
+/// Those tests read the first bytes themselves: one frame of one byte, "." of `printf .`.
+const READY: &str = "printf . ;";
+
+#[test]
+fn code_and_all_output_are_reported() {
+    let Some(seen) = supervise("echo out; echo err >&2; head -c 3000000 /dev/zero; exit 7", false, |_| {})
+    else {
+        return;
+    };
+    assert_eq!((seen.record.code, seen.record.signal), (Some(7), None));
+    assert_eq!((seen.out.len(), seen.err.as_slice()), (3_000_004, b"err\n".as_slice()));
+}
+
+#[test]
+fn a_signal_is_reported_even_a_real_time_one() {
+    for (script, signal) in [("kill -SEGV $$", 11), ("kill -34 $$", 34)] {
+        let Some(seen) = supervise(script, false, |_| {}) else { return };
+        assert_eq!((seen.record.code, seen.record.signal), (None, Some(signal)));
+    }
+}
+
+#[test]
+fn orphans_are_reaped_and_never_taken_for_the_workload() {
+    let script = "for i in 1 2 3 4 5 6 7 8; do (sh -c 'exit 3' &) ; done; sleep 0.2; \
+                  grep -hs '^State:.*Z' /proc/[0-9]*/status && exit 9; (setsid sleep 1000 &); exit 5";
+    let Some(seen) = supervise(script, false, |_| {}) else { return };
+    assert_eq!(seen.record.code, Some(5), "{}", String::from_utf8_lossy(&seen.out));
+}
+
+#[test]
+fn stop_gives_its_grace_and_then_kills() {
+    let stop = |stream: &mut UnixStream| {
+        await_output(stream);
+        send(stream, channel::CONTROL, br#"{"type":"stop"}"#);
+    };
+    let polite = format!("trap 'echo bye; exit 3' TERM; {READY} while :; do sleep 0.05; done");
+    let Some(seen) = supervise(&polite, false, stop) else { return };
+    assert_eq!((seen.record.code, seen.out.as_slice()), (Some(3), b"bye\n".as_slice()));
+    let begun = Instant::now();
+    let deaf = format!("trap '' TERM; {READY} while :; do sleep 0.05; done");
+    let seen = supervise(&deaf, false, stop).unwrap();
+    assert_eq!(seen.record.signal, Some(9));
+    assert!(begun.elapsed() >= Duration::from_millis(700));
+}
+
+#[test]
+fn a_child_of_a_stopped_shell_may_use_the_grace() {
+    let script = format!(
+        "sh -c \"trap 'sleep 0.3; echo saved; exit' TERM; {READY} while :; do sleep 0.05; done\" & wait"
+    );
+    let Some(seen) = supervise(&script, false, |stream| {
+        await_output(stream);
+        send(stream, channel::CONTROL, br#"{"type":"stop"}"#);
+    }) else {
+        return;
+    };
+    assert_eq!((seen.record.signal, seen.out.as_slice()), (Some(15), b"saved\n".as_slice()));
+}
+
+#[test]
+fn input_arrives_whole_is_credited_and_ends() {
+    let Some(seen) = supervise("wc -c; sleep 0.1", true, |stream| {
+        for _ in 0..8 {
+            send(stream, channel::STDIN, &[b'x'; 30_000]);
+        }
+        send(stream, channel::STDIN, b"");
+    }) else {
+        return;
+    };
+    assert_eq!(String::from_utf8_lossy(&seen.out).trim(), "240000");
+    let taken: usize =
+        seen.messages.iter().map(|m| if let FromGuest::StdinTaken { bytes } = m { *bytes } else { 0 }).sum();
+    assert_eq!(taken, 240_000);
+}
+
+#[test]
+fn unread_input_does_not_hold_up_a_signal() {
+    let Some(seen) =
+        supervise(&format!("trap 'exit 4' USR1; {READY} while :; do sleep 0.05; done"), true, |stream| {
+            await_output(stream);
+            for _ in 0..STDIN_WINDOW / 1024 / 32 {
+                send(stream, channel::STDIN, &[0; 32 * 1024]);
+            }
+            send(stream, channel::CONTROL, br#"{"type":"signal","signal":10}"#);
+        })
+    else {
+        return;
+    };
+    assert_eq!(seen.record.code, Some(4));
+}
+
+#[test]
+fn a_malformed_frame_closes_the_channel_and_the_workload_goes_on() {
+    let marker = std::env::temp_dir().join(format!("firegopher-init-marker-{}", std::process::id()));
+    let script = format!("{READY} sleep 0.2; yes | head -c 1000000; touch {}", marker.display());
+    let Some(seen) = supervise(&script, false, |stream| {
+        await_output(stream);
+        stream.write_all(&[0xff; 64]).unwrap();
+    }) else {
+        return;
+    };
+    assert!(matches!(seen.messages.as_slice(), [FromGuest::Warning { .. }]), "{:?}", seen.messages);
+    assert!(marker.exists());
+    std::fs::remove_file(marker).unwrap();
+}
