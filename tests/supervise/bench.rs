@@ -121,6 +121,9 @@ fn artifacts() -> Result<PathBuf> {
         asset::kernel_tree(&debs[0], &dir.join("kernel"))?;
         asset::qemu_tree(&debs[1], &dir.join("qemu"))?;
         image::build_base(BaseSource::Debs(&debs[2]), &dir.join("base"), &dir)?;
+        // As the store publishes it: readable by every jail.
+        let sealed = std::os::unix::fs::PermissionsExt::from_mode(0o444);
+        std::fs::set_permissions(dir.join("base").join(image::BASE_IMAGE), sealed).unwrap();
         std::fs::write(dir.join("done"), b"").unwrap();
     }
     // Never an older init than this build's.
