@@ -9,7 +9,7 @@ use crate::home::Home;
 use crate::lock::Origin;
 use fs_err as fs;
 use nix::fcntl::OFlag;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -60,6 +60,8 @@ Dir::Cache::srcpkgcache "";
 pub struct Apt {
     dir: PathBuf,
     os_release: PathBuf,
+    /// Where apt's programs are looked for.
+    path: OsString,
 }
 
 /// Holds the private directories against other commands.
@@ -75,7 +77,14 @@ pub(super) struct Said {
 impl Apt {
     /// apt with its directories under `home`. Touches nothing yet.
     pub fn new(home: &Home) -> Apt {
-        Apt { dir: home.apt(), os_release: PathBuf::from("/etc/os-release") }
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+        Apt { dir: home.apt(), os_release: PathBuf::from("/etc/os-release"), path }
+    }
+
+    /// The same with other programs.
+    #[cfg(test)]
+    pub(super) fn with_path(home: &Home, path: &Path) -> Apt {
+        Apt { path: path.into(), ..Apt::new(home) }
     }
 
     /// The distribution whose packages this host's apt serves.
@@ -99,8 +108,11 @@ impl Apt {
         if here == *locked {
             return Ok(());
         }
-        Err(Error::usage("lock.other-distribution", format!("the lock pins packages of {locked}, this host has {here}"))
-            .help("run `firegopher update` to pin this host's packages, or build on the other distribution"))
+        Err(Error::usage(
+            "lock.other-distribution",
+            format!("the lock pins packages of {locked}, this host has {here}"),
+        )
+        .help("run `firegopher update` to pin this host's packages, or build on the other distribution"))
     }
 
     /// Fetches the package lists anew. Sources that fail while others answer are noted, not fatal.
@@ -116,7 +128,11 @@ impl Apt {
     pub(super) fn lock(&self, progress: &dyn Progress) -> Result<AptLock> {
         let failed = || format!("cannot prepare {}", self.dir.display());
         for sub in ["lists/partial", "cache", "empty/partial"] {
-            DirBuilder::new().recursive(true).mode(0o700).create(self.dir.join(sub)).or_failed("asset.apt-dir", failed)?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(self.dir.join(sub))
+                .or_failed("asset.apt-dir", failed)?;
         }
         let file = File::options()
             .write(true)
@@ -154,7 +170,10 @@ impl Apt {
     /// Fetches the lists if they are older than an hour or the host's sources changed. The caller holds the lock.
     pub(super) fn update_if_stale(&self, progress: &dyn Progress) -> Result<Complaints> {
         let stamp = self.dir.join("updated");
-        let age = fs::metadata(&stamp).and_then(|m| m.modified()).ok().and_then(|t| SystemTime::now().duration_since(t).ok());
+        let age = fs::metadata(&stamp)
+            .and_then(|m| m.modified())
+            .ok()
+            .and_then(|t| SystemTime::now().duration_since(t).ok());
         let fresh = age.is_some_and(|age| age < FRESH)
             && fs::read_to_string(&stamp).is_ok_and(|text| text == sources_fingerprint())
             && self.has_lists();
@@ -216,7 +235,8 @@ impl Apt {
     }
 
     fn command(&self, program: &str) -> Result<Command> {
-        let found = find_program(program).ok_or_else(|| {
+        let mut programs = std::env::split_paths(&self.path).map(|dir| dir.join(program));
+        let found = programs.find(|p| p.is_file()).ok_or_else(|| {
             Error::host("asset.no-apt", format!("this host has no {program}"))
                 .help("Debian packages need a host with apt (Debian, Ubuntu or a relative); elsewhere give `path` sources")
         })?;
@@ -231,7 +251,7 @@ impl Apt {
             ("Dir::Cache::archives", "empty"),
         ];
         for (name, sub) in dirs {
-            let mut option = std::ffi::OsString::from(format!("{name}="));
+            let mut option = OsString::from(format!("{name}="));
             option.push(self.dir.join(sub));
             command.arg("-o").arg(option);
         }
@@ -293,11 +313,6 @@ fn die_with_us(command: &mut Command, inherit: Option<RawFd>) {
             if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
         });
     }
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|p| p.is_file())
 }
 
 /// Changes whenever the host's sources do: names, sizes and times of the files that hold them.

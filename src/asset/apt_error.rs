@@ -44,7 +44,12 @@ impl Complaints {
     /// Whether the archive, as far as the lists know it, lacks something that was asked for by version, or
     /// refused to serve it. Newer lists may help.
     pub(super) fn gone(&self) -> bool {
-        self.any(&["was not found", "Unable to locate package", "Can't find a source to download", "404  Not Found"])
+        self.any(&[
+            "was not found",
+            "Unable to locate package",
+            "Can't find a source to download",
+            "404  Not Found",
+        ])
     }
 
     pub(super) fn network(&self) -> bool {

@@ -81,16 +81,22 @@ fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<
     let known = show(apt, &closure)?;
     let record = |c: &Chosen| {
         known.get(c).ok_or_else(|| {
-            Error::failed("asset.no-digest", format!("apt knows no SHA-256 of {} {} for {}", c.package, c.version, c.arch))
-                .help("the archive that serves it publishes none, so it cannot be pinned")
+            Error::failed(
+                "asset.no-digest",
+                format!("apt knows no SHA-256 of {} {} for {}", c.package, c.version, c.arch),
+            )
+            .help("the archive that serves it publishes none, so it cannot be pinned")
         })
     };
     let mut found = closure.iter().map(record).collect::<Result<Vec<&Record>>>()?;
     if let AssetId::Kernel(name) = id {
         keep_kernel(&mut found);
         if found.is_empty() {
-            return Err(Error::usage("asset.no-kernel", format!("the package {name} brings no kernel image"))
-                .help("name a package such as linux-image-cloud-amd64"));
+            return Err(Error::usage(
+                "asset.no-kernel",
+                format!("the package {name} brings no kernel image"),
+            )
+            .help("name a package such as linux-image-cloud-amd64"));
         }
     }
     let mut pins: Vec<Pin> = found.into_iter().map(|record| record.pin.clone()).collect();
@@ -103,9 +109,12 @@ fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<
 /// are no metapackages, which depend on another one of them and hold nothing.
 fn keep_kernel(found: &mut Vec<&Record>) {
     const META_MAX: u64 = 64 << 10;
-    found.retain(|r| ["linux-image-", "linux-modules-"].iter().any(|prefix| r.pin.package.starts_with(prefix)));
+    found.retain(|r| {
+        ["linux-image-", "linux-modules-"].iter().any(|prefix| r.pin.package.starts_with(prefix))
+    });
     let names: HashSet<&str> = found.iter().map(|r| r.pin.package.as_str()).collect();
-    let is_meta = |r: &Record| r.pin.size < META_MAX && dependency_names(&r.depends).any(|name| names.contains(name));
+    let is_meta =
+        |r: &Record| r.pin.size < META_MAX && dependency_names(&r.depends).any(|name| names.contains(name));
     found.retain(|r| !is_meta(r));
     if !found.iter().any(|r| r.pin.package.starts_with("linux-image-")) {
         found.clear();
@@ -125,16 +134,23 @@ fn show(apt: &Apt, closure: &[Chosen]) -> Result<HashMap<Chosen, Record>> {
 
 fn unresolved(apt: &Apt, id: &AssetId, complaints: &Complaints, stdout: &str) -> Error {
     if let Some(name) = complaints.unknown_package() {
-        let error = Error::usage("asset.unknown-package", format!("{id}: apt has no package {name}: {}", complaints.quoted()));
+        let error = Error::usage(
+            "asset.unknown-package",
+            format!("{id}: apt has no package {name}: {}", complaints.quoted()),
+        );
         return match similar(apt, name) {
             Some(near) => error.help(format!("did you mean {near}?")),
             None => error.help("check the name against this host's package sources (`apt-cache search`)"),
         };
     }
     if let Some(at) = stdout.find("The following packages have unmet dependencies:") {
-        let said: Vec<&str> = stdout[at..].lines().skip(1).take_while(|l| l.starts_with(' ')).map(str::trim).take(5).collect();
-        return Error::usage("asset.unsatisfiable", format!("{id}: the packages do not go together: {}", said.join("; ")))
-            .help("these packages conflict, or this host's sources lack something they need");
+        let said: Vec<&str> =
+            stdout[at..].lines().skip(1).take_while(|l| l.starts_with(' ')).map(str::trim).take(5).collect();
+        return Error::usage(
+            "asset.unsatisfiable",
+            format!("{id}: the packages do not go together: {}", said.join("; ")),
+        )
+        .help("these packages conflict, or this host's sources lack something they need");
     }
     network_error(&format!("resolve {id}"), complaints)
 }
@@ -164,7 +180,10 @@ pub fn fetch_debs(store: &Store, apt: &Apt, pins: &[Pin], progress: &dyn Progres
         }
     }
     pins.iter()
-        .map(|pin| stored(store, pin).ok_or_else(|| Error::bug(format!("{} was published and is not there", pin.package))))
+        .map(|pin| {
+            stored(store, pin)
+                .ok_or_else(|| Error::bug(format!("{} was published and is not there", pin.package)))
+        })
         .collect()
 }
 
@@ -206,7 +225,8 @@ fn download(store: &Store, apt: &Apt, wanted: &BTreeMap<&str, &Pin>, progress: &
         return Err(network_error(&format!("download {} packages", left.len()), &said));
     }
     if said.gone() {
-        let names: Vec<String> = left.values().take(5).map(|p| format!("{} {}", p.package, p.version)).collect();
+        let names: Vec<String> =
+            left.values().take(5).map(|p| format!("{} {}", p.package, p.version)).collect();
         let more = if left.len() > 5 { format!(" and {} more", left.len() - 5) } else { String::new() };
         let message = format!("the archive no longer serves {}{more}: {}", names.join(", "), said.quoted());
         return Err(Error::failed("asset.gone", message)
@@ -219,9 +239,11 @@ fn download(store: &Store, apt: &Apt, wanted: &BTreeMap<&str, &Pin>, progress: &
 }
 
 fn other_bytes(pin: &Pin) -> Error {
-    let message = format!("the archive serves {} {} with other bytes than the lock pins", pin.package, pin.version);
-    Error::failed("asset.digest", message)
-        .help("if its source is trusted, `firegopher update` pins what it serves now; else find out who changed it")
+    let message =
+        format!("the archive serves {} {} with other bytes than the lock pins", pin.package, pin.version);
+    Error::failed("asset.digest", message).help(
+        "if its source is trusted, `firegopher update` pins what it serves now; else find out who changed it",
+    )
 }
 
 fn download_once<'a>(
@@ -244,7 +266,9 @@ fn download_once<'a>(
             told = bytes;
         }
     };
-    let said = apt.run_with_status(&args, Some(temp.path()), &mut |percent| tell((total as f64 * percent / 100.0) as u64))?;
+    let said = apt.run_with_status(&args, Some(temp.path()), &mut |percent| {
+        tell((total as f64 * percent / 100.0) as u64)
+    })?;
     if said.status.success() {
         tell(total);
     } else if said.complaints.is_empty() {
@@ -254,7 +278,11 @@ fn download_once<'a>(
 }
 
 /// Publishes every downloaded file that is wanted, by its bytes and not its name; returns what is still missing.
-fn harvest<'a>(store: &Store, temp: &TempDir, wanted: &BTreeMap<&'a str, &'a Pin>) -> Result<BTreeMap<&'a str, &'a Pin>> {
+fn harvest<'a>(
+    store: &Store,
+    temp: &TempDir,
+    wanted: &BTreeMap<&'a str, &'a Pin>,
+) -> Result<BTreeMap<&'a str, &'a Pin>> {
     let failed = || format!("cannot read {}", temp.path().display());
     let mut files = Vec::new();
     for entry in fs::read_dir(temp.path()).or_failed("asset.read", failed)? {
@@ -269,7 +297,8 @@ fn harvest<'a>(store: &Store, temp: &TempDir, wanted: &BTreeMap<&'a str, &'a Pin
         let Some((key, pin)) = wanted.get_key_value(sha256.as_str()) else {
             return Err(unwanted(path, wanted));
         };
-        let size = fs::metadata(path).or_failed("asset.read", || format!("cannot read {}", path.display()))?.len();
+        let size =
+            fs::metadata(path).or_failed("asset.read", || format!("cannot read {}", path.display()))?.len();
         if size != pin.size {
             return Err(other_bytes(pin));
         }
@@ -312,14 +341,20 @@ fn sha256(path: &Path) -> Result<String> {
 
 /// Applies `work` to all items on a few threads, keeping their order. The first error in that order wins; what
 /// was begun is finished.
-pub(super) fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+pub(super) fn parallel<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(items.len()));
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).min(4).min(items.len());
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some((index, item)) = { let i = next.fetch_add(1, Ordering::Relaxed); items.get(i).map(|item| (i, item)) } {
+                while let Some((index, item)) = {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    items.get(i).map(|item| (i, item))
+                } {
                     let result = work(item);
                     done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, result));
                 }

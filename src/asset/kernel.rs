@@ -29,7 +29,8 @@ impl KernelInfo {
     pub fn load(tree: &Path) -> Result<KernelInfo> {
         let path = tree.join("kernel.json");
         let failed = || format!("cannot read {}", path.display());
-        serde_json::from_slice(&fs::read(&path).or_failed("asset.kernel", failed)?).or_failed("asset.kernel", failed)
+        serde_json::from_slice(&fs::read(&path).or_failed("asset.kernel", failed)?)
+            .or_failed("asset.kernel", failed)
     }
 }
 
@@ -76,7 +77,8 @@ pub fn kernel_tree(debs: &[PathBuf], out: &Path) -> Result<()> {
 /// # Errors
 /// Usage if it is no x86 kernel image; failed if it cannot be read.
 pub fn kernel_from_path(path: &Path, out: &Path) -> Result<()> {
-    let bytes = fs::read(path).or_failed("asset.read", || format!("cannot read the kernel {}", path.display()))?;
+    let bytes =
+        fs::read(path).or_failed("asset.read", || format!("cannot read the kernel {}", path.display()))?;
     write(out, "", &bytes, None, &[], &BTreeMap::new())
 }
 
@@ -116,9 +118,14 @@ impl Found {
             } else if let Some((name, suffix)) = modules::module_file(file) {
                 if self.wanted.contains(&name) {
                     let bytes = decompress(suffix, member.read()?)?;
-                    let info = module_info(&bytes)
-                        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{path} is no kernel module")))?;
-                    let stem = file.rsplit('/').next().and_then(|f| f.split_once(".ko")).map_or(file, |(stem, _)| stem);
+                    let info = module_info(&bytes).ok_or_else(|| {
+                        io::Error::new(io::ErrorKind::InvalidData, format!("{path} is no kernel module"))
+                    })?;
+                    let stem = file
+                        .rsplit('/')
+                        .next()
+                        .and_then(|f| f.split_once(".ko"))
+                        .map_or(file, |(stem, _)| stem);
                     self.modules.loaded.insert(name.clone(), info);
                     self.bytes.insert(name.clone(), (format!("{stem}.ko"), bytes));
                 }
@@ -174,9 +181,11 @@ fn write(
     if let Some(config) = config {
         put("config", config.as_bytes())?;
     }
-    let release = if release.is_empty() { banner_release(&vmlinux).unwrap_or_default() } else { release.to_owned() };
+    let release =
+        if release.is_empty() { banner_release(&vmlinux).unwrap_or_default() } else { release.to_owned() };
     let info = KernelInfo { release, modules: names };
-    let json = serde_json::to_vec_pretty(&info).map_err(|e| Error::bug("kernel.json cannot be written").because(e))?;
+    let json = serde_json::to_vec_pretty(&info)
+        .map_err(|e| Error::bug("kernel.json cannot be written").because(e))?;
     put("kernel.json", &json)
 }
 
@@ -191,4 +200,43 @@ fn banner_release(vmlinux: &[u8]) -> Option<String> {
         let text = std::str::from_utf8(&rest[..length]).ok()?;
         text.starts_with(|c: char| c.is_ascii_digit()).then(|| text.to_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn modules_are_uncompressed_whatever_packed_them() {
+        let plain = b"module".repeat(1000);
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        xz.write_all(&plain).unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&plain).unwrap();
+        let zst = zstd::stream::encode_all(&plain[..], 1).unwrap();
+        for (suffix, packed) in
+            [("", plain.clone()), ("xz", xz.finish().unwrap()), ("gz", gz.finish().unwrap()), ("zst", zst)]
+        {
+            assert_eq!(decompress(suffix, packed).unwrap(), plain, "{suffix}");
+        }
+        assert!(decompress("xz", plain).is_err());
+    }
+
+    #[test]
+    fn a_release_is_found_in_the_banner_and_not_in_formats() {
+        let image = b"\0Linux version %s (%s)\0Linux version 6.1.0-9-cloud-amd64 (a@b) (gcc)\0";
+        assert_eq!(banner_release(image).as_deref(), Some("6.1.0-9-cloud-amd64"));
+        assert_eq!(banner_release(b"Linux version "), None);
+    }
+
+    #[test]
+    fn a_file_that_is_no_kernel_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notes.txt");
+        fs::write(&path, "hello").unwrap();
+        assert!(kernel_from_path(&path, &dir.path().join("out")).is_err());
+        assert!(kernel_from_path(&dir.path().join("absent"), &dir.path().join("out")).is_err());
+        assert!(!dir.path().join("out").exists());
+    }
 }

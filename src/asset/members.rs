@@ -32,7 +32,10 @@ impl Member<'_> {
 
 /// Calls `visit` for each regular file and symbolic link of a package. Non-UTF-8 names are passed over: nothing
 /// that is looked for has one.
-pub(super) fn for_each(deb: &Path, mut visit: impl FnMut(&mut Member<'_>) -> std::io::Result<()>) -> Result<()> {
+pub(super) fn for_each(
+    deb: &Path,
+    mut visit: impl FnMut(&mut Member<'_>) -> std::io::Result<()>,
+) -> Result<()> {
     let failed = || format!("cannot read the package {}", deb.display());
     let mut archive = tar::Archive::new(crate::image::deb::data_tar(deb)?);
     for entry in archive.entries().or_failed("asset.deb", failed)? {
@@ -50,7 +53,10 @@ pub(super) fn for_each(deb: &Path, mut visit: impl FnMut(&mut Member<'_>) -> std
         let Ok(path) = String::from_utf8(entry.path_bytes().into_owned()) else { continue };
         let path = path.trim_start_matches("./").trim_start_matches('/').to_owned();
         if path.split('/').any(|part| part == "..") {
-            return Err(Error::failed("asset.deb", format!("the package {} holds the path {path:?}", deb.display())));
+            return Err(Error::failed(
+                "asset.deb",
+                format!("the package {} holds the path {path:?}", deb.display()),
+            ));
         }
         let size = entry.size();
         visit(&mut Member { path, target, size, reader: &mut entry }).or_failed("asset.deb", failed)?;

@@ -14,6 +14,8 @@ pub mod qemu;
 mod vmm_closure;
 
 #[cfg(test)]
+mod fake_tests;
+#[cfg(test)]
 mod real_tests;
 
 pub use apt::Apt;

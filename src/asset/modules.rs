@@ -36,8 +36,17 @@ const BUILT_IN: &[&str] =
 
 /// What the drivers above depend on in known kernels: read in the same pass over the package.
 const LIKELY: &[&str] = &[
-    "virtio", "virtio_ring", "failover", "net_failover", "vsock", "vmw_vsock_virtio_transport_common", "mbcache",
-    "jbd2", "crc16", "crc32c", "libcrc32c",
+    "virtio",
+    "virtio_ring",
+    "failover",
+    "net_failover",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "mbcache",
+    "jbd2",
+    "crc16",
+    "crc32c",
+    "libcrc32c",
 ];
 
 /// The modules to read before anything is known about dependencies.
@@ -117,11 +126,14 @@ impl Modules {
     pub(super) fn lint(&self, kernel: &str, config: Option<&str>) -> Result<()> {
         let compiled_in = |option: &str| {
             config.is_some_and(|text| {
-                text.lines().any(|l| l.strip_prefix("CONFIG_").and_then(|l| l.strip_prefix(option)) == Some("=y"))
+                text.lines()
+                    .any(|l| l.strip_prefix("CONFIG_").and_then(|l| l.strip_prefix(option)) == Some("=y"))
             })
         };
         let has_driver = |driver: &Driver| {
-            compiled_in(driver.option) || self.present.contains(driver.module) || self.builtin.contains(driver.module)
+            compiled_in(driver.option)
+                || self.present.contains(driver.module)
+                || self.builtin.contains(driver.module)
         };
         let mut missing: Vec<&str> =
             DRIVERS.iter().filter(|d| d.required && !has_driver(d)).map(|d| d.option).collect();
@@ -133,8 +145,9 @@ impl Modules {
         }
         let options: Vec<String> = missing.iter().map(|option| format!("CONFIG_{option}")).collect();
         let message = format!("the kernel {kernel} cannot boot a guest: it lacks {}", options.join(", "));
-        Err(Error::usage("asset.kernel-driver", message)
-            .help("use another kernel, such as the package linux-image-cloud-amd64, or build these options in"))
+        Err(Error::usage("asset.kernel-driver", message).help(
+            "use another kernel, such as the package linux-image-cloud-amd64, or build these options in",
+        ))
     }
 }
 
@@ -150,4 +163,101 @@ pub(super) fn module_file(path: &str) -> Option<(String, &str)> {
 /// The module names of `modules.builtin`.
 pub(super) fn builtin(text: &str) -> BTreeSet<String> {
     text.lines().filter_map(|line| module_file(line.trim())).map(|(name, _)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(modules: &[(&str, &[&str], &[&str])], present: &[&str], builtin: &[&str]) -> Modules {
+        let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect();
+        let mut all = Modules { builtin: names(builtin), present: names(present), ..Modules::default() };
+        for (name, depends, soft) in modules {
+            let list = |l: &[&str]| l.iter().map(|n| (*n).to_owned()).collect();
+            all.present.insert((*name).to_owned());
+            all.loaded.insert((*name).to_owned(), ModuleInfo { depends: list(depends), soft: list(soft) });
+        }
+        all
+    }
+
+    #[test]
+    fn dependencies_come_first_and_once() {
+        let found = kernel(
+            &[
+                ("virtio_blk", &["virtio_ring", "virtio"], &[]),
+                ("virtio", &["virtio_ring"], &[]),
+                ("virtio_ring", &[], &[]),
+                ("ext4", &["jbd2", "crc16"], &["crc32c", "crc32c_generic"]),
+                ("jbd2", &[], &[]),
+                ("crc32c_generic", &[], &[]),
+            ],
+            &[],
+            &["crc16"],
+        );
+        let Order::Complete(order) = found.order().unwrap() else { panic!("all are read") };
+        assert_eq!(order, ["virtio_ring", "virtio", "virtio_blk", "crc32c_generic", "jbd2", "ext4"]);
+    }
+
+    #[test]
+    fn unread_dependencies_are_asked_for_and_missing_ones_named() {
+        let found = kernel(&[("overlay", &["exportfs"], &[])], &["exportfs"], &[]);
+        assert_eq!(found.order().unwrap(), Order::Unread(BTreeSet::from(["exportfs".to_owned()])));
+        let error = kernel(&[("overlay", &["exportfs"], &[])], &[], &[]).order().unwrap_err();
+        assert!(error.to_string().contains("overlay needs exportfs"), "{error}");
+    }
+
+    #[test]
+    fn a_cycle_of_modules_ends() {
+        let found = kernel(&[("overlay", &["a"], &[]), ("a", &["overlay"], &[])], &[], &[]);
+        assert_eq!(found.order().unwrap(), Order::Complete(vec!["a".to_owned(), "overlay".to_owned()]));
+    }
+
+    fn good_config() -> String {
+        BUILT_IN
+            .iter()
+            .map(|o| format!("CONFIG_{o}=y\n"))
+            .chain(DRIVERS.iter().map(|d| format!("CONFIG_{}=y\n", d.option)))
+            .collect()
+    }
+
+    #[test]
+    fn a_kernel_that_lacks_a_driver_is_refused_by_the_options_name() {
+        let none = Modules::default();
+        none.lint("6.1", Some(&good_config())).unwrap();
+        for option in ["OVERLAY_FS", "VIRTIO_MMIO", "EXT4_FS", "RD_GZIP"] {
+            let bad = good_config().replace(&format!("CONFIG_{option}=y"), &format!("CONFIG_{option}=m"));
+            let error = none.lint("6.1", Some(&bad)).unwrap_err();
+            assert_eq!(error.code(), "asset.kernel-driver");
+            assert!(error.to_string().ends_with(&format!("it lacks CONFIG_{option}")), "{error}");
+        }
+        let modular = good_config().replace("CONFIG_OVERLAY_FS=y", "CONFIG_OVERLAY_FS=m");
+        kernel(&[], &["overlay"], &[]).lint("6.1", Some(&modular)).unwrap();
+        // A longer option of the same beginning is another one.
+        let other = good_config().replace("CONFIG_EXT4_FS=y", "CONFIG_EXT4_FS_POSIX_ACL=y");
+        assert!(none.lint("6.1", Some(&other)).is_err());
+    }
+
+    #[test]
+    fn without_a_config_the_modules_are_judged() {
+        let error = kernel(&[], &["virtio_mmio"], &["virtio_blk", "ext4"]).lint("x", None).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("it lacks CONFIG_VIRTIO_NET, CONFIG_VIRTIO_CONSOLE, CONFIG_OVERLAY_FS"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn module_files_are_known_in_all_compressions() {
+        let file = |path| module_file(path).map(|(name, suffix)| format!("{name} {suffix}"));
+        assert_eq!(
+            file("kernel/drivers/misc/pvpanic/pvpanic-mmio.ko.xz").as_deref(),
+            Some("pvpanic_mmio xz")
+        );
+        assert_eq!(file("a.ko").as_deref(), Some("a "));
+        assert_eq!(file("a.ko.sig"), None);
+        assert_eq!(file("modules.order"), None);
+        assert_eq!(builtin("kernel/fs/ext4/ext4.ko\nkernel/lib/crc16.ko\n").len(), 2);
+    }
 }

@@ -65,7 +65,8 @@ fn record(stanza: &str) -> Option<Record> {
             key.eq_ignore_ascii_case(name).then(|| value.trim())
         })
     };
-    let depends = [field("Pre-Depends"), field("Depends")].into_iter().flatten().collect::<Vec<_>>().join(", ");
+    let depends =
+        [field("Pre-Depends"), field("Depends")].into_iter().flatten().collect::<Vec<_>>().join(", ");
     Some(Record {
         pin: Pin {
             package: field("Package")?.to_owned(),
@@ -90,7 +91,10 @@ fn pool_path(filename: &str) -> &str {
 
 /// The names in a dependency field, alternatives included, without versions and architectures.
 pub(super) fn dependency_names(field: &str) -> impl Iterator<Item = &str> {
-    field.split([',', '|']).filter_map(|part| part.trim().split([' ', '(', ':', '[']).next()).filter(|n| !n.is_empty())
+    field
+        .split([',', '|'])
+        .filter_map(|part| part.trim().split([' ', '(', ':', '[']).next())
+        .filter(|n| !n.is_empty())
 }
 
 /// The percentage of a `dlstatus:N:PERCENT:TEXT` line (README.progress-reporting of apt).
@@ -108,6 +112,11 @@ pub(super) fn os_release(text: &str) -> Option<Origin> {
             Some(value.trim().trim_matches(['"', '\'']).to_owned()).filter(|v| !v.is_empty())
         })
     };
-    let suite = value("VERSION_CODENAME").or_else(|| value("VERSION_ID")).unwrap_or_else(|| "rolling".to_owned());
+    let suite =
+        value("VERSION_CODENAME").or_else(|| value("VERSION_ID")).unwrap_or_else(|| "rolling".to_owned());
     Some(Origin { distribution: value("ID")?, suite })
 }
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

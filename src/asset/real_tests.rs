@@ -77,7 +77,10 @@ fn bench() -> Option<MutexGuard<'static, Bench>> {
 impl Bench {
     fn debs(&self, id: AssetId) -> (Vec<Pin>, Vec<PathBuf>) {
         let start = Instant::now();
-        let pins = resolve_all(&self.store, &self.apt, std::slice::from_ref(&id), &Timed(start)).unwrap().remove(0).packages;
+        let pins = resolve_all(&self.store, &self.apt, std::slice::from_ref(&id), &Timed(start))
+            .unwrap()
+            .remove(0)
+            .packages;
         println!("{id}: {} pins in {:?}", pins.len(), start.elapsed());
         let start = Instant::now();
         let debs = fetch_debs(&self.store, &self.apt, &pins, &Silent).unwrap();
@@ -248,11 +251,29 @@ fn qemu_runs_from_its_trimmed_tree_and_boots_the_kernel() {
 
 fn boot_args(vmlinux: &Path) -> Vec<&str> {
     // TSC calibration against the PIT hangs on a busy host; any early figure does for a boot that only panics.
-    let append = "console=ttyS0 panic=-1 nokaslr mitigations=off tsc_early_khz=2500000 tsc=reliable no_timer_check";
+    let append =
+        "console=ttyS0 panic=-1 nokaslr mitigations=off tsc_early_khz=2500000 tsc=reliable no_timer_check";
     let machine = "microvm,accel=tcg,isa-serial=on,rtc=on,pit=on,pic=on";
     let mut args = vec!["-machine", machine, "-cpu", "qemu64", "-m", "256", "-nodefaults", "-no-user-config"];
     args.extend(["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", vmlinux.to_str().unwrap()]);
     args.extend(["-append", append]);
+    // Every device that a VM gets, and the sandbox: none of them may look for a file that the tree lacks.
+    args.extend([
+        "-device",
+        "virtio-serial-device",
+        "-device",
+        "pvpanic",
+        "-device",
+        "virtio-net-device,netdev=n",
+    ]);
+    args.extend([
+        "-netdev",
+        "user,id=n,restrict=on",
+        "-drive",
+        "id=d,if=none,format=raw,read-only=on,file=/dev/null",
+    ]);
+    args.extend(["-device", "virtio-blk-device,drive=d"]);
+    args.extend(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     args
 }
 
@@ -261,7 +282,8 @@ fn qemu(tree: &Path, args: &[&str]) -> String {
     let output = std::process::Command::new("timeout")
         .arg("60")
         .arg(tree.join("ld.so"))
-        .arg("--library-path")
+        // Nothing of the host's libraries may help.
+        .args(["--inhibit-cache", "--library-path"])
         .arg(tree.join("lib"))
         .arg(tree.join("qemu-system-x86_64"))
         .arg("-L")

@@ -80,8 +80,12 @@ pub(super) fn pieces(debs: &[PathBuf]) -> Result<Vec<Piece>> {
             continue;
         }
         if place != Place::Firmware {
-            let wants = needed(bytes)
-                .ok_or_else(|| Error::failed("asset.vmm", format!("QEMU's packages hold {name}, which is no x86-64 ELF file")))?;
+            let wants = needed(bytes).ok_or_else(|| {
+                Error::failed(
+                    "asset.vmm",
+                    format!("QEMU's packages hold {name}, which is no x86-64 ELF file"),
+                )
+            })?;
             // The loader is in the process already, under this very name.
             for want in wants.into_iter().filter(|want| want != LOADER) {
                 let piece = library(&found, &want).ok_or_else(|| lacks(&want))?;
@@ -135,7 +139,11 @@ fn is_candidate(path: &str) -> bool {
     let Some(file) = path.rsplit('/').next() else { return false };
     (path.starts_with("lib/") || path.starts_with("lib64/")) && {
         let is_qemu = path.contains("/qemu/");
-        if is_qemu { MODULES.contains(&file) } else { file.contains(".so") && !path.contains("/gconv/") && !path.contains("python") }
+        if is_qemu {
+            MODULES.contains(&file)
+        } else {
+            file.contains(".so") && !path.contains("/gconv/") && !path.contains("python")
+        }
     }
 }
 
@@ -191,4 +199,56 @@ fn join(link: &str, target: &str) -> Option<String> {
         }
     }
     Some(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Entry {
+        Entry::File(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn links_are_followed_across_packages_and_never_out_of_the_root() {
+        let link = |to: &str| Entry::Link(to.to_owned());
+        let found = Found::from([
+            ("usr/lib/x86_64-linux-gnu/libz.so.1".to_owned(), (3, link("libz.so.1.3"))),
+            ("usr/lib/x86_64-linux-gnu/libz.so.1.3".to_owned(), (5, file("z"))),
+            ("usr/lib64/ld-linux-x86-64.so.2".to_owned(), (0, link("/lib/x86_64-linux-gnu/ld.so"))),
+            ("usr/lib/x86_64-linux-gnu/ld.so".to_owned(), (0, file("ld"))),
+            ("usr/lib/evil.so".to_owned(), (0, link("../../../../etc/passwd"))),
+            ("usr/lib/loop.so".to_owned(), (0, link("loop.so"))),
+            ("usr/lib/x86_64-linux-gnu/private/libq.so".to_owned(), (7, file("q"))),
+        ]);
+        let get = |name: &str| {
+            library(&found, name).map(|(bytes, debs)| (bytes.to_vec(), debs.into_iter().collect::<Vec<_>>()))
+        };
+        assert_eq!(get("libz.so.1"), Some((b"z".to_vec(), vec![3, 5])));
+        assert_eq!(get("ld-linux-x86-64.so.2"), Some((b"ld".to_vec(), vec![0])));
+        assert_eq!(get("libq.so"), Some((b"q".to_vec(), vec![7])));
+        for none in ["evil.so", "loop.so", "libnone.so", "../passwd"] {
+            assert_eq!(get(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn only_what_could_be_needed_is_kept() {
+        for yes in [
+            PROGRAM,
+            "usr/share/qemu/qboot.rom",
+            "lib/x86_64-linux-gnu/libc.so.6",
+            "usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so",
+        ] {
+            assert!(is_candidate(yes), "{yes}");
+        }
+        for no in [
+            "usr/bin/qemu-system-i386",
+            "usr/share/qemu/keymaps/de.bin",
+            "usr/lib/x86_64-linux-gnu/qemu/ui-spice-core.so",
+            "usr/lib/x86_64-linux-gnu/gconv/UTF-16.so",
+        ] {
+            assert!(!is_candidate(no), "{no}");
+        }
+    }
 }

@@ -13,7 +13,8 @@ const MAX_BYTES: u64 = 4 << 20;
 pub(super) fn read(path: &Path) -> Result<Option<String>> {
     // O_NONBLOCK: a fifo under this name must not hang the command.
     // Not fs_err's: its errors do not tell ELOOP.
-    let opened = std::fs::File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let opened =
+        std::fs::File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
     let file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -24,7 +25,8 @@ pub(super) fn read(path: &Path) -> Result<Option<String>> {
     if !meta.is_file() {
         return Err(not_regular(path, "no regular file"));
     }
-    let too_large = || Error::usage("lock.invalid", format!("{} is larger than 4 MiB: not a lock file", path.display()));
+    let too_large =
+        || Error::usage("lock.invalid", format!("{} is larger than 4 MiB: not a lock file", path.display()));
     if meta.len() > MAX_BYTES {
         return Err(too_large());
     }
@@ -80,6 +82,9 @@ pub(super) fn write(path: &Path, text: &str) -> Result<bool> {
 }
 
 fn not_regular(path: &Path, what: &str) -> Error {
-    Error::usage("lock.not-a-file", format!("{} is {what}: the lock must be a file of its own", path.display()))
-        .help("replace it by the file itself")
+    Error::usage(
+        "lock.not-a-file",
+        format!("{} is {what}: the lock must be a file of its own", path.display()),
+    )
+    .help("replace it by the file itself")
 }

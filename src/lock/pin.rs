@@ -129,7 +129,9 @@ impl Pin {
         }
         // deb-version(5). These values become apt-get's arguments.
         let version = |b: u8| b.is_ascii_alphanumeric() || b".+-:~".contains(&b);
-        if !self.version.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) || !self.version.bytes().all(version) {
+        if !self.version.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+            || !self.version.bytes().all(version)
+        {
             return Err(format!("{:?} is no version", self.version));
         }
         if self.arch != "amd64" && self.arch != "all" {

@@ -173,7 +173,10 @@ fn what_is_no_lock_is_a_clear_error() {
     for (text, says) in cases {
         let error = load(&text).unwrap_err();
         assert_eq!(error.code(), "lock.invalid", "{says}: {error}");
-        let whole = format!("{error} {}", std::error::Error::source(&error).map(|e| e.to_string()).unwrap_or_default());
+        let whole = format!(
+            "{error} {}",
+            std::error::Error::source(&error).map(|e| e.to_string()).unwrap_or_default()
+        );
         assert!(whole.contains(says), "{says:?} is not in: {whole}");
     }
 }

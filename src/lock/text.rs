@@ -13,7 +13,8 @@ const HEADER: &str = "# Written by firegopher: every package that is fetched, by
 pub(super) fn render(lock: &Lock) -> String {
     let mut out = String::from(HEADER);
     // No value needs escaping: `check` has seen all of them.
-    let mut line = |args: std::fmt::Arguments<'_>| out.write_fmt(args).expect("invariant: a String takes all writes");
+    let mut line =
+        |args: std::fmt::Arguments<'_>| out.write_fmt(args).expect("invariant: a String takes all writes");
     line(format_args!("format = {FORMAT}\n"));
     for (id, pins) in &lock.assets {
         line(format_args!("\n[[asset]]\nkind = \"{}\"\n", id.kind()));

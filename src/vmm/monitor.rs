@@ -169,7 +169,9 @@ impl Monitor {
         if let Exit::New(_) = self.pidfd
             && let Exit::New(fd) = std::mem::replace(&mut self.pidfd, Exit::Lost)
         {
-            self.pidfd = Exit::Open(AsyncFd::with_interest(fd, tokio::io::Interest::READABLE)?);
+            // SAFETY: the descriptor is owned, so it stays open and the same until the AsyncFd is dropped.
+            let watched = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
+            self.pidfd = Exit::Open(watched?);
         }
         Ok(())
     }

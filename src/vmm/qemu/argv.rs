@@ -56,8 +56,9 @@ pub(super) fn build(
         "-machine",
         &format!("microvm,accel={accel},acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,auto-kernel-cmdline=off"),
     );
-    // Always qboot. Under QEMU's other firmware for microvm an ELF kernel hangs at "ACPI: Core revision".
-    arg("-bios", &"qboot.rom");
+    if let Some(firmware) = firmware(&spec.vmm) {
+        arg("-bios", &firmware);
+    }
     arg("-cpu", &if spec.kvm { "host" } else { TCG_CPU });
     arg("-smp", &spec.cpus.to_string());
     arg("-m", &format!("size={}M", spec.memory >> 20));
@@ -135,6 +136,20 @@ fn program(spec: &VmSpec, chrooted: bool) -> CommandLine {
             (argv, vec![("QEMU_MODULE_DIR", at("modules"))])
         }
     }
+}
+
+/// qboot, if it is there by name. Debian's `bios-microvm.bin` is qboot too, but upstream's is SeaBIOS, under which
+/// an ELF kernel was seen to hang at "ACPI: Core revision".
+fn firmware(vmm: &VmmBinary) -> Option<&'static str> {
+    const NAME: &str = "qboot.rom";
+    let shares = match vmm {
+        VmmBinary::QemuTree(tree) => vec![tree.join("share")],
+        VmmBinary::QemuPath(path) => {
+            let prefix = path.parent().and_then(Path::parent).unwrap_or(Path::new("/usr"));
+            vec![prefix.join("share/qemu"), "/usr/share/qemu".into()]
+        }
+    };
+    shares.iter().any(|dir| dir.join(NAME).exists()).then_some(NAME)
 }
 
 fn colons(mac: &[u8; 6]) -> String {

@@ -51,16 +51,20 @@ pub(super) fn release(vmlinux: &Path) -> Option<Release> {
 fn banner(bytes: &[u8]) -> Option<Release> {
     const START: &[u8] = b"Linux version ";
     let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|&b| b == START[0]) {
-        rest = &rest[at..];
-        if let Some(version) = rest.strip_prefix(START)
-            && let Some(release) = parse(&String::from_utf8_lossy(&version[..version.len().min(32)]))
-        {
+    loop {
+        // SAFETY: both pointers and lengths are those of live slices. The C library's search is used because
+        // this looks through tens of megabytes before a boot.
+        let found =
+            unsafe { libc::memmem(rest.as_ptr().cast(), rest.len(), START.as_ptr().cast(), START.len()) };
+        if found.is_null() {
+            return None;
+        }
+        let version = &rest[found.addr() - rest.as_ptr().addr() + START.len()..];
+        if let Some(release) = parse(&String::from_utf8_lossy(&version[..version.len().min(32)])) {
             return Some(release);
         }
-        rest = &rest[1..];
+        rest = version;
     }
-    None
 }
 
 fn parse(release: &str) -> Option<Release> {

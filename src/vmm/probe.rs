@@ -1,1 +1,0 @@
-//! Finds out what this host can do, by doing it.

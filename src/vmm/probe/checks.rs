@@ -1,0 +1,266 @@
+//! The checks of `doctor`: each tries the thing itself and cleans up after.
+
+use super::kvm::{Kvm, kvm};
+use crate::home::Home;
+use crate::net::netns::Netns;
+use crate::net::tap::{self, TapConfig};
+use crate::vmm::jail::cgroup::{self, Limits};
+use crate::vmm::jail::remove_tree;
+use fs_err as fs;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use serde::Serialize;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Below this many free bytes a first `up` may not get through: packages, two copies of an image, scratch.
+const DISK_WANTED: u64 = 2 << 30;
+/// Below this much available memory the default VM does not fit with its VMM.
+const MEMORY_WANTED: u64 = 512 << 20;
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// It works.
+    Ok,
+    /// firegopher works without it, less well.
+    Warn,
+    /// firegopher does not work without it.
+    Missing,
+}
+
+/// One finding about this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Short and stable: `kvm`.
+    pub name: &'static str,
+    /// How it ended.
+    pub status: Status,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it, if it is not all right.
+    pub help: Option<String>,
+}
+
+impl Check {
+    fn new(name: &'static str, status: Status, detail: impl Into<String>) -> Check {
+        Check { name, status, detail: detail.into(), help: None }
+    }
+
+    fn help(mut self, help: impl Into<String>) -> Check {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// All checks, in the order to read them in. Nothing is left behind. `home` need not exist.
+pub fn checks(home: &Home) -> Vec<Check> {
+    let root = nix::unistd::geteuid().is_root();
+    let mut all = vec![architecture(), user(root), check_kvm(), tsc(), apt(), disk(home), memory()];
+    if root {
+        all.extend([network(), jail(home), cgroups()]);
+    }
+    all.extend([ports(root), swap(), smt()]);
+    all
+}
+
+fn architecture() -> Check {
+    let machine = nix::sys::utsname::uname().map(|u| u.machine().to_string_lossy().into_owned());
+    match machine.unwrap_or_default() {
+        machine if machine == "x86_64" => Check::new("architecture", Status::Ok, machine),
+        other => Check::new("architecture", Status::Missing, format!("{other}: only x86_64 is supported")),
+    }
+}
+
+fn user(root: bool) -> Check {
+    if root {
+        Check::new("user", Status::Ok, "root: each VM gets a jail, a uid and a tap of its own")
+    } else {
+        Check::new(
+            "user",
+            Status::Warn,
+            "not root: VMs run as you, without a jail, on QEMU's user networking",
+        )
+        .help("run as root to have each VM jailed")
+    }
+}
+
+fn check_kvm() -> Check {
+    match kvm() {
+        Kvm::Hardware => Check::new("kvm", Status::Ok, "a VM was made; the CPU helps"),
+        Kvm::Software(why) => {
+            Check::new("kvm", Status::Warn, format!("software KVM ({why}): VMs are emulated instead"))
+                .help("a host or cloud instance with hardware virtualisation boots many times faster")
+        }
+        Kvm::Absent(why) => Check::new("kvm", Status::Warn, format!("{why}: VMs are emulated"))
+            .help("load kvm_intel or kvm_amd; in a VM, enable nested virtualisation"),
+        Kvm::NoAccess => Check::new("kvm", Status::Warn, "/dev/kvm may not be opened: VMs are emulated")
+            .help("join the group that owns /dev/kvm, usually kvm"),
+    }
+}
+
+fn tsc() -> Check {
+    Check::new("tsc", Status::Ok, format!("{:.3} GHz, measured", super::tsc_khz() as f64 / 1e6))
+}
+
+fn apt() -> Check {
+    let ran = Command::new("apt-get").arg("--version").stdin(Stdio::null()).output();
+    match ran {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            Check::new("apt", Status::Ok, text.lines().next().unwrap_or("apt").to_owned())
+        }
+        _ => Check::new("apt", Status::Missing, "apt-get does not run: no Debian packages can be fetched")
+            .help("use a Debian or Ubuntu host, or name kernel, image and vmm by path"),
+    }
+}
+
+fn disk(home: &Home) -> Check {
+    let existing = home.root().ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let Ok(stat) = nix::sys::statvfs::statvfs(existing) else {
+        return Check::new(
+            "disk",
+            Status::Warn,
+            format!("cannot tell how much is free at {}", existing.display()),
+        );
+    };
+    let free = stat.blocks_available() * stat.fragment_size();
+    let detail = format!("{:.1} GiB free at {}", gib(free), existing.display());
+    if free >= DISK_WANTED {
+        Check::new("disk", Status::Ok, detail)
+    } else {
+        Check::new("disk", Status::Warn, detail).help("`firegopher gc`, or FIREGOPHER_HOME on a larger disk")
+    }
+}
+
+fn memory() -> Check {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    match kib.map(|kib| kib << 10) {
+        Some(bytes) if bytes >= MEMORY_WANTED => {
+            Check::new("memory", Status::Ok, format!("{:.1} GiB available", gib(bytes)))
+        }
+        Some(bytes) => Check::new("memory", Status::Warn, format!("{:.1} GiB available", gib(bytes)))
+            .help("give VMs less with `memory`, or stop something"),
+        None => Check::new("memory", Status::Warn, "/proc/meminfo does not tell what is available"),
+    }
+}
+
+fn network() -> Check {
+    let config = TapConfig {
+        name: "fg-doctor".to_owned(),
+        host: Ipv4Addr::new(172, 19, 0, 1),
+        guest: Ipv4Addr::new(172, 19, 0, 2),
+        mac: [2, 0, 172, 19, 0, 2],
+        owner: None,
+        persist: false,
+    };
+    match Netns::create().and_then(|ns| tap::create(&ns, &config)) {
+        Ok(_) => Check::new("network", Status::Ok, "a namespace and a tap in it were made"),
+        Err(e) => failed("network", &e).help(e.help_text().unwrap_or("VMs need namespaces and /dev/net/tun")),
+    }
+}
+
+/// A directory with a device node, as every jail has one.
+fn jail(home: &Home) -> Check {
+    let existing = home.root().ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let dir: PathBuf = existing.join(format!(".firegopher-doctor-{}", std::process::id()));
+    let attempt = || -> std::io::Result<()> {
+        fs::create_dir(&dir)?;
+        let null = dir.join("null");
+        mknod(&null, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, 3))?;
+        fs::OpenOptions::new().read(true).open(&null)?;
+        Ok(())
+    };
+    let outcome = attempt();
+    let removed = remove_tree(&dir);
+    match (outcome, removed) {
+        (Ok(()), Ok(())) => {
+            Check::new("jail", Status::Ok, format!("device nodes work at {}", existing.display()))
+        }
+        (Err(e), _) => failed("jail", &e).help("FIREGOPHER_HOME must not be on a file system mounted nodev"),
+        (_, Err(e)) => failed("jail", &e),
+    }
+}
+
+fn cgroups() -> Check {
+    let journal =
+        cgroup::journal(&std::env::temp_dir().join(format!("firegopher-doctor-{}", std::process::id())));
+    let limits = Limits { memory: 256 << 20, pids: 64, cpu_percent: 100 };
+    let made = cgroup::create(&format!("doctor-{}", std::process::id()), limits, &journal);
+    let removed = cgroup::remove(&journal);
+    match (made, removed) {
+        (Ok(groups), Ok(())) if groups.warnings.is_empty() => {
+            Check::new("cgroups", Status::Ok, "memory, pids and cpu can be limited")
+        }
+        (Ok(groups), Ok(())) => Check::new("cgroups", Status::Warn, groups.warnings.join("; "))
+            .help("VMs run without these limits; enable the controllers to have them"),
+        (Err(e), _) | (_, Err(e)) => failed("cgroups", &e),
+    }
+}
+
+fn ports(root: bool) -> Check {
+    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, 0)) {
+        Ok(_) if root => Check::new("ports", Status::Ok, "any port can be published"),
+        Ok(_) => Check::new("ports", Status::Ok, format!("ports from {} on can be published", first.trim())),
+        Err(e) => failed("ports", &e),
+    }
+}
+
+fn swap() -> Check {
+    // The first line is a heading.
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1).count();
+    if swaps == 0 {
+        Check::new("swap", Status::Ok, "off: no guest memory reaches a disk")
+    } else {
+        Check::new("swap", Status::Warn, "on: guest memory, secrets included, may be written to disk")
+            .help("encrypt it or turn it off if your guests hold secrets")
+    }
+}
+
+fn smt() -> Check {
+    match fs::read_to_string("/sys/devices/system/cpu/smt/active").as_deref().map(str::trim) {
+        Ok("1") => Check::new(
+            "smt",
+            Status::Warn,
+            "on: guests share cores with others, and what leaks between threads",
+        )
+        .help("turn it off (nosmt) where guests of different owners run"),
+        Ok("0") => Check::new("smt", Status::Ok, "off"),
+        _ => Check::new("smt", Status::Ok, "not told by this kernel"),
+    }
+}
+
+/// What fails here keeps VMs from starting as this user.
+fn failed(name: &'static str, error: &dyn std::error::Error) -> Check {
+    let mut detail = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        detail += &format!(": {e}");
+        cause = e.source();
+    }
+    Check::new(name, Status::Missing, detail)
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1_u64 << 30) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doctor_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = checks(&Home::new(dir.path()));
+        for check in &found {
+            println!("{:?}", check);
+            assert!(check.status == Status::Ok || check.help.is_some() || check.status == Status::Missing);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

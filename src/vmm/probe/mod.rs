@@ -1,0 +1,12 @@
+//! Finds out what this host can do, by doing it.
+
+mod checks;
+mod kvm;
+
+pub use checks::{Check, Status, checks};
+pub use kvm::{Kvm, kvm};
+
+/// The rate of the host's time-stamp counter in kHz. Takes 20 ms.
+pub fn tsc_khz() -> u64 {
+    super::tsc::start().khz()
+}
