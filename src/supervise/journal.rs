@@ -81,6 +81,7 @@ impl Journal {
     }
 
     /// What stands, oldest first.
+    #[cfg(test)]
     pub fn effects(&self) -> &[Effect] {
         &self.effects
     }
