@@ -16,5 +16,7 @@ pub mod project;
 pub mod step;
 pub mod store;
 pub mod supervise;
+#[cfg(test)]
+mod testing;
 pub mod ui;
 pub mod vmm;

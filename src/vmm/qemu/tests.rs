@@ -1,5 +1,4 @@
-//! Real boots, of a guest that these tests bring along (testdata/vmm/guest.rs). They need what no package
-//! registry has: `FIREGOPHER_TEST_BOOT` names a directory with a QEMU tree `qemu` and a kernel tree `kernel`.
+//! Real boots, of a guest that these tests bring along (testdata/vmm/guest.rs).
 
 use super::*;
 use crate::manifest::model::Port;
@@ -26,13 +25,17 @@ fn root() -> bool {
 struct Vm {
     spec: VmSpec,
     dir: tempfile::TempDir,
+    _turn: crate::testing::Turn,
 }
 
 /// `None`, and a word about it, where such a VM cannot be booted.
 fn vm(tag: &str, jailed: bool) -> Option<Vm> {
-    let Some(files) = std::env::var_os("FIREGOPHER_TEST_BOOT").map(PathBuf::from) else {
-        println!("skipped: FIREGOPHER_TEST_BOOT names no directory with a QEMU and a kernel tree");
-        return None;
+    let files = match crate::testing::artifacts() {
+        Ok(files) => files,
+        Err(why) => {
+            println!("skipped: no QEMU and no kernel: {why}");
+            return None;
+        }
     };
     if jailed && !root() {
         println!("skipped: needs root");
@@ -52,9 +55,9 @@ fn vm(tag: &str, jailed: bool) -> Option<Vm> {
     let uid = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let spec = VmSpec {
         id: VmId::derive(&name(&format!("test-{}", std::process::id())), &name(tag)),
-        vmm: VmmBinary::QemuTree(files.join("qemu")),
+        vmm: VmmBinary::QemuTree(files.qemu.clone()),
         kvm: false,
-        kernel: files.join("kernel/vmlinux"),
+        kernel: files.kernel.join("vmlinux"),
         initramfs: dir.path().join("initramfs"),
         cpus: 1,
         memory: 128 << 20,
@@ -62,8 +65,8 @@ fn vm(tag: &str, jailed: bool) -> Option<Vm> {
         net: NetSpec::None,
         jail: jailed.then(|| JailSpec { root: dir.path().join("jail"), uid, gid: uid }),
     };
-    fs::write(&spec.initramfs, initramfs(&files.join("kernel/modules"))).unwrap();
-    Some(Vm { spec, dir })
+    fs::write(&spec.initramfs, initramfs(&files.kernel.join("modules"))).unwrap();
+    Some(Vm { spec, dir, _turn: crate::testing::turn() })
 }
 
 /// The guest and the kernel's modules as an uncompressed cpio (newc, cpio(5)).
@@ -324,7 +327,10 @@ fn a_hosts_qemu_opens_only_what_it_is_handed() {
     let VmmBinary::QemuTree(tree) = vm.spec.vmm.clone() else { unreachable!() };
     let public = tempfile::tempdir().unwrap();
     let script = public.path().join("qemu-system-x86_64");
-    let tree = tree.display();
+    // The store is nobody's business but its owner's; an installed QEMU is everybody's.
+    let copied = public.path().join("tree");
+    assert!(Command::new("cp").arg("-a").arg(&tree).arg(&copied).status().unwrap().success());
+    let tree = copied.display();
     let text = format!(
         "#!/bin/sh\nexport QEMU_MODULE_DIR={tree}/modules\n\
          exec {tree}/ld.so --library-path {tree}/lib {tree}/qemu-system-x86_64 -L {tree}/share \"$@\"\n"

@@ -1,0 +1,95 @@
+//! What tests that boot real guests share: artifacts out of one store, and turns, so that two cores are not
+//! asked for ten emulated CPUs.
+
+use crate::home::Home;
+use crate::lock::Lock;
+use crate::plan::{Graph, Scan};
+use crate::step::{Work, execute, tools};
+use crate::store::Store;
+use crate::ui::Ui;
+use std::path::PathBuf;
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+
+/// A QEMU tree and a kernel tree, as the fetch steps make them.
+#[derive(Debug, Clone)]
+pub struct Artifacts {
+    pub qemu: PathBuf,
+    pub kernel: PathBuf,
+}
+
+/// The artifacts, fetched once and kept below `target/`; the reason where they cannot be had.
+pub fn artifacts() -> Result<Artifacts, String> {
+    static ARTIFACTS: OnceLock<Result<Artifacts, String>> = OnceLock::new();
+    ARTIFACTS.get_or_init(|| fetch().map_err(|e| e.to_string())).clone()
+}
+
+/// The home that tests share: `target/tmp/home-UID`, beside cargo's own directories.
+fn home() -> Home {
+    if let Some(home) = std::env::var_os("FIREGOPHER_TEST_HOME") {
+        return Home::new(PathBuf::from(home));
+    }
+    let exe = std::env::current_exe().expect("a test runs from a file");
+    let target = exe.ancestors().nth(3).expect("a test binary is TARGET/PROFILE/deps/NAME");
+    Home::new(target.join("tmp").join(format!("home-{}", nix::unistd::geteuid())))
+}
+
+fn fetch() -> crate::error::Result<Artifacts> {
+    let dir = tempfile::tempdir().map_err(|e| crate::error::Error::bug(e.to_string()))?;
+    let manifest = crate::manifest::parse("vm \"x\" { run \"x\" }\n", "test", dir.path()).expect("it is valid");
+    let mut graph = Graph::of(&manifest);
+    // The kernel and the VMM come first and need nothing else.
+    graph.nodes.truncate(2);
+    let home = home();
+    fs_err::create_dir_all(home.root().parent().expect("it has a parent")).expect("target/ can be written to");
+    let store = Store::open(home.clone())?;
+    let ui = Ui::stderr().quiet();
+    let mut lock = Lock::load(&home.root().join("test.lock"))?;
+    let guard = crate::store::lock_file(&home.root().join("test.lock.guard"), &|_| ())?;
+    let assets: Vec<_> = graph.nodes.iter().filter_map(|n| crate::plan::asset_of(&n.task)).collect();
+    if assets.iter().any(|asset| lock.get(asset).is_none()) {
+        let pins = crate::asset::resolve_all(&store, &crate::asset::Apt::new(&home), &assets, &ui)?;
+        for (asset, pins) in assets.into_iter().zip(pins) {
+            lock.set(asset, pins)?;
+        }
+        lock.save(&home.root().join("test.lock"))?;
+    }
+    drop(guard);
+    let project = crate::manifest::project_name(&manifest);
+    let (scan, tools) = (Scan::default(), tools());
+    let work = Work {
+        project: &project,
+        home: &home,
+        store: &store,
+        lock: &lock,
+        scan: &scan,
+        tools: &tools,
+        offline: false,
+        ui: &ui,
+    };
+    let done = execute(&graph, &work)?;
+    let object = |n: usize| store.object_path(&done.outputs[n]);
+    Ok(Artifacts { kernel: object(0), qemu: object(1) })
+}
+
+/// Leave to boot; given back when dropped.
+pub struct Turn;
+
+static TURNS: Mutex<usize> = Mutex::new(2);
+static FREE: Condvar = Condvar::new();
+
+/// Waits until fewer than two other guests of this process boot or run.
+pub fn turn() -> Turn {
+    let mut free = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    while *free == 0 {
+        free = FREE.wait(free).unwrap_or_else(PoisonError::into_inner);
+    }
+    *free -= 1;
+    Turn
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TURNS.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        FREE.notify_one();
+    }
+}
