@@ -297,3 +297,45 @@ fn qemu(tree: &Path, args: &[&str]) -> String {
         .unwrap();
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
+
+/// On a home of its own: what a first command does, and a second one on another machine with the lock.
+#[test]
+fn a_lock_made_here_is_fetched_in_one_download_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids =
+        [kernel(), AssetId::Vmm, AssetId::image(["base-files", "bash", "coreutils", "python3-minimal"])];
+    let open = |name: &str| {
+        let home = Home::new(dir.path().join(name));
+        (Store::open(home.clone()).unwrap(), Apt::new(&home))
+    };
+    let (store, apt) = open("first");
+    let start = Instant::now();
+    let pins = match resolve_all(&store, &apt, &ids, &Timed(start)) {
+        Ok(pins) => pins,
+        Err(e) if matches!(e.code(), "asset.no-apt" | "asset.network" | "asset.no-sources") => {
+            println!("skipped: {e}");
+            return;
+        }
+        Err(e) => panic!("{e}"),
+    };
+    println!("pinned, cold: {:?}", start.elapsed());
+    let start = Instant::now();
+    assert_eq!(resolve_all(&store, &apt, &ids, &Silent).unwrap(), pins, "resolving is deterministic");
+    println!("pinned, warm: {:?}", start.elapsed());
+    let mut lock = crate::lock::Lock::default();
+    for (id, pins) in ids.iter().zip(&pins) {
+        lock.set(id.clone(), pins.clone()).unwrap();
+    }
+    let all: Vec<Pin> = pins.iter().flat_map(|p| p.packages.clone()).collect();
+    let vmm: Vec<&str> = pins[1].packages.iter().map(|p| p.package.as_str()).collect();
+    println!("vmm: {}", vmm.join(" "));
+    assert!(!vmm.contains(&"adduser") && vmm.contains(&"libc6"), "{vmm:?}");
+
+    let (store, apt) = open("second");
+    let start = Instant::now();
+    let debs = fetch_debs(&store, &apt, &all, &Timed(start)).unwrap();
+    println!("{} packages with lists, cold: {:?}", debs.len(), start.elapsed());
+    let start = Instant::now();
+    assert_eq!(fetch_debs(&store, &apt, &all, &Silent).unwrap(), debs);
+    println!("{} packages, warm: {:?}", debs.len(), start.elapsed());
+}
