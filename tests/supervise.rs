@@ -1,5 +1,7 @@
 //! Supervisors with real guests: the built binary, QEMU under TCG, a Debian kernel and this build's PID 1.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "supervise/bench.rs"]
 mod bench;
 
@@ -74,6 +76,9 @@ fn a_published_port_answers_and_a_stop_gives_the_workload_its_grace() {
     };
     assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.ends_with("web\n"), "{answer}");
+    // The project's namespace is found again through its supervisor.
+    let netns = supervise::project_netns(&bench.home, &bench.spec.project).unwrap();
+    assert_eq!(netns.map(|ns| ns.id().unwrap()), bench.netns_id());
     // A second VM cannot have the port.
     let mut second = bench.sibling("second");
     second.ports = bench.spec.ports.clone();

@@ -147,6 +147,11 @@ impl Bench {
         supervise::spawn_with(Path::new(env!("CARGO_BIN_EXE_firegopher")), spec, self.netns.as_ref())
     }
 
+    /// Identifies the project's namespace; `None` without root.
+    pub fn netns_id(&self) -> Option<(u64, u64)> {
+        self.netns.as_ref().map(|ns| ns.id().unwrap())
+    }
+
     /// Another VM of the project.
     pub fn sibling(&self, vm: &str) -> SuperviseSpec {
         let mut spec = self.spec.clone();
