@@ -1,5 +1,7 @@
 //! Supervisors with real guests: the built binary, QEMU under TCG, a Debian kernel and this build's PID 1.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "supervise/bench.rs"]
 mod bench;
 
@@ -19,7 +21,7 @@ fn sh(script: &str) -> Vec<String> {
 #[test]
 fn a_workload_prints_and_exits_with_its_code_and_leaves_nothing() {
     let Some(mut bench) = bench("hello") else { return };
-    bench.spec.run.argv = sh("echo out; echo err >&2; echo key=$API_KEY; cat; exit 7");
+    bench.spec.run.argv = sh("echo out; echo err >&2; echo key=${#API_KEY}; cat; exit 7");
     bench.spec.run.secrets = vec![("API_KEY".into(), SECRET.into())];
     bench.spec.run.stdin = true;
     let mut client = bench.spawn().unwrap();
@@ -28,10 +30,16 @@ fn a_workload_prints_and_exits_with_its_code_and_leaves_nothing() {
     assert_eq!(state.status, Status::Running);
     println!("supervisor: {} KiB resident; launch {:?} us", rss(&state.supervisor), state.launch_us);
     assert!(!bench.holds(SECRET), "a secret reached the VM's directory");
+    for pid in [state.supervisor.pid, state.vmm.unwrap().pid] {
+        for file in ["cmdline", "environ"] {
+            let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap();
+            assert!(!String::from_utf8_lossy(&text).contains(SECRET), "{file} of {pid} holds a secret");
+        }
+    }
     client.stdin(b"typed\n").unwrap();
     client.stdin(b"").unwrap();
     let told = listen(&mut client);
-    assert_eq!(String::from_utf8_lossy(&told.stdout), format!("out\nkey={SECRET}\ntyped\n"));
+    assert_eq!(String::from_utf8_lossy(&told.stdout), format!("out\nkey={}\ntyped\n", SECRET.len()));
     assert_eq!(told.stderr, b"err\n");
     let outcome = told.ended.unwrap();
     assert_eq!((outcome.reason, outcome.exit_code()), (Reason::Exited, 7));
@@ -48,7 +56,8 @@ fn a_published_port_answers_and_a_stop_gives_the_workload_its_grace() {
     let Some(mut bench) = bench("port") else { return };
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     bench.publish(Port { address: "127.0.0.1".parse().unwrap(), host: port, guest: 8000 });
-    bench.spec.run.argv = sh("busybox httpd -p 8000 -h /etc; trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 1; done");
+    bench.spec.run.argv =
+        sh("busybox httpd -p 8000 -h /etc; trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 1; done");
     let mut client = bench.spawn().unwrap();
     wait_for(&mut client, Phase::Running);
     let begun = Instant::now();
@@ -67,6 +76,9 @@ fn a_published_port_answers_and_a_stop_gives_the_workload_its_grace() {
     };
     assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.ends_with("web\n"), "{answer}");
+    // The project's namespace is found again through its supervisor.
+    let netns = supervise::project_netns(&bench.home, &bench.spec.project).unwrap();
+    assert_eq!(netns.map(|ns| ns.id().unwrap()), bench.netns_id());
     // A second VM cannot have the port.
     let mut second = bench.sibling("second");
     second.ports = bench.spec.ports.clone();
@@ -121,21 +133,28 @@ fn a_killed_supervisor_takes_its_vm_along_and_reclaim_removes_the_rest() {
 #[test]
 fn sigterm_stops_gracefully_and_volumes_survive_a_new_boot() {
     let Some(mut bench) = bench("volume") else { return };
-    bench.volume(VolumeSpec { name: "data".into(), path: bench.home.root().join("data.ext4"), size: 32 << 20 });
+    bench.volume(VolumeSpec {
+        name: "data".into(),
+        path: bench.home.root().join("data.ext4"),
+        size: 32 << 20,
+    });
     bench.spec.run.argv = sh("cat /data/count; echo x >> /data/count; echo ready; exec sleep 600");
     for want in ["ready\n", "x\nready\n"] {
         let mut client = bench.spawn().unwrap();
         wait_for(&mut client, Phase::Running);
         let mut seen = Vec::new();
         while !seen.ends_with(b"ready\n") {
-            if let Some(supervise::Event::Output { stream: supervise::Stream::Stdout, bytes }) = client.next_event().unwrap() {
+            if let Some(supervise::Event::Output { stream: supervise::Stream::Stdout, bytes }) =
+                client.next_event().unwrap()
+            {
                 seen.extend(bytes);
             }
         }
         assert_eq!(String::from_utf8(seen).unwrap(), want);
         drop(client);
         let limit = Duration::from_secs(60);
-        let outcome = supervise::stop(&bench.home, &bench.spec.project, &bench.spec.vm, false, limit).unwrap().unwrap();
+        let outcome =
+            supervise::stop(&bench.home, &bench.spec.project, &bench.spec.vm, false, limit).unwrap().unwrap();
         assert_eq!((outcome.reason, outcome.exit_code()), (Reason::Stopped, 143));
         bench.assert_clean();
     }

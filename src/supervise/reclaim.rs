@@ -12,6 +12,7 @@ use super::{clock, wire};
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
+use crate::net::address;
 use crate::net::netns::Netns;
 use fs_err as fs;
 use std::io;
@@ -60,7 +61,13 @@ pub fn observe(home: &Home, project: &Name) -> Result<Vec<Observed>> {
 /// # Errors
 /// `supervise.running` if the supervisor lives; `supervise.clean-up` names what could not be removed.
 pub fn reclaim(home: &Home, project: &Name, vm: &Name) -> Result<()> {
-    reclaim_with(&Host::new(None), &home.vm(project, vm), vm)
+    let dir = home.vm(project, vm);
+    reclaim_with(&Host::new(None), &dir, vm)?;
+    // Others keep their address from boot to boot; an ephemeral VM never boots again.
+    if !dir.exists() {
+        address::release(&home.project(project), vm)?;
+    }
+    Ok(())
 }
 
 pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Result<()> {

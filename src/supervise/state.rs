@@ -158,3 +158,27 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         let _ = fs::remove_file(&tmp);
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_status_is_unknown_and_no_error() {
+        assert_eq!(serde_json::from_str::<Status>("\"running\"").unwrap(), Status::Running);
+        assert_eq!(serde_json::from_str::<Status>("\"hibernating\"").unwrap(), Status::Unknown);
+    }
+
+    #[test]
+    fn a_state_is_replaced_whole_and_unreadable_to_others() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(STATE_FILE);
+        for text in [&b"a long first text"[..], b"short"] {
+            replace(&path, text).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), text);
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

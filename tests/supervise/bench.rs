@@ -46,7 +46,12 @@ pub fn bench(vm: &str) -> Option<Bench> {
     let vm_dir = home.vm(&project, &vm);
     let id = VmId::derive(&project, &vm);
     let net = match root {
-        true => NetSpec::Tap { name: id.tap_name(), host: subnet.host(), guest: subnet.guest(), mac: subnet.mac() },
+        true => NetSpec::Tap {
+            name: id.tap_name(),
+            host: subnet.host(),
+            guest: subnet.guest(),
+            mac: subnet.mac(),
+        },
         false => NetSpec::User { forwards: Vec::new(), mac: subnet.mac() },
     };
     let drive = |role: &str, path: PathBuf, read_only| Drive { role: role.into(), path, read_only };
@@ -100,7 +105,7 @@ pub fn bench(vm: &str) -> Option<Bench> {
 
 /// Kernel, VMM, base image and initramfs, kept between runs.
 fn artifacts() -> Result<PathBuf> {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("supervise");
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("supervise-{}", nix::unistd::geteuid()));
     let home = Home::new(dir.join("home"));
     let (store, apt) = (Store::open(home.clone())?, Apt::new(&home));
     let ids = [
@@ -142,6 +147,11 @@ impl Bench {
         supervise::spawn_with(Path::new(env!("CARGO_BIN_EXE_firegopher")), spec, self.netns.as_ref())
     }
 
+    /// Identifies the project's namespace; `None` without root.
+    pub fn netns_id(&self) -> Option<(u64, u64)> {
+        self.netns.as_ref().map(|ns| ns.id().unwrap())
+    }
+
     /// Another VM of the project.
     pub fn sibling(&self, vm: &str) -> SuperviseSpec {
         let mut spec = self.spec.clone();
@@ -166,13 +176,16 @@ impl Bench {
         self.spec.volumes.push(volume);
     }
 
-    /// Whether any file of the VM's directory holds this text.
+    /// Whether any file of the VM's directory holds this text; what the guest itself wrote to a disk is its own.
     pub fn holds(&self, text: &str) -> bool {
         let has = |path: &Path| {
             std::fs::read(path).is_ok_and(|b| b.windows(text.len()).any(|w| w == text.as_bytes()))
         };
         let entries = std::fs::read_dir(&self.spec.dir).unwrap();
-        entries.map(|e| e.unwrap().path()).filter(|p| p.is_file()).any(|p| has(&p))
+        entries
+            .map(|e| e.unwrap().path())
+            .filter(|p| p.is_file() && p.extension().is_none_or(|e| e != "ext4"))
+            .any(|p| has(&p))
     }
 
     /// Waits for the supervisor's own end, then looks for what a VM could leave.
@@ -210,6 +223,16 @@ impl Bench {
         }
         let leases = std::fs::read_to_string(self.home.leases()).unwrap_or_default();
         assert!(!leases.contains(&format!("{}", self.spec.vm)), "a uid lease is left: {leases}");
+    }
+}
+
+impl Drop for Bench {
+    /// A test that failed half-way must not leave its VM running.
+    fn drop(&mut self) {
+        if let Ok(Some(state)) = supervise::State::load(&self.spec.dir) {
+            let _ = state.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5));
+            let _ = supervise::reclaim(&self.home, &self.spec.project, &self.spec.vm);
+        }
     }
 }
 
