@@ -35,12 +35,14 @@ fn home() -> Home {
 
 fn fetch() -> crate::error::Result<Artifacts> {
     let dir = tempfile::tempdir().map_err(|e| crate::error::Error::bug(e.to_string()))?;
-    let manifest = crate::manifest::parse("vm \"x\" { run \"x\" }\n", "test", dir.path()).expect("it is valid");
+    let manifest =
+        crate::manifest::parse("vm \"x\" { run \"x\" }\n", "test", dir.path()).expect("it is valid");
     let mut graph = Graph::of(&manifest);
     // The kernel and the VMM come first and need nothing else.
     graph.nodes.truncate(2);
     let home = home();
-    fs_err::create_dir_all(home.root().parent().expect("it has a parent")).expect("target/ can be written to");
+    fs_err::create_dir_all(home.root().parent().expect("it has a parent"))
+        .expect("target/ can be written to");
     let store = Store::open(home.clone())?;
     let ui = Ui::stderr().quiet();
     let mut lock = Lock::load(&home.root().join("test.lock"))?;
