@@ -51,5 +51,5 @@ fn exit_code_ends_run_with_7_and_up_with_1() {
     let Some(_turn) = guests(1) else { return };
     let seven = Project::example("exit-code");
     seven.run(&["run"]).expect(7).prints("about to fail\n");
-    seven.run(&["up"]).expect(1).says("seven exited with code 7");
+    seven.run(&["up"]).expect(1).says("seven exited 7");
 }
