@@ -73,7 +73,7 @@ fn hostile_manifests_are_refused_quickly() {
     let project = Project::empty();
     let deep = format!("{}{}", "a {".repeat(5000), "}".repeat(5000));
     let cases: [(&str, Vec<u8>); 5] = [
-        ("no VM", b"".to_vec()),
+        ("the manifest is empty", b"".to_vec()),
         ("larger than 1MiB", vec![b' '; 10 << 20]),
         ("not UTF-8", b"vm \"\xff\" {}".to_vec()),
         ("nest", deep.into_bytes()),
