@@ -80,10 +80,18 @@ pub fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{}", ui::render(&error));
+            report(&error);
             ui::exit_code(&error)
         }
     }
+}
+
+/// Shows an error, unless it only comes of the process being ended by a signal.
+fn report(error: &crate::error::Error) {
+    use std::io::Write;
+    signals::yield_to_the_end();
+    // A closed terminal must not turn an error into a panic.
+    let _ = writeln!(std::io::stderr(), "{}", ui::render(error));
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
