@@ -1,0 +1,152 @@
+//! What all tests of this process share: the warm store with its pins, turns to boot, and the count of what could
+//! not be tested here.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// More would starve each other: the tests' machines have two cores.
+const GUESTS_AT_ONCE: usize = 2;
+
+/// Every image that a test boots, so that one run of apt pins them all.
+const WARM: &str = r#"
+vm "plain" { run "true" }
+vm "hello" { image { debian "busybox-static" }; run "true" }
+vm "python" { image { debian "python3" }; run "true" }
+"#;
+
+/// The home that these tests and the library's share.
+pub fn home() -> PathBuf {
+    std::env::var_os("FIREGOPHER_TEST_HOME").map_or_else(
+        || Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("home-{}", nix::unistd::geteuid())),
+        PathBuf::from,
+    )
+}
+
+/// The pins of everything in the warm store, once it is warm.
+pub fn lock() -> Option<String> {
+    std::fs::read_to_string(lock_path()).ok()
+}
+
+fn lock_path() -> PathBuf {
+    home().join("e2e.lock")
+}
+
+/// Leave to run this many guests; given back when dropped.
+pub struct Guests(usize);
+
+static FREE: Mutex<usize> = Mutex::new(GUESTS_AT_ONCE);
+static FREED: Condvar = Condvar::new();
+
+/// Waits for the turn of a test that runs `count` guests at once. `None`, and the reason printed and counted, where
+/// none can run.
+pub fn guests(count: usize) -> Option<Guests> {
+    static WARMED: OnceLock<Result<(), String>> = OnceLock::new();
+    if let Err(why) = WARMED.get_or_init(warm) {
+        skip(why);
+        return None;
+    }
+    let count = count.min(GUESTS_AT_ONCE);
+    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+    while *free < count {
+        free = FREED.wait(free).unwrap_or_else(PoisonError::into_inner);
+    }
+    *free -= count;
+    Some(Guests(count))
+}
+
+impl Drop for Guests {
+    fn drop(&mut self) {
+        *FREE.lock().unwrap_or_else(PoisonError::into_inner) += self.0;
+        FREED.notify_all();
+    }
+}
+
+static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Says why a test does not run here; the count is shown at the end.
+pub fn skip(why: &str) {
+    println!("skipped: {why}");
+    if SKIPPED.fetch_add(1, Ordering::Relaxed) == 0 {
+        // SAFETY: the function is static, takes nothing and does not unwind.
+        unsafe { libc::atexit(report_skipped) };
+    }
+}
+
+/// Past the test harness, which shows nothing of tests that pass.
+extern "C" fn report_skipped() {
+    let count = SKIPPED.load(Ordering::Relaxed);
+    let line = format!("skipped: {count} tests of tests/e2e cannot run here (--nocapture shows why)\n");
+    // SAFETY: the buffer is live and as long as said; standard error may be closed, which harms nothing.
+    unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
+}
+
+/// Pins, fetches and builds what the tests boot. Costs seconds the first time and little afterwards.
+fn warm() -> Result<(), String> {
+    remove_orphans();
+    let project = super::Project::empty();
+    project.manifest(WARM);
+    std::fs::create_dir_all(home()).unwrap();
+    if let Some(lock) = lock() {
+        project.write("firegopher.lock", lock);
+    }
+    let built = project.command(&["build"]).limit(Duration::from_secs(900)).output();
+    match built.code {
+        Some(0) => {}
+        // The host lacks something: EX_UNAVAILABLE. Anything else is a failure of firegopher's.
+        Some(69) => return Err(built.stderr),
+        _ if built.stderr.contains("network") => return Err(built.stderr),
+        _ => panic!("cannot build what the tests boot: {built:?}"),
+    }
+    std::fs::write(lock_path(), project.read("firegopher.lock")).unwrap();
+    Ok(())
+}
+
+/// Every `state/NAME` of a home with the directory that claims it.
+pub fn claims(home: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(home.join("state")) else { return Vec::new() };
+    let claim = |path: PathBuf| Some((firegopher::project::claimed_by(&path)?, path));
+    entries.flatten().filter_map(|e| claim(e.path())).map(|(dir, state)| (state, dir)).collect()
+}
+
+/// Stops what runs of a project and removes its state, whatever became of its directory.
+pub fn remove_project(exe: &Path, home: &Path, state: &Path) {
+    let name = state.file_name().unwrap().to_string_lossy();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("firegopher.kdl"),
+        format!("project \"{name}\"\nvm \"x\" {{ run \"x\" }}\n"),
+    )
+    .unwrap();
+    let mut command = std::process::Command::new(exe);
+    command.arg("-C").arg(dir.path()).args(["down", "--volumes", "--kill"]).env("FIREGOPHER_HOME", home);
+    // Homes are used by their owners alone.
+    if let Ok(meta) = std::fs::metadata(home) {
+        use std::os::unix::fs::MetadataExt;
+        use std::os::unix::process::CommandExt;
+        if meta.uid() != nix::unistd::geteuid().as_raw() {
+            super::chown_tree(dir.path(), meta.uid());
+            command.uid(meta.uid()).gid(meta.gid());
+        }
+    }
+    match command.output() {
+        Ok(output) if output.status.success() => drop(std::fs::remove_dir_all(state)),
+        other => eprintln!("cannot remove the project {name}: {other:?}"),
+    }
+}
+
+/// Removes the projects of earlier runs that were killed before they could.
+fn remove_orphans() {
+    let exe = Path::new(env!("CARGO_BIN_EXE_firegopher"));
+    for (state, dir) in claims(&home()) {
+        let Some(name) = dir.file_name().and_then(|n| n.to_str()) else { continue };
+        let Some(pid) = name.strip_prefix("fg-e2e-").and_then(|rest| rest.split('-').next()) else {
+            continue;
+        };
+        if !Path::new("/proc").join(pid).exists() {
+            remove_project(exe, &home(), &state);
+            let _ = std::fs::remove_dir_all(&dir);
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The built binary as somebody at a terminal uses it: commands, real guests, exit codes. One binary for all of
+//! these tests, so that they link once, share one warm store and take turns booting.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod examples;
+mod faults;
+mod harness;
+mod signals;
