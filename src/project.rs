@@ -260,7 +260,7 @@ pub fn host() -> Host {
 
 /// Something would have to be fetched, and that was forbidden.
 pub fn offline_error(what: &str) -> Error {
-    Error::failed("offline", format!("{what}, and --offline forbids to fetch it"))
+    Error::failed("offline", format!("{what}, and --offline forbids fetching"))
         .help("Run the command once without --offline.")
 }
 

@@ -15,7 +15,7 @@ mod target;
 mod up;
 mod update;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ui;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Shows an error, unless it only comes of the process being ended by a signal.
-fn report(error: &crate::error::Error) {
+fn report(error: &Error) {
     use std::io::Write;
     signals::yield_to_the_end();
     // A closed terminal must not turn an error into a panic.
@@ -96,6 +96,10 @@ fn report(error: &crate::error::Error) {
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let dir = cli.directory.as_path();
+    if !dir.is_dir() {
+        let text = format!("there is no directory {}", dir.display());
+        return Err(Error::usage("directory.missing", text).help("`-C DIR` names the project's directory."));
+    }
     match cli.command {
         Command::Init(args) => init::run(dir, &args),
         Command::Plan(args) => plan::run(dir, &args),

@@ -79,6 +79,9 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let outcome = outcome.ok_or_else(|| Error::failed("run.lost", "the VM went away without an end"))?;
     if let Some(message) = outcome.failure() {
         ui.line(&format!("error: {message}"));
+    } else if outcome.exit.as_ref().is_some_and(|exit| exit.oom) {
+        // An exit code of 137 alone would leave one guessing.
+        ui.line(&format!("the workload {}", outcome.describe()));
     }
     down::remove_vm(&project.home, &project.name, &vm.name, true)?;
     Ok(ExitCode::from(outcome.exit_code()))

@@ -9,7 +9,7 @@ use crate::name::Name;
 use crate::net::netns::Netns;
 use crate::plan::{self, Action, Desired, Graph, Host, Plan, StepKind, VmNodes};
 use crate::project::{self, Project};
-use crate::step::boot::{BootOptions, supervise_spec};
+use crate::step::boot::{self, BootOptions, supervise_spec};
 use crate::step::{Outputs, Work, execute, record_last};
 use crate::supervise::{self, Client};
 use crate::ui::Ui;
@@ -105,6 +105,12 @@ struct Boots<'a> {
 impl Boots<'_> {
     fn carry_out(&self, plan: &Plan) -> Result<Vec<Followed>> {
         let Project { home, name, .. } = self.project;
+        // Before anything is stopped: a VM that cannot be started must not cost the one it replaces.
+        for vm in &self.project.manifest.vms {
+            if plan.step(StepKind::Boot, &vm.name).is_some_and(|step| step.action != Action::Keep) {
+                boot::check_secrets(vm)?;
+            }
+        }
         for step in plan.steps.iter().filter(|s| s.kind == StepKind::Boot && s.action == Action::Remove) {
             let vm = &step.vms[0];
             self.ui.note(&format!("{vm} left the manifest: stopping it"));
