@@ -68,7 +68,7 @@ impl Complaints {
         self.any(SIGNS)
     }
 
-    fn disk_full(&self) -> bool {
+    pub(super) fn disk_full(&self) -> bool {
         self.any(&["No space left on device", "don't have enough free space", "Disk quota exceeded"])
     }
 

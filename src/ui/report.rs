@@ -13,7 +13,8 @@ pub fn render(error: &Error) -> String {
     let mut out = format!("error: {error}\n");
     let mut source = std::error::Error::source(error);
     let mut said = error.to_string();
-    let mut full = false;
+    // A supervisor's error comes as one text.
+    let mut full = said.contains("No space left on device");
     while let Some(cause) = source {
         let text = cause.to_string();
         full |= is_full(cause) || text.contains("No space left on device");
