@@ -184,15 +184,25 @@ impl Project {
         }
     }
 
-    /// Claims the project's name for this directory and takes its lock; waits for whoever holds it.
-    pub fn guard(&self, ui: &Ui) -> Result<ProjectGuard> {
-        let dir = self.home.project(&self.name);
-        create_private_dir(&dir)?;
-        let guard = crate::store::lock_file(&dir.join("lock"), &|who| {
-            ui.note(&format!("waiting for {who}, which works on project {}", self.name));
-        })?;
-        claim(&dir.join("project.json"), &self.name, &self.manifest.dir)?;
-        Ok(ProjectGuard(guard))
+    /// Claims the project's name for this directory and takes its lock; waits for whoever holds it. Then reads
+    /// manifest and lock file again: they may have changed meanwhile.
+    pub fn guard(&mut self, ui: &Ui) -> Result<ProjectGuard> {
+        loop {
+            let dir = self.home.project(&self.name);
+            create_private_dir(&dir)?;
+            let guard = crate::store::lock_file(&dir.join("lock"), &|who| {
+                ui.note(&format!("waiting for {who}, which works on project {}", self.name));
+            })?;
+            self.manifest = manifest::load(&self.manifest.dir)?;
+            self.lock = Lock::load(&self.manifest.dir.join(LOCK_FILE))?;
+            let name = manifest::project_name(&self.manifest);
+            if name == self.name {
+                claim(&dir.join("project.json"), &self.name, &self.manifest.dir)?;
+                return Ok(ProjectGuard(guard));
+            }
+            // It was given another name, which has a lock of its own.
+            self.name = name;
+        }
     }
 }
 
@@ -233,7 +243,8 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
     let running = match (observed.alive, state.status) {
         (true, Status::Starting | Status::Running | Status::Restarting) => Running::Yes,
         (_, Status::Exited | Status::Failed) => {
-            Running::Ended(state.outcome().map(|o| o.describe()).unwrap_or_default())
+            let how = state.outcome().map(|o| o.describe()).unwrap_or_default();
+            Running::Ended(how.lines().next().unwrap_or_default().to_owned())
         }
         (true, Status::Unknown) => Running::Yes,
         (false, _) => Running::Lost,
@@ -248,7 +259,7 @@ pub fn host() -> Host {
 
 /// Something would have to be fetched, and that was forbidden.
 pub fn offline_error(what: &str) -> Error {
-    Error::failed("offline", format!("{what}, and --offline forbids to fetch it"))
+    Error::failed("offline", format!("{what}, and --offline forbids fetching"))
         .help("Run the command once without --offline.")
 }
 

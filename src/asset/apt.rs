@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Lists older than this are renewed before anything new is pinned.
@@ -191,6 +192,9 @@ impl Apt {
             let _ = fs::write(&stamp, sources_fingerprint());
             return Ok(said.complaints);
         }
+        if said.complaints.disk_full() {
+            return Err(network_error("fetch the package lists", &said.complaints));
+        }
         if self.has_lists() {
             for line in said.complaints.lines() {
                 progress.note(&format!("apt-get update: {line}"));
@@ -214,7 +218,7 @@ impl Apt {
     pub(super) fn run<S: AsRef<OsStr>>(&self, program: &str, args: &[S]) -> Result<Said> {
         let mut command = self.command(program)?;
         command.args(args);
-        collect(command, program, None, &mut |_| ())
+        collect(command, program, &self.dir, None, &mut |_| ())
     }
 
     /// Runs `apt-get` to its end, in `cwd` if given; hears the percentage of what is being downloaded.
@@ -231,7 +235,7 @@ impl Apt {
         if let Some(cwd) = cwd {
             command.current_dir(cwd);
         }
-        collect(command, "apt-get", Some((read, write)), on_percent)
+        collect(command, "apt-get", &self.dir, Some((read, write)), on_percent)
     }
 
     fn command(&self, program: &str) -> Result<Command> {
@@ -264,6 +268,7 @@ impl Apt {
 fn collect(
     mut command: Command,
     program: &str,
+    dir: &Path,
     status_pipe: Option<(OwnedFd, OwnedFd)>,
     on_percent: &mut dyn FnMut(f64),
 ) -> Result<Said> {
@@ -276,7 +281,18 @@ fn collect(
     let status_read = status_pipe.map(|(read, _write)| read);
     let out = child.stdout.take().expect("invariant: stdout is piped");
     let err = child.stderr.take().expect("invariant: stderr is piped");
-    let (stdout, stderr) = std::thread::scope(|scope| {
+    let pid = nix::unistd::Pid::from_raw(child.id() as libc::pid_t);
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let (stdout, stderr, full) = std::thread::scope(|scope| {
+        // apt's http method waits for ever once the disk is full, and apt for it.
+        let full = scope.spawn(move || {
+            let full = stays_full(dir, &is_done);
+            if full {
+                // Not reaped yet, so the pid is still its own; its methods end with it.
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+            full
+        });
         let out = scope.spawn(|| drain(out));
         let err = scope.spawn(|| drain(err));
         if let Some(read) = status_read {
@@ -287,10 +303,30 @@ fn collect(
             }
         }
         let join = |handle: std::thread::ScopedJoinHandle<'_, String>| handle.join().unwrap_or_default();
-        (join(out), join(err))
+        let said = (join(out), join(err));
+        drop(done);
+        (said.0, said.1, full.join().unwrap_or(false))
     });
     let status = child.wait().or_failed("asset.apt-run", failed)?;
-    Ok(Said { status, complaints: Complaints::from_stderr(&stderr), stdout })
+    let mut complaints = Complaints::from_stderr(&stderr);
+    if full {
+        complaints.extend(Complaints::from_stderr("E: No space left on device"));
+    }
+    Ok(Said { status, complaints, stdout })
+}
+
+/// Whether the disk of `dir` has been full for seconds before `done` was closed.
+fn stays_full(dir: &Path, done: &std::sync::mpsc::Receiver<()>) -> bool {
+    const PATIENCE: u32 = 6;
+    let mut full = 0;
+    while let Err(RecvTimeoutError::Timeout) = done.recv_timeout(Duration::from_millis(500)) {
+        let room = nix::sys::statvfs::statvfs(dir).is_ok_and(|fs| fs.blocks_available() > 0);
+        full = if room { 0 } else { full + 1 };
+        if full == PATIENCE {
+            return true;
+        }
+    }
+    false
 }
 
 fn drain(mut pipe: impl Read) -> String {

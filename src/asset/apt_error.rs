@@ -68,7 +68,7 @@ impl Complaints {
         self.any(SIGNS)
     }
 
-    fn disk_full(&self) -> bool {
+    pub(super) fn disk_full(&self) -> bool {
         self.any(&["No space left on device", "don't have enough free space", "Disk quota exceeded"])
     }
 
@@ -81,10 +81,15 @@ impl Complaints {
         if self.0.is_empty() {
             return "apt-get gave no reason".to_owned();
         }
-        let shown = self.0.len().min(3);
-        let mut text = self.0[..shown].join("; ");
-        if self.0.len() > shown {
-            text.push_str(&format!("; and {} more", self.0.len() - shown));
+        // What apt adds whenever something else went wrong tells nothing new.
+        let mut lines: Vec<&str> = self.lines().collect();
+        if lines.len() > 1 {
+            lines.retain(|line| !line.starts_with("Some index files failed to download"));
+        }
+        let shown = lines.len().min(3);
+        let mut text = lines[..shown].join("; ");
+        if lines.len() > shown {
+            text.push_str(&format!("; and {} more", lines.len() - shown));
         }
         text
     }

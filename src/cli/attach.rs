@@ -44,6 +44,8 @@ pub(super) enum Until {
 pub(super) struct Followings {
     /// By VM; `None` for those that go on running.
     pub(super) outcomes: Vec<(Name, Option<Outcome>)>,
+    /// The signal that asked for the end.
+    pub(super) interrupted: Option<Signal>,
 }
 
 impl Followings {
@@ -87,6 +89,7 @@ pub(super) fn follow(
         lines: vms.iter().map(|_| Line { escaper: Escaper::default(), partial: String::new() }).collect(),
         width,
         stops: 0,
+        interrupted: None,
         ui,
     };
     for (index, vm) in vms.into_iter().enumerate() {
@@ -95,7 +98,8 @@ pub(super) fn follow(
     drop(sender);
     follower.run(&messages, until, home, project)?;
     follower.flush();
-    Ok(Followings { outcomes: follower.names.into_iter().zip(follower.outcomes).collect() })
+    let outcomes = follower.names.into_iter().zip(follower.outcomes).collect();
+    Ok(Followings { outcomes, interrupted: follower.interrupted })
 }
 
 fn read_events(index: usize, mut client: Client, sender: Sender<Message>) {
@@ -124,6 +128,7 @@ struct Follower<'a> {
     lines: Vec<Line>,
     width: usize,
     stops: u32,
+    interrupted: Option<Signal>,
     ui: &'a Ui,
 }
 
@@ -146,7 +151,8 @@ impl Follower<'_> {
                 }
                 // A closed terminal kills nothing.
                 Message::Signal(Signal::SIGHUP) => return Ok(()),
-                Message::Signal(_) => {
+                Message::Signal(signal) => {
+                    self.interrupted.get_or_insert(signal);
                     if !self.interrupt(home, project)? {
                         return Ok(());
                     }

@@ -44,9 +44,9 @@ struct BuiltStep<'a> {
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
     let mut project = Project::open(dir)?;
-    target::select(&mut project, &args.vms)?;
     let signals = signals::Signals::block(&project.store);
     let guard = project.guard(&ui)?;
+    target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
     project.pin_missing(&ui, args.locked, args.offline)?;
     drop(guard);

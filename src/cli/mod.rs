@@ -15,7 +15,7 @@ mod target;
 mod up;
 mod update;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ui;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -80,14 +80,26 @@ pub fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{}", ui::render(&error));
+            report(&error);
             ui::exit_code(&error)
         }
     }
 }
 
+/// Shows an error, unless it only comes of the process being ended by a signal.
+fn report(error: &Error) {
+    use std::io::Write;
+    signals::yield_to_the_end();
+    // A closed terminal must not turn an error into a panic.
+    let _ = writeln!(std::io::stderr(), "{}", ui::render(error));
+}
+
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let dir = cli.directory.as_path();
+    if !dir.is_dir() {
+        let text = format!("there is no directory {}", dir.display());
+        return Err(Error::usage("directory.missing", text).help("`-C DIR` names the project's directory."));
+    }
     match cli.command {
         Command::Init(args) => init::run(dir, &args),
         Command::Plan(args) => plan::run(dir, &args),

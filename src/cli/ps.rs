@@ -55,7 +55,14 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
 
 fn row(observed: &Observed) -> Row {
     let state = &observed.state;
-    let ended = || state.outcome().map(|o| o.describe()).unwrap_or_default();
+    let ended = || match state.outcome() {
+        // The console's end is in `logs --console`.
+        Some(outcome) => match outcome.failure() {
+            Some(failure) => failure.lines().next().unwrap_or_default().to_owned(),
+            None => outcome.describe(),
+        },
+        None => String::new(),
+    };
     let (status, detail) = match (observed.alive, state.status) {
         (true, Status::Running) => ("running", String::new()),
         (true, Status::Starting) => ("starting", String::new()),

@@ -10,7 +10,7 @@ use crate::project::{self, Project};
 use crate::step::boot::BootOptions;
 use crate::step::execute;
 use crate::supervise::{self, Client, FAILED_CODE};
-use crate::ui::{self, Ui};
+use crate::ui::Ui;
 use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ pub(super) struct Args {
 /// Every code but 125 is the workload's.
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     Ok(run_inner(dir, args).unwrap_or_else(|error| {
-        eprintln!("{}", ui::render(&error));
+        super::report(&error);
         ExitCode::from(FAILED_CODE)
     }))
 }
@@ -41,10 +41,10 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
 fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
     let mut project = Project::open(dir)?;
-    let vm = throw_away(choose(&mut project, args.vm.as_deref())?, &args.command)?;
-    project.manifest.vms = vec![vm];
     let signals = signals::Signals::block(&project.store);
     let guard = project.guard(&ui)?;
+    let vm = throw_away(choose(&mut project, args.vm.as_deref())?, &args.command)?;
+    project.manifest.vms = vec![vm];
     let scan = project.scan(&ui)?;
     project.pin_missing(&ui, args.locked, args.offline)?;
     let graph = Graph::of(&project.manifest);
@@ -59,8 +59,16 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
         false => None,
     };
     let options = BootOptions { ephemeral: true, stdin: true };
-    let (spec, _) = up::spec_of(vm, nodes, &done, host, options, &work)?;
-    let client = supervise::spawn(&spec, namespace.as_ref())?;
+    if let Some(signals) = &signals {
+        signals.hold();
+    }
+    let client = up::spec_of(vm, nodes, &done, host, options, &work)
+        .and_then(|(spec, _)| supervise::spawn(&spec, namespace.as_ref()))
+        .inspect_err(|_| {
+            // The first error is the one to tell.
+            let _ = down::remove_vm(&project.home, &project.name, &vm.name, true);
+            let _ = crate::net::address::release(&project.home.project(&project.name), &vm.name);
+        })?;
     drop(guard);
     forward_stdin(client.try_clone()?);
     let followed = vec![Followed { name: vm.name.clone(), client, ours: true, ports: vec![] }];
@@ -71,6 +79,9 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let outcome = outcome.ok_or_else(|| Error::failed("run.lost", "the VM went away without an end"))?;
     if let Some(message) = outcome.failure() {
         ui.line(&format!("error: {message}"));
+    } else if outcome.exit.as_ref().is_some_and(|exit| exit.oom) {
+        // An exit code of 137 alone would leave one guessing.
+        ui.line(&format!("the workload {}", outcome.describe()));
     }
     down::remove_vm(&project.home, &project.name, &vm.name, true)?;
     Ok(ExitCode::from(outcome.exit_code()))

@@ -1,23 +1,52 @@
 //! SIGINT, SIGTERM and SIGHUP. While building, a signal removes this process's temporary files and ends it.
-//! Once VMs run, signals become messages for the command that follows them.
+//! While VMs are started it waits, so that what was started can be stopped again. Once VMs run, signals become
+//! messages for the command that follows them.
 
 use crate::store::Store;
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-type Listener = Arc<Mutex<Option<Box<dyn Fn(Signal) + Send>>>>;
+/// What a signal does.
+#[derive(Default)]
+enum Mode {
+    /// Ends the process.
+    #[default]
+    End,
+    /// Is kept for whoever asks; a second one ends the process.
+    Hold(Vec<Signal>),
+    /// Goes to a listener.
+    Deliver(Box<dyn Fn(Signal) + Send>),
+}
+
+/// The process is about to end because of a signal.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// The exit code of a command that a signal ended, as shells have it.
+pub(super) fn exit_code(signal: Signal) -> ExitCode {
+    ExitCode::from(128 + signal as u8)
+}
+
+/// Waits for the end if a signal is ending this process: an error that comes of its temporary files vanishing is
+/// none of the user's business.
+pub(super) fn yield_to_the_end() {
+    while ENDING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
+}
 
 /// Blocks the signals until dropped and handles them on a thread of its own.
 pub(super) struct Signals {
     old: SigSet,
     stop: Arc<EventFd>,
     watcher: Option<JoinHandle<()>>,
-    listener: Listener,
+    mode: Arc<Mutex<Mode>>,
 }
 
 impl Signals {
@@ -30,14 +59,16 @@ impl Signals {
         let old = set.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK).ok()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).ok()?;
         let stop = Arc::new(EventFd::new().ok()?);
-        let listener = Listener::default();
+        let mode = Arc::new(Mutex::new(Mode::default()));
         let watcher = {
-            let (stop, listener, temps) = (stop.clone(), listener.clone(), store.temps());
+            let (stop, mode, temps) = (stop.clone(), mode.clone(), store.temps());
             std::thread::spawn(move || {
                 while let Some(signal) = next(&fd, &stop) {
-                    match &*listener.lock().unwrap_or_else(PoisonError::into_inner) {
-                        Some(listener) => listener(signal),
-                        None => {
+                    match &mut *mode.lock().unwrap_or_else(PoisonError::into_inner) {
+                        Mode::Deliver(listener) => listener(signal),
+                        Mode::Hold(held) if held.is_empty() || signal == Signal::SIGHUP => held.push(signal),
+                        Mode::Hold(_) | Mode::End => {
+                            ENDING.store(true, Ordering::SeqCst);
                             temps.remove_all();
                             // The terminal shows ^C; the shell wants to know which signal it was.
                             std::process::exit(128 + signal as i32);
@@ -46,13 +77,33 @@ impl Signals {
                 }
             })
         };
-        Some(Signals { old, stop, watcher: Some(watcher), listener })
+        Some(Signals { old, stop, watcher: Some(watcher), mode })
     }
 
-    /// From now on signals become messages.
+    fn mode(&self) -> MutexGuard<'_, Mode> {
+        self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on the first signal is kept, until `interrupted` or `deliver` asks for it.
+    pub(super) fn hold(&self) {
+        *self.mode() = Mode::Hold(Vec::new());
+    }
+
+    /// The SIGINT or SIGTERM that came since `hold`. A closed terminal is no reason to stop.
+    pub(super) fn interrupted(&self) -> Option<Signal> {
+        match &*self.mode() {
+            Mode::Hold(held) => held.iter().copied().find(|s| *s != Signal::SIGHUP),
+            _ => None,
+        }
+    }
+
+    /// From now on signals become messages; first come those that were held.
     pub(super) fn deliver<T: Send + 'static>(&self, to: Sender<T>, wrap: fn(Signal) -> T) {
-        let listener = Box::new(move |signal| drop(to.send(wrap(signal))));
-        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+        let mut mode = self.mode();
+        if let Mode::Hold(held) = &*mode {
+            held.iter().for_each(|signal| drop(to.send(wrap(*signal))));
+        }
+        *mode = Mode::Deliver(Box::new(move |signal| drop(to.send(wrap(signal)))));
     }
 }
 

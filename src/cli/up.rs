@@ -1,6 +1,7 @@
 //! `firegopher up`: plan, build, boot, follow.
 
-use super::attach::{self, Followed, Until};
+use super::attach::{self, Followed, Followings, Until};
+use super::signals::Signals;
 use super::{down, signals, target};
 use crate::error::{Error, Result};
 use crate::manifest::model::{Vm, VmmSource};
@@ -8,7 +9,7 @@ use crate::name::Name;
 use crate::net::netns::Netns;
 use crate::plan::{self, Action, Desired, Graph, Host, Plan, StepKind, VmNodes};
 use crate::project::{self, Project};
-use crate::step::boot::{BootOptions, supervise_spec};
+use crate::step::boot::{self, BootOptions, supervise_spec};
 use crate::step::{Outputs, Work, execute, record_last};
 use crate::supervise::{self, Client};
 use crate::ui::Ui;
@@ -33,23 +34,19 @@ pub(super) struct Args {
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
     let mut project = Project::open(dir)?;
-    let selected = target::select(&mut project, &args.vms)?;
-    let signals = signals::Signals::block(&project.store);
+    let signals = Signals::block(&project.store);
     let guard = project.guard(&ui)?;
+    let selected = target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
     project.pin_missing(&ui, args.locked, args.offline)?;
     let observed = selected.observed(&project)?;
+    let until = if args.detach { Until::Running } else { Until::Ended };
     if !project.plan(&scan, &observed).has_changes() {
         ui.note(&plan::render::summary(&project.plan(&scan, &observed)));
         drop(guard);
         let running = connect_all(&project)?;
-        if args.detach {
-            running.iter().for_each(|vm| ui.note(&attach::running(&vm.name, &vm.ports)));
-            return Ok(ExitCode::SUCCESS);
-        }
-        let ended =
-            attach::follow(running, Until::Ended, signals.as_ref(), &project.home, &project.name, &ui)?;
-        return Ok(code(ended.all_well()));
+        let ended = attach::follow(running, until, signals.as_ref(), &project.home, &project.name, &ui)?;
+        return Ok(code(&ended, until));
     }
     let graph = Graph::of(&project.manifest);
     let work = project.work(&scan, args.offline, &ui);
@@ -57,17 +54,30 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     ui.clear();
     // Everything is known now: what was undecided is decided.
     let plan = project.plan(&scan, &observed);
-    let boots =
-        Boots { project: &project, graph: &graph, done: &done, host: project::host(), work: &work, ui: &ui };
-    let followed = boots.carry_out(&plan)?;
+    // A signal must not end this process between two VMs: what was started is stopped again first.
+    let signals = signals.as_ref();
+    signals.inspect(|signals| signals.hold());
+    let host = project::host();
+    let boots = Boots { project: &project, graph: &graph, done: &done, host, work: &work, ui: &ui, signals };
+    let followed = match boots.carry_out(&plan) {
+        Ok(followed) => followed,
+        Err(error) => match signals.and_then(Signals::interrupted) {
+            Some(signal) => return Ok(signals::exit_code(signal)),
+            None => return Err(error),
+        },
+    };
     drop(guard);
-    let until = if args.detach { Until::Running } else { Until::Ended };
-    let ended = attach::follow(followed, until, signals.as_ref(), &project.home, &project.name, &ui)?;
-    Ok(code(ended.all_well()))
+    let ended = attach::follow(followed, until, signals, &project.home, &project.name, &ui)?;
+    Ok(code(&ended, until))
 }
 
-fn code(well: bool) -> ExitCode {
-    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+/// `up -d` promises running VMs, `up` only that nothing went wrong.
+fn code(ended: &Followings, until: Until) -> ExitCode {
+    match ended.interrupted {
+        Some(signal) if until == Until::Running => signals::exit_code(signal),
+        _ if ended.all_well() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
 }
 
 fn connect_all(project: &Project) -> Result<Vec<Followed>> {
@@ -89,11 +99,18 @@ struct Boots<'a> {
     host: Host,
     work: &'a Work<'a>,
     ui: &'a Ui,
+    signals: Option<&'a Signals>,
 }
 
 impl Boots<'_> {
     fn carry_out(&self, plan: &Plan) -> Result<Vec<Followed>> {
         let Project { home, name, .. } = self.project;
+        // Before anything is stopped: a VM that cannot be started must not cost the one it replaces.
+        for vm in &self.project.manifest.vms {
+            if plan.step(StepKind::Boot, &vm.name).is_some_and(|step| step.action != Action::Keep) {
+                boot::check_secrets(vm)?;
+            }
+        }
         for step in plan.steps.iter().filter(|s| s.kind == StepKind::Boot && s.action == Action::Remove) {
             let vm = &step.vms[0];
             self.ui.note(&format!("{vm} left the manifest: stopping it"));
@@ -105,6 +122,10 @@ impl Boots<'_> {
             Ok(followed) => Ok(followed),
             Err(error) => {
                 // A half-started project helps nobody: what this command started goes again.
+                if !started.is_empty() {
+                    let names: Vec<&str> = started.iter().map(Name::as_str).collect();
+                    self.ui.note(&format!("stopping {} again", names.join(", ")));
+                }
                 for vm in started.iter().rev() {
                     if let Err(left) = down::remove_vm(home, name, vm, false) {
                         self.ui.warning(&format!("could not remove {vm}: {left}"));
@@ -125,6 +146,9 @@ impl Boots<'_> {
         let mut followed = Vec::new();
         let mut booted: Vec<(&VmNodes, Desired)> = Vec::new();
         for (vm, nodes) in manifest.vms.iter().zip(&self.graph.vms) {
+            if self.signals.and_then(Signals::interrupted).is_some() {
+                return Err(Error::failed("up.interrupted", "interrupted before all VMs were started"));
+            }
             let action = plan.step(StepKind::Boot, &vm.name).map(|s| s.action);
             if action == Some(Action::Keep) {
                 if let Some(mut client) = Client::connect(&home.vm(name, &vm.name))? {

@@ -9,6 +9,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+/// The code of the error about a device that is not ours.
+pub const TAKEN: &str = "net.tap-taken";
 /// IFNAMSIZ is 16 with the NUL (linux/if.h).
 const NAME_MAX: usize = 15;
 /// Length of every VM's subnet: two addresses, one for each end.
@@ -41,8 +43,8 @@ pub fn create(ns: &Netns, config: &TapConfig) -> Result<OwnedFd> {
     let attached =
         ns.run_in(|| attach(config).and_then(|fd| Ok((fd, nix::net::if_::if_nametoindex(name.as_str())?))))?;
     let (tap, index) = attached.map_err(|e| match e.raw_os_error() {
-        Some(libc::EBUSY) => Error::failed("net.tap-taken", format!("a network device named {name} exists already"))
-            .help("a VM of the same name still runs, or something else made the device; `firegopher down` removes ours")
+        Some(libc::EBUSY) => Error::failed(TAKEN, format!("a network device named {name} exists already in the project's network namespace"))
+            .help("firegopher did not make it; stop the project's VMs (`firegopher down`): the namespace goes with the last one")
             .because(e),
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
             Error::host("net.no-tun", "this kernel has no /dev/net/tun").help("load the module: modprobe tun").because(e)

@@ -122,6 +122,11 @@ fn mac(project: &Name, vm: &Name) -> [u8; 6] {
     [0x06, bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]]
 }
 
+/// Fails if a secret of `vm` is not in this process's environment.
+pub fn check_secrets(vm: &Vm) -> Result<()> {
+    secrets(vm).map(drop)
+}
+
 fn secrets(vm: &Vm) -> Result<Vec<(String, String)>> {
     let mut values = Vec::with_capacity(vm.secrets.len());
     for secret in &vm.secrets {

@@ -37,7 +37,10 @@ pub fn write_failed(what: impl Display, error: io::Error) -> Error {
 
 /// Creates the home and the store's directories and checks that they are ours alone.
 pub(super) fn prepare(home: &Home) -> Result<()> {
-    create_private_dir(home.root())?;
+    create_private_dir(home.root()).map_err(|e| match e.help_text() {
+        Some(_) => e,
+        None => e.help("firegopher keeps its store there; FIREGOPHER_HOME names another directory"),
+    })?;
     guard(home.root())?;
     for name in SUBDIRS {
         let dir = home.store().join(name);

@@ -3,10 +3,11 @@
 
 use super::Store;
 use super::lock::{Mode, acquire, open_lock_file, write_holder};
-use super::temp::remove_tree;
+use super::temp::{self, remove_tree};
 use super::write_failed;
 use crate::error::Result;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Holds a lock file until dropped. The file stays.
@@ -27,24 +28,35 @@ pub fn lock_file(path: &Path, on_wait: &dyn Fn(&str)) -> Result<FileLock> {
 #[derive(Debug, Clone)]
 pub struct Temps {
     dir: PathBuf,
+    lock: PathBuf,
 }
 
 impl Store {
     /// For a process that has to end at once.
     pub fn temps(&self) -> Temps {
-        Temps { dir: self.dir("tmp") }
+        Temps { dir: self.dir("tmp"), lock: self.dir("tmp.lock") }
     }
 }
 
 impl Temps {
-    /// Removes every temporary directory of this process. Only before exiting: their owners are not asked.
+    /// Removes every temporary directory of this process and lets no more be made. Only before exiting: their
+    /// owners are not asked.
     pub fn remove_all(&self) {
+        temp::close(&self.lock);
+        self.remove();
+    }
+
+    fn remove(&self) {
         let ours = format!("{}-", std::process::id());
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().starts_with(&ours) {
-                // What stays is swept by the next command.
-                let _ = remove_tree(&entry.path());
+                // Their owners may still be writing; what stays even so is swept by the next command.
+                let path = entry.path();
+                let _ = (0..100).try_for_each(|_| match remove_tree(&path) {
+                    Err(e) if e.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+                    other => Err(other),
+                });
             }
         }
     }
@@ -60,7 +72,8 @@ mod tests {
         let s = scratch();
         let temp = s.store.temp_dir().unwrap();
         std::fs::write(temp.path().join("x"), "x").unwrap();
-        s.store.temps().remove_all();
+        // Not `remove_all`: this process goes on to run other tests.
+        s.store.temps().remove();
         assert!(!temp.path().exists());
     }
 

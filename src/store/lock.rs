@@ -4,6 +4,7 @@
 use super::{Store, write_failed};
 use crate::digest::StepKey;
 use crate::error::Result;
+use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::ops::Deref;
@@ -152,10 +153,22 @@ pub(super) fn write_holder(file: &mut File) -> io::Result<()> {
     let mut args = std::env::args_os();
     let program = args.next().map(PathBuf::from).unwrap_or_default();
     let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let command = args.next().map(|a| format!(" {}", a.to_string_lossy())).unwrap_or_default();
+    let command = subcommand(args).map(|a| format!(" {}", a.to_string_lossy())).unwrap_or_default();
     file.set_len(0)?;
     file.rewind()?;
     write!(file, "{program}{command} (pid {})", std::process::id())
+}
+
+/// The first argument that is neither an option nor the directory of `-C`.
+fn subcommand(mut args: impl Iterator<Item = OsString>) -> Option<OsString> {
+    while let Some(arg) = args.next() {
+        if arg == "-C" {
+            args.next();
+        } else if !arg.as_encoded_bytes().starts_with(b"-") {
+            return Some(arg);
+        }
+    }
+    None
 }
 
 fn read_holder(file: &mut File) -> String {

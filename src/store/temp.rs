@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A directory (0700) on the store's file system, removed with all it holds when dropped.
 #[derive(Debug)]
@@ -37,6 +37,17 @@ impl Drop for TempDir {
     }
 }
 
+/// This process is ending: whoever still wants a temporary directory waits for that.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Lets no temporary directory be made from now on; returns once none is being made.
+pub(super) fn close(tmp_lock: &Path) {
+    CLOSED.store(true, Ordering::SeqCst);
+    let lock = || acquire(&mut open_lock_file(tmp_lock)?, Mode::Exclusive, &|_| ());
+    // Without the lock a directory made just now may stay for the next command to sweep.
+    let _ = lock();
+}
+
 impl Store {
     /// A new temporary directory, from which outputs are published by renaming.
     pub fn temp_dir(&self) -> Result<TempDir> {
@@ -46,6 +57,12 @@ impl Store {
         // Between mkdir and flock the directory looks abandoned; sweeping waits for that (`sweep`).
         let mut guard = open_lock_file(&self.dir("tmp.lock")).map_err(failed)?;
         acquire(&mut guard, Mode::Shared, &|_| ()).map_err(failed)?;
+        if CLOSED.load(Ordering::SeqCst) {
+            drop(guard);
+            loop {
+                std::thread::park();
+            }
+        }
         let mut path = self.dir("tmp").join(&name);
         // pids come again: a name may be taken by something dead.
         let mut attempt = 0_u32;

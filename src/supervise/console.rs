@@ -8,9 +8,12 @@ use std::io;
 use std::path::Path;
 
 /// Bytes of the console's end kept for error messages.
-const TAIL: usize = 4 * 1024;
+const TAIL: usize = 8 * 1024;
 /// The longest line looked at: an exit record is far shorter.
 const MAX_LINE: usize = 8 * 1024;
+
+/// What the kernel prints before it gives up (kernel/panic.c).
+const PANIC: &str = "Kernel panic - not syncing: ";
 
 /// One boot's console.
 pub(super) struct Console {
@@ -67,7 +70,24 @@ impl Console {
         let bytes: Vec<u8> = self.tail.iter().copied().filter(|b| *b != b'\r').collect();
         let text = escaped(&bytes);
         let all: Vec<&str> = text.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        let last = all.len().saturating_sub(lines);
+        // What led to a panic tells more than the end of its call trace.
+        let panic = all.iter().rposition(|line| line.contains(PANIC)).map(|at| (at + 3).saturating_sub(lines));
+        let first = panic.map_or(last, |first| first.min(last));
+        all[first..].iter().take(lines).copied().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Why the kernel panicked, if it did: its own words, and how to mend it where that is known.
+    pub fn panic(&self) -> Option<(String, Option<&'static str>)> {
+        let bytes: Vec<u8> = self.tail.iter().copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        let (_, panic) = text.rsplit_once(PANIC)?;
+        let words = panic.lines().next().unwrap_or_default().trim_end();
+        // mm/oom_kill.c and init/initramfs.c
+        let signs = ["deadlocked on memory", "Out of memory", "Initramfs unpacking failed"];
+        let memory = signs.iter().any(|sign| text.contains(sign));
+        let help = "the guest has too little memory for its kernel: give it more with `memory`";
+        Some((escaped(words.as_bytes()), memory.then_some(help)))
     }
 }
 
@@ -96,5 +116,25 @@ mod tests {
         assert_eq!(console.exit_record().and_then(|e| e.code), Some(3));
         console.push(b"firegopher-exit: rubbish\n", &hub);
         assert_eq!(console.exit_record(), None);
+    }
+
+    #[test]
+    fn a_panic_is_told_with_what_led_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::new(WorkloadLog::create(&dir.path().join("w"), 1000).unwrap(), false);
+        let mut console = Console::create(&dir.path().join("c"), 100_000).unwrap();
+        console.push(b"one\ntwo\nthree\n", &hub);
+        assert_eq!(console.panic(), None);
+        console.push(b"[ 1.0] Kernel panic - not syncing: System is deadlocked on memory\r\n", &hub);
+        (0..50).for_each(|n| console.push(format!("trace {n}\n").as_bytes(), &hub));
+        let (words, help) = console.panic().unwrap();
+        assert_eq!(words, "System is deadlocked on memory");
+        assert!(help.unwrap().contains("`memory`"));
+        let shown = console.last_lines(4);
+        assert!(shown.starts_with("three\n[ 1.0] Kernel panic") || shown.starts_with("two\nthree\n[ 1.0] Kernel"), "{shown}");
+        assert_eq!(shown.lines().count(), 4);
+        console.push(b"Kernel panic - not syncing: VFS: no root\n", &hub);
+        console.next_boot();
+        assert_eq!(console.panic(), None);
     }
 }

@@ -87,7 +87,14 @@ impl Platform for Host {
         if let NetSpec::Tap { name, .. } = &spec.vm_spec.net {
             journal.will(Effect::Tap { name: name.clone() })?;
         }
-        let launched = vmm::backend(&spec.vm_spec).launch(&spec.vm_spec, self.netns.as_ref())?;
+        let launched = vmm::backend(&spec.vm_spec).launch(&spec.vm_spec, self.netns.as_ref());
+        if let (Err(e), NetSpec::Tap { name, .. }) = (&launched, &spec.vm_spec.net)
+            && e.code() == tap::TAKEN
+        {
+            // Somebody else's: not ours to remove.
+            journal.forget(&Effect::Tap { name: name.clone() })?;
+        }
+        let launched = launched?;
         let process = Process::of(launched.pid).or_failed("supervise.vmm-died", || {
             // Its end is still told by the monitor in most cases; here not even its identity could be read.
             format!("the VMM ended at once: {}", launched.monitor.stderr_so_far())

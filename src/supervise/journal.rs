@@ -95,6 +95,12 @@ impl Journal {
         Ok(())
     }
 
+    /// Crosses out an effect that turned out not to be ours.
+    pub fn forget(&mut self, effect: &Effect) -> Result<()> {
+        self.effects.retain(|e| e != effect);
+        self.save()
+    }
+
     /// Undoes every effect that `which` selects, newest first. What cannot be undone stays in the journal and
     /// is told in the error; the rest is undone regardless.
     pub fn undo(

@@ -108,14 +108,16 @@ pub(super) fn prepare(
             Ok(Prepared { spec, journal, state, taken })
         }
         Err(e) => {
-            let cleaned = journal.undo(|_| true, |e| platform.undo(e));
             state.status = Status::Failed;
             state.reason = Some(Reason::Failed);
             state.error = Some(chain(&e));
             state.ended_ms = Some(wall_ms());
-            state.save(&spec.dir)?;
-            cleaned?;
-            if spec.ephemeral {
+            // On a full disk these fail for the same reason; the first error is the one to tell. What cannot be
+            // undone stays in the journal.
+            let cleaned = journal.undo(|_| true, |e| platform.undo(e)).and_then(|()| state.save(&spec.dir));
+            if let Err(second) = cleaned {
+                super::log_line(&chain(&second));
+            } else if spec.ephemeral {
                 discard(&spec.dir);
             }
             Err(e)
@@ -256,7 +258,7 @@ async fn boot(
         Err(e) => {
             wipe_secrets(&mut run);
             let help = e.help_text().map(|h| format!("\nhelp: {h}")).unwrap_or_default();
-            let text = format!("VM {} cannot be started: {}{help}", spec.vm, chain(&e));
+            let text = format!("it cannot be started: {}{help}", chain(&e));
             return (Outcome::failed(text), Duration::ZERO);
         }
     };
@@ -281,10 +283,10 @@ async fn boot(
         ..BootEnd::default()
     });
     let ran = end.started.map_or(Duration::ZERO, |s| s.elapsed());
-    (outcome(spec, end, console), ran)
+    (outcome(end, console), ran)
 }
 
-fn outcome(spec: &SuperviseSpec, end: BootEnd, console: &Console) -> Outcome {
+fn outcome(end: BootEnd, console: &Console) -> Outcome {
     let reason = match (&end.exit, &end.failure) {
         (None, _) if end.killed => Reason::Killed,
         (Some(_), _) if end.stopped => Reason::Stopped,
@@ -298,12 +300,18 @@ fn outcome(spec: &SuperviseSpec, end: BootEnd, console: &Console) -> Outcome {
     let failed = end.exit.as_ref().and_then(|e| e.failed.as_deref());
     let message = match (failed, end.failure) {
         (Some(failed), _) => {
-            format!("VM {} did not run its workload: {}", spec.vm, super::logs::escaped(failed.as_bytes()))
+            format!("the workload did not run: {}", super::logs::escaped(failed.as_bytes()))
         }
         (None, failure) => {
-            let mut text = format!("VM {} failed: {}", spec.vm, failure.unwrap_or_default());
+            let mut text = match console.panic() {
+                Some((words, help)) => {
+                    let help = help.map(|help| format!("\nhelp: {help}")).unwrap_or_default();
+                    format!("the guest's kernel panicked: {words}{help}")
+                }
+                None => failure.unwrap_or_default(),
+            };
             match console.last_lines(TAIL_LINES) {
-                lines if lines.is_empty() => text.push_str("\nits console is empty"),
+                lines if lines.is_empty() => text.push_str("\nthe VM printed nothing on its console"),
                 lines => {
                     text.push_str("\nthe end of its console:");
                     lines.lines().for_each(|l| text.push_str(&format!("\n  {l}")));

@@ -41,10 +41,11 @@ impl Ui {
 
     /// A line of its own, above the bars.
     pub fn line(&self, text: &str) {
-        let text = escape(text);
+        // Line by line: an error may bring the end of a console along.
+        let text = text.lines().map(escape).collect::<Vec<_>>().join("\n");
         match &self.bars {
-            Some(bars) => bars.suspend(|| eprintln!("{text}")),
             // A closed stderr must not end a build.
+            Some(bars) => bars.suspend(|| drop(writeln!(std::io::stderr(), "{text}"))),
             None => drop(writeln!(std::io::stderr(), "{text}")),
         }
     }

@@ -13,8 +13,11 @@ pub fn render(error: &Error) -> String {
     let mut out = format!("error: {error}\n");
     let mut source = std::error::Error::source(error);
     let mut said = error.to_string();
+    // A supervisor's error comes as one text.
+    let mut full = said.contains("No space left on device");
     while let Some(cause) = source {
         let text = cause.to_string();
+        full |= is_full(cause) || text.contains("No space left on device");
         // Some libraries repeat their cause in their own message.
         if !said.contains(&text) {
             let _ = writeln!(out, "  because: {text}");
@@ -22,13 +25,19 @@ pub fn render(error: &Error) -> String {
         said = text;
         source = cause.source();
     }
-    if let Some(help) = error.help_text() {
+    let full = full.then_some("free some space where firegopher keeps its home, and run it again");
+    if let Some(help) = error.help_text().or(full) {
         let _ = writeln!(out, "  help: {help}");
     }
     if error.kind() == Kind::Bug {
         out.push_str("  This is a bug in firegopher, please report it.\n");
     }
     out.trim_end().lines().map(escape).collect::<Vec<_>>().join("\n")
+}
+
+fn is_full(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    cause.downcast_ref::<std::io::Error>().is_some_and(|e| matches!(e.kind(), StorageFull | QuotaExceeded))
 }
 
 /// The process exit code of an error.
