@@ -1,5 +1,6 @@
 //! Resolves package names to exact pins and pins to .deb files in the store, through the host's apt.
 
+use super::parallel::parallel;
 use super::apt::Apt;
 use super::apt_error::{Complaints, network_error};
 use super::parse::{Chosen, Record, chosen, deb_name, dependency_names, records, uri_line};
@@ -14,8 +15,6 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// What the QEMU tree is taken from; all else follows by dependency.
@@ -337,31 +336,4 @@ fn sha256(path: &Path) -> Result<String> {
         }
     }
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Applies `work` to all items on a few threads, keeping their order. The first error in that order wins; what
-/// was begun is finished.
-pub(super) fn parallel<T: Sync, R: Send>(
-    items: &[T],
-    work: impl Fn(&T) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::with_capacity(items.len()));
-    let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).min(4).min(items.len());
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some((index, item)) = {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    items.get(i).map(|item| (i, item))
-                } {
-                    let result = work(item);
-                    done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, result));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, result)| result).collect()
 }

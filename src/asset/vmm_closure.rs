@@ -1,7 +1,7 @@
 //! Finds, among the packages of QEMU's closure, the files that one running QEMU needs: the program, the loader,
 //! the libraries it names (transitively), the TCG module and the firmware of the microvm machine.
 
-use super::debian::parallel;
+use super::parallel::parallel;
 use super::elf::needed;
 use super::members;
 use crate::error::{Error, Result};
