@@ -114,5 +114,7 @@ fn a_vm_that_ended_is_planned_with_how_it_ended_and_started_again() {
     project.ok(&["plan"]).prints("exited 3");
     let row = project.ps("once").unwrap();
     assert_eq!((row["status"].as_str(), row["detail"].as_str()), (Some("exited"), Some("exited 3")));
-    project.run(&["up"]).expect(1).prints("done\n");
+    project.up(&["-d"]);
+    project.wait_status("once", "exited");
+    assert_eq!(project.logs("once"), "done\n");
 }

@@ -18,8 +18,9 @@ fn init_writes_a_manifest_that_boots_and_never_overwrites() {
 #[test]
 fn logs_show_output_with_times_the_console_and_the_end() {
     let Some(_turn) = guests(1) else { return };
-    let project =
-        Project::new(r#"vm "talker" { run "sh" "-c" "echo out; echo err >&2; echo console > /dev/console; echo last; exec sleep 600" }"#);
+    let project = Project::new(
+        r#"vm "talker" { run "sh" "-c" "echo out; echo err >&2; echo console > /dev/console; echo last; exec sleep 600" }"#,
+    );
     project.up(&["-d"]);
     let logs = project.wait_log("talker", "last\n");
     assert!(logs.contains("out\n") && logs.contains("err\n"), "{logs}");
@@ -31,8 +32,12 @@ fn logs_show_output_with_times_the_console_and_the_end() {
     }
     project.ok(&["logs", "--console"]).prints("console");
     project.run(&["logs", "nobody"]).expect(64).says("there is no VM named \"nobody\"");
-    let following = project.command(&["logs", "-f"]).spawn();
+    let [interrupted, following] = [(); 2].map(|()| project.command(&["logs", "-f"]).spawn());
     std::thread::sleep(Duration::from_millis(500));
+    // Ctrl-C ends the reading, not the VM.
+    interrupted.signal(libc::SIGINT);
+    interrupted.wait(PATIENCE).prints("last\n");
+    assert_eq!(project.ps("talker").unwrap()["status"], "running");
     project.ok(&["down"]).says("talker is down");
     following.wait(PATIENCE).expect(0).prints("last\n");
     // Logs stay until the next boot.

@@ -80,6 +80,7 @@ impl Project {
     }
 
     /// Runs all commands as this user; the directory becomes theirs. Only root can.
+    #[expect(clippy::wrong_self_convention, reason = "it says who runs the commands; nothing is converted")]
     pub fn as_user(mut self, uid: u32) -> Project {
         self.uid = Some(uid);
         chown_tree(self.path(), uid);

@@ -33,6 +33,7 @@ fn an_ordinary_user_builds_the_same_and_runs_it() {
     theirs.ok(&["plan"]).prints("Nothing changes: all ");
     assert!(theirs.wait_log("web", "listening on port 8000\n").contains("GET / "));
     let row = theirs.ps("web").unwrap();
+    assert!(theirs.state("web")["uid"].is_null(), "a jail's uid without a jail");
     let vmm = std::fs::read_to_string(format!("/proc/{}/status", row["vmm_pid"])).unwrap();
     assert!(vmm.contains(&format!("Uid:\t{NOBODY}\t{NOBODY}\t")), "{vmm}");
     // Everything that root built before has the same bytes in the user's own store.

@@ -9,10 +9,11 @@ fn boxed() -> Project {
 #[test]
 fn run_takes_a_command_as_it_is_and_leaves_nothing() {
     let Some(_turn) = guests(1) else { return };
-    let project = boxed();
+    let project = boxed().env("ONLY_ON_THE_HOST", "x");
     assert_eq!(project.ok(&["run", "box"]).stdout, "from the manifest\n");
     let run = project.ok(&["run", "--", "printf", "<%s>", "two words", "", "-n"]);
     assert_eq!(run.stdout, "<two words><><-n>");
+    assert!(!project.ok(&["run", "--", "env"]).stdout.contains("ONLY_ON_THE_HOST"));
     assert_eq!(project.ok(&["ps", "--json"]).json()["vms"].as_array().unwrap().len(), 0);
 }
 

@@ -41,11 +41,6 @@ impl Command {
         self
     }
 
-    pub fn env_remove(mut self, name: &str) -> Command {
-        self.inner.env_remove(name);
-        self
-    }
-
     /// What the command reads; nothing unless set.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Command {
         self.stdin = bytes.into();
