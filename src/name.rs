@@ -47,7 +47,8 @@ impl From<Name> for String {
 }
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        // Honours a width: names stand in columns.
+        f.pad(&self.0)
     }
 }
 impl AsRef<str> for Name {

@@ -14,12 +14,13 @@ use crate::plan::{
 };
 use crate::step::{Work, tools};
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
-use crate::store::{Action, FileLock, Last, Store};
+use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
 use crate::ui::Ui;
 use crate::vmm::probe;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 pub use crate::lock::FILE_NAME as LOCK_FILE;
@@ -72,9 +73,8 @@ impl Project {
     }
 
     fn scan_plain(&self, scan: &mut Scan, path: &Path) -> Result<()> {
-        let id = Scan::file_id(path);
-        if !scan.sources.contains_key(&id) {
-            scan.sources.insert(id, self.file(path)?);
+        if let Entry::Vacant(entry) = scan.sources.entry(Scan::file_id(path)) {
+            entry.insert(self.file(path)?);
         }
         Ok(())
     }
@@ -189,8 +189,7 @@ impl Project {
     pub fn guard(&mut self, ui: &Ui) -> Result<ProjectGuard> {
         loop {
             let dir = self.home.project(&self.name);
-            fs::create_dir_all(&dir)
-                .or_failed("state.create", || "cannot make the project's state directory")?;
+            create_private_dir(&dir)?;
             let guard = crate::store::lock_file(&dir.join("lock"), &|who| {
                 ui.note(&format!("waiting for {who}, which works on project {}", self.name));
             })?;

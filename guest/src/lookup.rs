@@ -1,4 +1,4 @@
-//! Which file an argv[0] names, and why a file cannot be executed.
+//! Which file an `argv[0]` names, and why a file cannot be executed.
 
 use nix::errno::Errno;
 use std::fs::{self, File};

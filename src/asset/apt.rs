@@ -183,7 +183,7 @@ impl Apt {
 
     /// Fetches the lists. What went wrong with some of the sources is returned, and noted.
     pub(super) fn update(&self, progress: &dyn Progress) -> Result<Complaints> {
-        progress.start("package lists", None);
+        progress.start("fetching package lists", None);
         let stamp = self.dir.join("updated");
         let _ = fs::remove_file(&stamp);
         let said = self.run_with_status(&["update"], None, &mut |_| ())?;

@@ -45,14 +45,14 @@ pub fn resolve_all(store: &Store, apt: &Apt, ids: &[AssetId], progress: &dyn Pro
     let resolved = {
         let _lock = apt.lock(progress)?;
         let warnings = apt.update_if_stale(progress)?;
-        progress.start("package versions", None);
+        progress.start("resolving package versions", None);
         parallel(ids, |id| resolve_locked(apt, id, &warnings))?
     };
     let mut all = Vec::with_capacity(ids.len());
     for (id, mut packages) in ids.iter().zip(resolved) {
         if *id == AssetId::Vmm {
             let debs = fetch_debs(store, apt, &packages, progress)?;
-            progress.start("the packages' libraries", None);
+            progress.start("finding the libraries QEMU needs", None);
             let used = vmm_closure::contributors(&debs)?;
             packages = used.into_iter().map(|index| packages[index].clone()).collect();
         }
@@ -258,7 +258,7 @@ fn download_once<'a>(
         args.push(format!("{}={}", pin.package, pin.version));
         total += pin.size;
     }
-    progress.start("packages", Some(total));
+    progress.start("downloading packages", Some(total));
     let mut told = 0;
     let mut tell = |bytes: u64| {
         if bytes > told {

@@ -114,7 +114,7 @@ fn an_image_resolves_to_its_whole_closure_and_is_fetched_verified() {
         assert_eq!(fs::metadata(deb).unwrap().len(), pin.size);
     }
     let (what, total, bytes) = heard.0.lock().unwrap().clone();
-    assert_eq!(what.last().map(String::as_str), Some("packages"));
+    assert_eq!(what.last().map(String::as_str), Some("downloading packages"));
     assert_eq!(Some(bytes), total, "progress ends at its total");
     assert_eq!(total, Some(pins.iter().map(|p| p.size).sum()));
 

@@ -5,7 +5,7 @@ use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
 use crate::project;
-use crate::store::Store;
+use crate::store::{Store, create_private_dir};
 use crate::supervise::{self, STATE_FILE};
 use crate::ui::Ui;
 use crate::{manifest, net};
@@ -37,11 +37,14 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         return Err(Error::usage("down.volumes", "--volumes deletes the whole project's volumes")
             .help("Leave the VM names away, or leave --volumes away."));
     }
-    if !home.project(&name).exists() && !(args.volumes && home.volumes(&name).exists()) {
+    let has_volumes = args.volumes && home.volumes(&name).exists();
+    if !has_volumes && !home.project(&name).exists() {
         ui.note(&format!("Nothing to do: project {name} has no VMs."));
         return Ok(ExitCode::SUCCESS);
     }
-    let store = Store::open(home.clone())?;
+    // Also refuses a home that is somebody else's.
+    let _store = Store::open(home.clone())?;
+    create_private_dir(&home.project(&name))?;
     let _lock = crate::store::lock_file(&home.project(&name).join("lock"), &|who| {
         ui.note(&format!("waiting for {who}, which works on project {name}"));
     })?;
@@ -62,11 +65,10 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     if chosen.is_empty() {
         ui.note(&format!("Nothing to do: project {name} has no VMs."));
     }
-    if args.volumes && home.volumes(&name).exists() {
+    if has_volumes {
         fs::remove_dir_all(home.volumes(&name)).or_failed("down.volumes", || "cannot delete the volumes")?;
         ui.note("deleted the project's volumes");
     }
-    drop(store);
     Ok(ExitCode::SUCCESS)
 }
 

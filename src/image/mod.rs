@@ -1,7 +1,7 @@
 //! Writes root file systems and the initramfs: deterministic, without root, without mounting.
 //!
-//! Everything that becomes an image passes through one in-memory [`tree`], filled by [`place`] (which knows the
-//! base's directories and links) from archives, packages or listings, and written by [`writer`].
+//! Everything that becomes an image passes through one in-memory `tree`, filled by `place` (which knows the
+//! base's directories and links) from archives, packages or listings, and written by `writer`.
 
 mod archive;
 mod base;

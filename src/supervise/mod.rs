@@ -1,6 +1,6 @@
 //! One small detached process a VM: it boots, watches, logs, restarts and cleans up.
 //!
-//! A command starts it with [`spawn`] and talks to it through a [`Client`]; [`observe`], [`reclaim`] and [`stop`]
+//! A command starts it with [`spawn()`] and talks to it through a [`Client`]; [`observe()`], [`reclaim()`] and [`stop()`]
 //! work from what it wrote to the VM's directory, whether it still lives or not.
 
 mod child;

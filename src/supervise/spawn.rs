@@ -23,6 +23,10 @@ pub const SUPERVISOR_LOG: &str = "supervisor.log";
 /// Volumes are made in this time; the boot itself is not waited for.
 const PREPARE: Duration = Duration::from_secs(120);
 
+/// What a supervisor inherits of its caller's environment. Not the rest: secrets come from there, and a supervisor
+/// would show them in its /proc/PID/environ for as long as its VM runs.
+const ENVIRONMENT: [&str; 3] = ["PATH", "TMPDIR", "RUST_BACKTRACE"];
+
 /// Starts a supervisor and returns the connection to it, attached from the start. Returns once everything that can
 /// be checked before the boot was: its errors (a taken port, a volume in use) come back from here.
 pub fn spawn(spec: &SuperviseSpec, netns: Option<&Netns>) -> Result<Client> {
@@ -48,6 +52,8 @@ pub fn spawn_with(exe: &Path, spec: &SuperviseSpec, netns: Option<&Netns>) -> Re
     command
         .arg0("firegopher")
         .arg(ARGUMENT)
+        .env_clear()
+        .envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .stderr(Stdio::from(log));

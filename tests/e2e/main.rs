@@ -3,7 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod building;
+mod changes;
+mod commands;
 mod examples;
 mod faults;
 mod harness;
+mod isolation;
+mod ordinary_user;
+mod run;
+mod schemas;
+mod secrets;
+mod settings;
 mod signals;
+mod snapshots;

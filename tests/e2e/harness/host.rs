@@ -150,3 +150,35 @@ fn remove_orphans() {
         }
     }
 }
+
+/// A home of somebody else's with nothing in it but the packages of the warm store: what a download leaves.
+pub fn seed_home(to: &Path, uid: u32) {
+    let (from, into) = (home().join("v1"), to.join("v1"));
+    let kept = |path: &str| {
+        std::fs::create_dir_all(into.join(path).parent().unwrap()).unwrap();
+        std::fs::copy(from.join(path), into.join(path)).unwrap();
+    };
+    for dir in std::fs::read_dir(from.join("actions")).unwrap().flatten() {
+        for action in std::fs::read_dir(dir.path()).unwrap().flatten() {
+            let text = std::fs::read(action.path()).unwrap();
+            let record: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            if record["kind"] != "deb" {
+                continue;
+            }
+            let output = record["output"].as_str().unwrap();
+            kept(&format!("objects/{}/{output}", &output[..2]));
+            kept(action.path().strip_prefix(&from).unwrap().to_str().unwrap());
+        }
+    }
+    private(to);
+    super::chown_tree(to, uid);
+}
+
+/// Directories 0700, as the store demands.
+fn private(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700)).unwrap();
+    for entry in std::fs::read_dir(dir).unwrap().flatten().filter(|e| e.path().is_dir()) {
+        private(&entry.path());
+    }
+}

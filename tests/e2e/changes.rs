@@ -1,0 +1,118 @@
+//! What a second `up` does after a change, or after none.
+
+use crate::harness::{Project, free_port, guests};
+use serde_json::Value;
+
+fn web() -> Project {
+    let port = free_port();
+    let mut web = Project::new(&format!(
+        r#"
+        vm "web" {{
+            image {{ debian "busybox-static" }}
+            workload "./www" to="/www"
+            run "/bin/busybox" "httpd" "-f" "-p" "8000" "-h" "/www"
+            port {port} to=8000
+        }}
+        "#
+    ));
+    web.ports.push(port);
+    web.write("www/index.html", "one");
+    web.write("www/other.html", "other");
+    web
+}
+
+#[test]
+fn a_second_up_changes_nothing_and_touching_a_file_reruns_nothing() {
+    let Some(_turn) = guests(1) else { return };
+    let web = web();
+    web.run(&["plan", "--detailed-exitcode"]).expect(2).prints("create  boot          web\n");
+    web.up(&["-d"]);
+    assert_eq!(web.wait_http("/"), "one");
+    let vmm = web.ps("web").unwrap()["vmm_pid"].clone();
+    let unchanged = || {
+        web.run(&["plan", "--detailed-exitcode"]).expect(0).prints("Nothing changes: all ");
+        web.up(&["-d"]).says("Nothing changes: all ").says("web runs: 127.0.0.1:");
+        web.ok(&["build"]).says("Nothing to build: everything is up to date.");
+        assert_eq!(web.ps("web").unwrap()["vmm_pid"], vmm);
+    };
+    unchanged();
+    let file = std::fs::File::options().write(true).open(web.path().join("www/index.html")).unwrap();
+    file.set_modified(std::time::SystemTime::now()).unwrap();
+    unchanged();
+    // Comments and spacing are no settings.
+    web.manifest(&format!("// a remark\n\n{}", web.read("firegopher.kdl")));
+    unchanged();
+    assert_eq!(web.wait_http("/"), "one");
+}
+
+#[test]
+fn an_edited_file_is_named_in_the_plan_and_replaces_the_vm() {
+    let Some(_turn) = guests(1) else { return };
+    let web = web();
+    web.up(&["-d"]);
+    assert_eq!(web.wait_http("/"), "one");
+    let before = web.ps("web").unwrap()["vmm_pid"].clone();
+    // The same size, in what may be the same tick.
+    web.write("www/index.html", "two");
+    let plan = web.run(&["plan", "--detailed-exitcode"]).expect(2);
+    let lines: Vec<&str> = plan.stdout.lines().map(str::trim).collect();
+    assert!(lines.iter().any(|l| l.starts_with("www/index.html b3:") && l.contains(" → b3:")), "{plan:?}");
+    assert!(!plan.stdout.contains("other.html"), "{plan:?}");
+    let actions = actions(&web);
+    let of = |kind: &str| actions.iter().find(|(k, _)| k == kind).map(|(_, action)| action.as_str());
+    assert_eq!(of("unpack"), Some("run"));
+    for follows in ["jail", "boot"] {
+        assert!(matches!(of(follows), Some("unknown" | "replace")), "{follows}: {plan:?}");
+    }
+    for untouched in ["fetch-kernel", "fetch-vmm", "fetch-image", "image", "initramfs"] {
+        assert_eq!(of(untouched), Some("reuse"), "{untouched}");
+    }
+    web.up(&["-d"]).says("stopping web to replace it");
+    assert_eq!(web.wait_http("/"), "two");
+    assert_ne!(web.ps("web").unwrap()["vmm_pid"], before);
+    web.run(&["plan", "--detailed-exitcode"]).expect(0);
+}
+
+fn actions(project: &Project) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let plan = project.ok(&["plan", "--json"]).json();
+    plan["steps"].as_array().unwrap().iter().map(|s| (text(&s["kind"]), text(&s["action"]))).collect()
+}
+
+fn sleepers(names: &[&str]) -> String {
+    names.iter().map(|name| format!("vm \"{name}\" {{ run \"sleep\" \"600\" }}\n")).collect()
+}
+
+#[test]
+fn vms_of_a_project_come_and_go_one_by_one() {
+    let Some(_turns) = guests(2) else { return };
+    let project = Project::new(&sleepers(&["left", "right"]));
+    let pid = |vm: &str| project.ps(vm).unwrap()["vmm_pid"].clone();
+    project.up(&["-d"]).says("left runs\n").says("right runs\n");
+    let (left, right) = (pid("left"), pid("right"));
+    project.run(&["down", "lfet"]).expect(64).says("Did you mean left?");
+    project.ok(&["down", "left"]).says("left is down");
+    assert_eq!(project.ps("left"), None);
+    assert_eq!(pid("right"), right);
+    // The one that is missing comes back, the other stays as it is.
+    project.up(&["-d"]);
+    assert_ne!(pid("left"), left);
+    assert_eq!(pid("right"), right);
+    let left = pid("left");
+    project.manifest(&sleepers(&["left"]));
+    project.ok(&["plan"]).prints("remove  boot          right\n").prints("left the manifest");
+    project.up(&["-d"]).says("right left the manifest: stopping it");
+    assert_eq!(project.ps("right"), None);
+    assert_eq!(pid("left"), left);
+}
+
+#[test]
+fn a_vm_that_ended_is_planned_with_how_it_ended_and_started_again() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new("vm \"once\" { run \"sh\" \"-c\" \"echo done; exit 3\" }");
+    project.run(&["up"]).expect(1).says("once exited 3");
+    project.ok(&["plan"]).prints("exited 3");
+    let row = project.ps("once").unwrap();
+    assert_eq!((row["status"].as_str(), row["detail"].as_str()), (Some("exited"), Some("exited 3")));
+    project.run(&["up"]).expect(1).prints("done\n");
+}

@@ -1,0 +1,93 @@
+//! Settings of the manifest, as the guest sees them.
+
+use crate::harness::{Project, guests};
+use std::collections::BTreeMap;
+
+/// `name=value` lines.
+fn values(text: &str) -> BTreeMap<&str, &str> {
+    text.lines().filter_map(|line| line.split_once('=')).collect()
+}
+
+const TELL: &str = r#"
+echo "user=$(id -un 2>/dev/null)"; echo "ids=$(id -u):$(id -g)"; echo "pwd=$PWD"; echo "home=$HOME"
+echo "greeting=$GREETING"; echo "node=$(uname -n)"; echo "cpus=$(nproc)"
+echo "disks=$(ls /sys/block | tr '\n' ' ')"
+touch /tmp/x && echo "tmp=writable"
+"#;
+
+#[test]
+fn user_workdir_env_hostname_and_root_are_what_the_manifest_says() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new(
+        r#"
+        vm "named" {
+            workload "./app" to="/srv/app"
+            run "sh" "/srv/app/tell.sh"
+            user "app"
+            workdir "/srv/app"
+            env { GREETING "hello there" }
+            hostname "named.example"
+            root "tmpfs"
+        }
+        vm "numbered" {
+            workload "./app" to="/srv/app"
+            run "sh" "/srv/app/tell.sh"
+            user "1000:1001"
+            cpus 2
+            memory "128MiB"
+        }
+        "#,
+    );
+    project.write("app/tell.sh", TELL);
+    let named = project.ok(&["run", "named"]);
+    let told = values(&named.stdout);
+    assert_eq!((told["user"], told["pwd"], told["greeting"]), ("app", "/srv/app", "hello there"));
+    assert_eq!((told["node"], told["cpus"], told["tmp"]), ("named.example", "1", "writable"));
+    assert!(!told["ids"].starts_with("0:"), "{told:?}");
+    assert_eq!(told["disks"], "vda vdb ", "a tmpfs root has no scratch disk");
+    let numbered = project.ok(&["run", "numbered"]);
+    let told = values(&numbered.stdout);
+    assert_eq!((told["ids"], told["pwd"], told["greeting"]), ("1000:1001", "/", ""));
+    assert_eq!((told["node"], told["cpus"], told["disks"]), ("numbered", "2", "vda vdb vdc "));
+}
+
+#[test]
+fn a_workload_over_base_directories_follows_the_image() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new(
+        r##"
+        vm "box" {
+            workload "./tree" to="/"
+            run "sh" "-c" #"test -L /lib && cat /usr/lib/from-the-workload; stat -c %a:%u /tmp /usr; cat /etc/added; test -s /etc/os-release && echo kept"#
+        }
+        "##,
+    );
+    project.write("tree/lib/from-the-workload", "library\n");
+    project.write("tree/tmp/ignored", "x");
+    project.write("tree/etc/added", "added\n");
+    assert_eq!(project.ok(&["run"]).stdout, "library\n1777:0\n755:0\nadded\nkept\n");
+}
+
+#[test]
+fn a_failing_workload_is_restarted_as_often_as_allowed() {
+    let Some(_turn) = guests(1) else { return };
+    let project =
+        Project::new(r#"vm "flaky" { run "sh" "-c" "echo attempt; exit 3"; restart "on-failure" max=2 }"#);
+    let up = project.run(&["up"]).expect(1).says("flaky: the workload ended; starting again");
+    assert_eq!(up.stdout, "attempt\nattempt\nattempt\n");
+    let row = project.ps("flaky").unwrap();
+    assert_eq!((row["restarts"].as_u64(), row["status"].as_str()), (Some(2), Some("exited")));
+}
+
+#[test]
+fn several_vms_are_told_apart_in_output_and_logs() {
+    let Some(_turns) = guests(2) else { return };
+    let project = Project::new(
+        "vm \"one\" { run \"sh\" \"-c\" \"echo first\" }\nvm \"three\" { run \"sh\" \"-c\" \"echo second\" }\n",
+    );
+    let up = project.up(&[]).prints("one   | first\n").prints("three | second\n");
+    assert_eq!(up.stdout.lines().count(), 2, "{up:?}");
+    project.ok(&["logs"]).prints("one   | first\n").prints("three | second\n");
+    assert_eq!(project.logs("one"), "first\n");
+    project.run(&["up", "on"]).expect(64).says("Did you mean one?");
+}
