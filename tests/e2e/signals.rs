@@ -64,7 +64,10 @@ fn a_build_interrupted_at_any_moment_leaves_nothing() {
         }
         let output = build.wait(SOON);
         // Too early for the handler is the default action; too late is a success.
-        assert!(matches!(output.code, None | Some(0)) || output.code == Some(128 + signal), "{at}: {output:?}");
+        assert!(
+            matches!(output.code, None | Some(0)) || output.code == Some(128 + signal),
+            "{at}: {output:?}"
+        );
         assert!(!output.stderr.contains("error"), "{at}: {output:?}");
         assert_eq!(temps_of(&project, pid), [""; 0], "{at}");
         assert_eq!(processes_in(&home), [0; 0], "{at}");
