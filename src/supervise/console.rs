@@ -72,7 +72,8 @@ impl Console {
         let all: Vec<&str> = text.lines().collect();
         let last = all.len().saturating_sub(lines);
         // What led to a panic tells more than the end of its call trace.
-        let panic = all.iter().rposition(|line| line.contains(PANIC)).map(|at| (at + 3).saturating_sub(lines));
+        let panic =
+            all.iter().rposition(|line| line.contains(PANIC)).map(|at| (at + 3).saturating_sub(lines));
         let first = panic.map_or(last, |first| first.min(last));
         all[first..].iter().take(lines).copied().collect::<Vec<_>>().join("\n")
     }
@@ -131,7 +132,10 @@ mod tests {
         assert_eq!(words, "System is deadlocked on memory");
         assert!(help.unwrap().contains("`memory`"));
         let shown = console.last_lines(4);
-        assert!(shown.starts_with("three\n[ 1.0] Kernel panic") || shown.starts_with("two\nthree\n[ 1.0] Kernel"), "{shown}");
+        assert!(
+            shown.starts_with("three\n[ 1.0] Kernel panic") || shown.starts_with("two\nthree\n[ 1.0] Kernel"),
+            "{shown}"
+        );
         assert_eq!(shown.lines().count(), 4);
         console.push(b"Kernel panic - not syncing: VFS: no root\n", &hub);
         console.next_boot();

@@ -77,7 +77,9 @@ pub fn processes_in(dir: &Path) -> Vec<i32> {
     };
     let pids = fs::read_dir("/proc").unwrap().flatten();
     pids.filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .filter(|pid: &i32| *pid != std::process::id() as i32 && uses(&Path::new("/proc").join(pid.to_string())))
+        .filter(|pid: &i32| {
+            *pid != std::process::id() as i32 && uses(&Path::new("/proc").join(pid.to_string()))
+        })
         .collect()
 }
 
@@ -140,9 +142,11 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 /// Checks that every object of a store is what its name says.
 pub fn assert_objects_verify(home: &Path) -> usize {
     let mut count = 0;
-    for object in fs::read_dir(home.join("v1/objects")).unwrap().flatten().flat_map(|d| {
-        fs::read_dir(d.path()).unwrap().flatten().collect::<Vec<_>>()
-    }) {
+    for object in fs::read_dir(home.join("v1/objects"))
+        .unwrap()
+        .flatten()
+        .flat_map(|d| fs::read_dir(d.path()).unwrap().flatten().collect::<Vec<_>>())
+    {
         let name = object.file_name().into_string().unwrap();
         let digest = match object.file_type().unwrap().is_dir() {
             true => firegopher::store::tree_digest(&object.path()).unwrap().to_hex(),
@@ -226,9 +230,11 @@ fn on_small_disk(bytes: u64, test: impl FnOnce(&Path) + Send) {
         // A thread of its own: the namespace ends with it and with what it started.
         let run = scope.spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+                .unwrap();
             let options = format!("size={bytes},mode=0700");
-            mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+            mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+                .unwrap();
             test(dir.path());
         });
         if let Err(panic) = run.join() {
@@ -524,7 +530,10 @@ fn workloads_that_cannot_start_are_told_by_name() {
     project.write("app/run.txt", "no program");
     for (settings, message) in [
         (r#"run "/no/such""#, "cannot run \"/no/such\": there is no such file"),
-        (r#"run "/app/run.txt"; workload "./app" to="/app""#, "cannot run \"/app/run.txt\": it is not executable"),
+        (
+            r#"run "/app/run.txt"; workload "./app" to="/app""#,
+            "cannot run \"/app/run.txt\": it is not executable",
+        ),
         (r#"run "/bin/busybox" "pwd"; workdir "/no/where""#, "the working directory \"/no/where\""),
     ] {
         project.manifest(&format!("vm \"a\" {{ {IMAGE}; {settings} }}"));
@@ -638,7 +647,9 @@ fn directories_that_cannot_be_used_are_named() {
         run.args(["-C", dir, command]).env("FIREGOPHER_HOME", project.home());
         crate::harness::Command::new(run).output()
     };
-    for (dir, text) in [("/nonexistent/dir", "there is no directory"), ("/etc/passwd", "there is no directory")] {
+    for (dir, text) in
+        [("/nonexistent/dir", "there is no directory"), ("/etc/passwd", "there is no directory")]
+    {
         for command in ["up", "plan", "down", "ps", "init"] {
             at(dir, command).expect(64).says(text).says(dir);
         }
@@ -658,10 +669,8 @@ fn a_read_only_project_needs_a_whole_lock() {
     let at = public.path().join("home");
     home_with_packages(&at);
     crate::harness::chown_tree(&at, 65534);
-    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}"))
-        .with_home(&at)
-        .with_exe(&exe)
-        .as_user(65534);
+    let project =
+        Project::new(&format!("vm \"a\" {{ {SLEEP} }}")).with_home(&at).with_exe(&exe).as_user(65534);
     fs::set_permissions(project.path(), fs::Permissions::from_mode(0o555)).unwrap();
     project.ok(&["build"]);
     fs::set_permissions(project.path(), fs::Permissions::from_mode(0o755)).unwrap();

@@ -64,7 +64,10 @@ fn a_build_interrupted_at_any_moment_leaves_nothing() {
         }
         let output = build.wait(SOON);
         // Too early for the handler is the default action; too late is a success.
-        assert!(matches!(output.code, None | Some(0)) || output.code == Some(128 + signal), "{at}: {output:?}");
+        assert!(
+            matches!(output.code, None | Some(0)) || output.code == Some(128 + signal),
+            "{at}: {output:?}"
+        );
         assert!(!output.stderr.contains("error"), "{at}: {output:?}");
         assert_eq!(temps_of(&project, pid), [""; 0], "{at}");
         assert_eq!(processes_in(&home), [0; 0], "{at}");
@@ -152,7 +155,7 @@ fn up_interrupted_at_any_moment_of_the_boot_leaves_nothing() {
         }
         let output = up.wait(SOON);
         let ran = output.code == Some(0);
-        assert!(ran || matches!(output.code, None) || output.code == Some(128 + signal), "{at}: {output:?}");
+        assert!(ran || output.code.is_none() || output.code == Some(128 + signal), "{at}: {output:?}");
         assert!(!output.stderr.contains("error"), "{at}: {output:?}");
         let rows = ["a", "b"].map(|vm| project.ps(vm).map(|row| row["status"].clone()));
         if n % 4 >= 2 && ran {
@@ -176,6 +179,8 @@ fn the_first_signal_stops_gracefully_and_the_second_kills() {
     let project = Project::new(&format!("vm \"a\" {{ {} }}", trapping("echo bye; exit 0")));
     for signal in [INT, TERM] {
         let up = project.command(&["up"]).spawn();
+        // The log of the boot before stays until there is a new one.
+        project.wait_status("a", "running");
         project.wait_log("a", "ready");
         up.signal(signal);
         up.wait(SOON).expect(0).prints("bye").says("press Ctrl-C again").says("stopped (exited 0)");
@@ -184,6 +189,7 @@ fn the_first_signal_stops_gracefully_and_the_second_kills() {
     }
     project.manifest(&format!("vm \"a\" {{ {} }}", trapping("")));
     let up = project.command(&["up"]).spawn();
+    project.wait_status("a", "running");
     project.wait_log("a", "ready");
     up.signal(INT);
     std::thread::sleep(Duration::from_millis(500));
@@ -223,7 +229,7 @@ fn a_throw_away_vm_goes_with_its_command() {
     let begun = Instant::now();
     let vms = || {
         let dirs = std::fs::read_dir(project.state_dir()).unwrap().flatten();
-        dirs.filter(|d| d.path().is_dir()).count()
+        dirs.filter(|d| d.file_name().to_string_lossy().starts_with("run-")).count()
     };
     while vms() > 0 {
         assert!(begun.elapsed() < SOON, "the VM outlived the command that it belonged to");
@@ -260,6 +266,8 @@ fn attached_to_vms_that_ran_before_a_signal_only_detaches() {
 /// Runs `args` with a terminal of its own as its controlling one; returns the terminal's other end.
 fn on_terminal(project: &Project, args: &[&str]) -> (OwnedFd, std::process::Child) {
     let pty = nix::pty::openpty(None, None).unwrap();
+    // Whoever inherited the master would keep the terminal open.
+    nix::fcntl::fcntl(&pty.master, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_firegopher"));
     command.arg("-C").arg(project.path()).args(args).env("FIREGOPHER_HOME", project.home());
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
@@ -275,8 +283,6 @@ fn on_terminal(project: &Project, args: &[&str]) -> (OwnedFd, std::process::Chil
         })
     };
     let child = command.spawn().unwrap();
-    // Not kept: a second master would keep the terminal open.
-    nix::fcntl::fcntl(&pty.master, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
     (pty.master, child)
 }
 
