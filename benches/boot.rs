@@ -67,14 +67,8 @@ fn python() -> (Project, String, Option<f64>) {
 
 /// What the supervisor wrote about the project's only VM.
 fn state(project: &Project) -> (PathBuf, serde_json::Value) {
-    let output = project.run(&["ps", "--json"]);
-    let ps: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let project_name = ps["project"].as_str().map(str::to_owned);
-    let states = project.home.join("state");
-    let name = project_name.unwrap_or_else(|| {
-        format!("bench-{}", project.dir.file_name().expect("it has a name").to_string_lossy())
-    });
-    let vm = walkdir::WalkDir::new(states.join(name))
+    let name = format!("bench-{}", project.dir.file_name().expect("it has a name").to_string_lossy());
+    let vm = walkdir::WalkDir::new(project.home.join("state").join(name))
         .max_depth(2)
         .into_iter()
         .filter_map(Result::ok)

@@ -1,5 +1,6 @@
 //! Building: a cold build from downloaded packages, one changed file, and a plan that finds nothing to do.
 
+#[expect(dead_code, reason = "the other benchmark uses the rest")]
 mod common;
 
 use common::{Project, Series, children_cpu, heading, rounds, wanted};

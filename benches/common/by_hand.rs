@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The scratch disk's size when the manifest names none.
+/// Where both servers listen.
 const GUEST_PORT: u16 = 8000;
 
 /// A recorded VMM.
@@ -44,7 +44,7 @@ impl ByHand {
             let bytes = fs::read(format!("/proc/{pid}/{file}")).expect("a live VMM");
             bytes.split(|b| *b == 0).filter(|w| !w.is_empty()).map(|w| OsString::from_vec(w.to_vec())).collect()
         };
-        let env = words("environ").iter().filter_map(|word| {
+        let env = words("environ").into_iter().filter_map(|word| {
             let at = word.as_bytes().iter().position(|b| *b == b'=')?;
             let (name, value) = word.as_bytes().split_at(at);
             Some((OsString::from_vec(name.to_vec()), OsString::from_vec(value[1..].to_vec())))
@@ -66,7 +66,7 @@ impl ByHand {
             run.network = Some(network(Ipv4Addr::new(10, 0, 2, 15), 24));
         }
         let copy = jail.exists().then(|| {
-            let copy = vm_dir.with_extension("by-hand");
+            let copy = super::common::scratch().join("bench/by-hand");
             copy_jail(&jail, &copy);
             (copy, state["uid"].as_u64().expect("a jail has a uid") as u32)
         });
@@ -80,6 +80,9 @@ impl ByHand {
     /// Boots it once, to the first answer, and kills it.
     pub fn boot(&mut self, host_address: &str) -> Timed {
         if let Some((path, size)) = &self.scratch {
+            // Without a jail it is in the VM's directory, which `down` may have removed.
+            let dir = path.parent().expect("a file is in a directory");
+            fs::create_dir_all(dir).expect("a directory");
             let _ = fs::remove_file(path);
             firegopher::image::create_empty(path, *size, firegopher::image::Role::Scratch).expect("a disk");
             if let Some((_, uid)) = &self.jail {
@@ -230,7 +233,7 @@ fn tap_names(argv: &[OsString]) -> TapNames {
 
 fn find(dir: &Path, part: &str) -> PathBuf {
     let entries = fs::read_dir(dir).expect("a directory").flatten().map(|e| e.path());
-    let mut found = entries.filter(|p| p.to_string_lossy().contains(part));
+    let mut found = entries.filter(|p| p.file_name().is_some_and(|name| name.to_string_lossy().contains(part)));
     found.next().expect("the jail has it")
 }
 

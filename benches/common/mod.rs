@@ -1,7 +1,5 @@
 //! What the benchmarks share: one home below `target/`, projects, running the built binary, and figures.
 
-#![expect(dead_code, reason = "each benchmark uses its part")]
-
 use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};

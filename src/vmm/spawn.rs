@@ -21,7 +21,7 @@ pub(crate) struct Spawn<'a> {
     pub netns: Option<&'a OwnedFd>,
     /// Enter an empty network namespace of its own instead.
     pub no_network: bool,
-    /// Open `cgroup.procs` files the process writes itself into.
+    /// Open `tasks` or `cgroup.procs` files the process writes itself into.
     pub cgroups: &'a [OwnedFd],
     /// Directory that becomes `/`.
     pub chroot: Option<PathBuf>,
@@ -92,7 +92,7 @@ impl Enter {
         // async-signal-safe system calls.
         unsafe {
             for &procs in &self.cgroups {
-                // "0" is the writing process (cgroup v1 and v2).
+                // "0" is the writer (cgroup v1 and v2); after a fork it is the process's only thread.
                 ok(libc::write(procs, c"0".as_ptr().cast(), 1) as c_int)?;
             }
             if let Some(ns) = self.netns {
