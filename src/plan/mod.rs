@@ -80,7 +80,7 @@ pub struct PlannedStep {
     pub vms: Vec<Name>,
     /// What happens.
     pub action: Action,
-    /// Why; empty for `Reuse` and `Keep`.
+    /// Why; for `Reuse`, how its inputs differ from those of the last time; empty for `Keep`.
     pub reasons: Vec<Reason>,
     /// Its key, once all inputs are known.
     #[serde(skip_serializing_if = "Option::is_none")]

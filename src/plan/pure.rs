@@ -134,6 +134,8 @@ pub(super) fn plan_nodes(graph: &Graph, situation: &Situation<'_>) -> Vec<Planne
                     Some(done) if situation.store.has(&done.output) => {
                         step.action = Action::Reuse;
                         step.output = Some(done.output);
+                        // Going back to what was built before: nothing runs, and what follows still changes.
+                        step.reasons = changes_since_last(node, &inputs, situation).unwrap_or_default();
                     }
                     Some(done) => {
                         step.reasons = vec![Reason::note(format!(
@@ -155,23 +157,26 @@ fn condition(parent: &Node) -> Reason {
     Reason::note(format!("runs if {} {} gives another output", parent.task.kind(), parent.subject))
 }
 
-/// Compares a step's inputs with those of the last time one of its VMs ran it.
 fn explain_miss(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Vec<Reason> {
-    let kind = node.task.kind();
-    let before = node.vms.iter().find_map(|vm| situation.store.last(vm)?.steps.remove(kind.label()));
-    let Some(before) = before else { return vec![Reason::note("never done before")] };
-    let changes = inputs.changes_since(&before.inputs);
-    if changes.is_empty() {
-        return vec![Reason::note("its record is gone from the store")];
+    match changes_since_last(node, inputs, situation) {
+        None => vec![Reason::note("never done before")],
+        Some(changes) if changes.is_empty() => vec![Reason::note("its record is gone from the store")],
+        Some(changes) => changes,
     }
+}
+
+/// Compares a step's inputs with those of the last time one of its VMs needed it; `None` if none did.
+fn changes_since_last(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Option<Vec<Reason>> {
+    let kind = node.task.kind();
+    let before = node.vms.iter().find_map(|vm| situation.store.last(vm)?.steps.remove(kind.label()))?;
     let mut reasons = Vec::new();
-    for change in changes {
+    for change in inputs.changes_since(&before.inputs) {
         match file_changes(node, &change, &before.listings, situation) {
             Some(files) => reasons.extend(files),
             None => reasons.push(change),
         }
     }
-    reasons
+    Some(reasons)
 }
 
 /// For a changed workload directory: the files that differ.
