@@ -1,7 +1,7 @@
 use super::*;
 use crate::store::testing::{Scratch, scratch};
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// A store and a workload next to it.
 struct Workload {
