@@ -1,8 +1,8 @@
 //! Resolves package names to exact pins and pins to .deb files in the store, through the host's apt.
 
-use super::parallel::parallel;
 use super::apt::Apt;
 use super::apt_error::{Complaints, network_error};
+use super::parallel::parallel;
 use super::parse::{Chosen, Record, chosen, deb_name, dependency_names, records, uri_line};
 use super::progress::Progress;
 use super::vmm_closure;

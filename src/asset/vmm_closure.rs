@@ -1,9 +1,9 @@
 //! Finds, among the packages of QEMU's closure, the files that one running QEMU needs: the program, the loader,
 //! the libraries it names (transitively), the TCG module and the firmware of the microvm machine.
 
-use super::parallel::parallel;
 use super::elf::needed;
 use super::members;
+use super::parallel::parallel;
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
