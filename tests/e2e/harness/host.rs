@@ -77,7 +77,8 @@ pub fn skip(why: &str) {
 /// Past the test harness, which shows nothing of tests that pass.
 extern "C" fn report_skipped() {
     let count = SKIPPED.load(Ordering::Relaxed);
-    let line = format!("skipped: {count} tests of tests/e2e cannot run here (--nocapture shows why)\n");
+    let line =
+        format!("skipped: {count} of the tests in tests/e2e cannot run here (--nocapture shows why)\n");
     // SAFETY: the buffer is live and as long as said; standard error may be closed, which harms nothing.
     unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
 }
