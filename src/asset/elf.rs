@@ -1,7 +1,7 @@
 //! What is read out of ELF files: needed libraries and kernel module information.
 
 use elf::ElfBytes;
-use elf::abi::{DT_NEEDED, EM_X86_64};
+use elf::abi::{DT_NEEDED, EM_X86_64, PT_LOAD};
 use elf::endian::LittleEndian;
 
 /// The DT_NEEDED names of a dynamic x86-64 object; `None` if it is no such file.
@@ -16,6 +16,17 @@ pub(super) fn needed(bytes: &[u8]) -> Option<Vec<String>> {
     };
     let needed = dynamic.iter().filter(|entry| entry.d_tag == DT_NEEDED);
     needed.map(|entry| strings.get(entry.d_val() as usize).ok().map(str::to_owned)).collect()
+}
+
+/// Whether this is an x86-64 file whose segments, of which there are some, are all there.
+pub(super) fn loadable(bytes: &[u8]) -> bool {
+    let Ok(file) = ElfBytes::<LittleEndian>::minimal_parse(bytes) else { return false };
+    let Some(segments) = file.segments() else { return false };
+    let end = |offset: u64, size: u64| offset.checked_add(size).is_some_and(|end| end <= bytes.len() as u64);
+    let mut loads = segments.iter().filter(|s| s.p_type == PT_LOAD).peekable();
+    file.ehdr.e_machine == EM_X86_64
+        && loads.peek().is_some()
+        && loads.all(|segment| end(segment.p_offset, segment.p_filesz))
 }
 
 /// What a kernel module wants loaded before it, by module name with '_' for '-'.

@@ -1,7 +1,7 @@
 //! Turns a kernel's packages, or a kernel file, into what a VMM boots: `vmlinux`, the modules in load order, the
 //! configuration and `kernel.json`.
 
-use super::elf::module_info;
+use super::elf::{loadable, module_info};
 use super::members::{self, Member};
 use super::modules::{self, Modules, Order};
 use crate::error::{Context, Error, Result};
@@ -79,6 +79,17 @@ pub fn kernel_tree(debs: &[PathBuf], out: &Path) -> Result<()> {
 pub fn kernel_from_path(path: &Path, out: &Path) -> Result<()> {
     let bytes =
         fs::read(path).or_failed("asset.read", || format!("cannot read the kernel {}", path.display()))?;
+    let unusable = |e: Error| {
+        let help = e.help_text().unwrap_or("give it as vmlinux, or as the vmlinuz of an x86_64 distribution");
+        Error::failed(e.code(), format!("{} cannot be used as a kernel", path.display()))
+            .help(help.to_owned())
+            .because(e)
+    };
+    let vmlinux = vmlinux::extract(&bytes).map_err(unusable)?;
+    if !loadable(&vmlinux) {
+        let what = "it is cut off, or no x86-64 ELF file that can be loaded";
+        return Err(unusable(Error::failed("kernel.damaged", what)));
+    }
     write(out, "", &bytes, None, &[], &BTreeMap::new())
 }
 

@@ -51,7 +51,11 @@ impl StepKind {
 
     /// Raised when the same inputs begin to give another output.
     pub fn version(self) -> u32 {
-        1
+        match self {
+            // 2: files that cannot be loaded are refused.
+            StepKind::FetchKernel => 2,
+            _ => 1,
+        }
     }
 
     /// Whether the step only computes, and its output is cached.

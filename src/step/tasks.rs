@@ -72,7 +72,11 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             let out = new_dir(temp.path())?;
             match source {
                 KernelSource::Debian(_) => asset::kernel_tree(&pinned_debs(&node.task, work)?, &out)?,
-                KernelSource::Path(path) => asset::kernel_from_path(&scanned_file(path, work)?, &out)?,
+                KernelSource::Path(path) => {
+                    let file = scanned_file(path, work)?;
+                    asset::kernel_from_path(&file, &out)?;
+                    unchanged(&file, scanned(path, work)?.digest(), work)?;
+                }
             }
             store.publish_tree(&out)
         }
