@@ -33,7 +33,8 @@ fn cold() {
     let project = Project::new("cold", PYTHON);
     fs::create_dir_all(project.dir.join("app")).expect("an app");
     fs::write(project.dir.join("app/server.py"), "print('hello')\n").expect("an app");
-    let project = Project { home: common::scratch().join(format!("cold-{}", nix::unistd::geteuid())), ..project };
+    let project =
+        Project { home: common::scratch().join(format!("cold-{}", nix::unistd::geteuid())), ..project };
     project.run(&["build"]);
     let (mut wall, mut cpu) = (Series::default(), Series::default());
     let mut steps = std::collections::BTreeMap::<String, Series>::new();
@@ -51,12 +52,18 @@ fn cold() {
     heading("cold build of python3's base, packages downloaded");
     wall.report("firegopher build", "ms", 5000.0);
     cpu.report("its user and system time", "ms", None);
-    steps.iter().filter(|(kind, _)| *kind != "deb").for_each(|(kind, s)| s.report(&format!("  step {kind}"), "ms", None));
+    steps
+        .iter()
+        .filter(|(kind, _)| *kind != "deb")
+        .for_each(|(kind, s)| s.report(&format!("  step {kind}"), "ms", None));
 }
 
 /// The action records of a store: kind and milliseconds.
 fn actions(store: &Path) -> Vec<(String, f64)> {
-    records(store).into_iter().map(|(_, record)| (kind(&record), record["millis"].as_f64().unwrap_or(0.0))).collect()
+    records(store)
+        .into_iter()
+        .map(|(_, record)| (kind(&record), record["millis"].as_f64().unwrap_or(0.0)))
+        .collect()
 }
 
 fn kind(record: &serde_json::Value) -> String {

@@ -42,7 +42,11 @@ impl ByHand {
         let pid = state["vmm"]["pid"].as_i64().expect("a running VMM");
         let words = |file: &str| -> Vec<OsString> {
             let bytes = fs::read(format!("/proc/{pid}/{file}")).expect("a live VMM");
-            bytes.split(|b| *b == 0).filter(|w| !w.is_empty()).map(|w| OsString::from_vec(w.to_vec())).collect()
+            bytes
+                .split(|b| *b == 0)
+                .filter(|w| !w.is_empty())
+                .map(|w| OsString::from_vec(w.to_vec()))
+                .collect()
         };
         let env = words("environ").into_iter().filter_map(|word| {
             let at = word.as_bytes().iter().position(|b| *b == b'=')?;
@@ -102,7 +106,9 @@ impl ByHand {
         // Out of the way of the numbers that the command line names.
         let wiring: Vec<(RawFd, OwnedFd)> = wiring
             .into_iter()
-            .map(|(to, fd)| (to, nix::fcntl::fcntl(fd.as_fd(), nix::fcntl::F_DUPFD_CLOEXEC(200)).expect("a number")))
+            .map(|(to, fd)| {
+                (to, nix::fcntl::fcntl(fd.as_fd(), nix::fcntl::F_DUPFD_CLOEXEC(200)).expect("a number"))
+            })
             // SAFETY: the kernel just made each for us.
             .map(|(to, raw)| (to, unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) }))
             .collect();
@@ -142,9 +148,10 @@ impl ByHand {
         command.args(&self.argv[1..]).env_clear().envs(self.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
         let moves: Vec<(RawFd, RawFd)> = wiring.iter().map(|(to, fd)| (fd.as_raw_fd(), *to)).collect();
-        let jail = self.jail.as_ref().map(|(dir, uid)| {
-            (CString::new(dir.as_os_str().as_bytes()).expect("a path has no NUL"), *uid)
-        });
+        let jail = self
+            .jail
+            .as_ref()
+            .map(|(dir, uid)| (CString::new(dir.as_os_str().as_bytes()).expect("a path has no NUL"), *uid));
         let enter = move || {
             // SAFETY: system calls with numbers, or with a string that the closure owns.
             unsafe {
@@ -212,7 +219,8 @@ fn network(guest: Ipv4Addr, prefix: u8) -> Network {
 /// The project's only lease.
 fn guest_address(vm_dir: &Path) -> Ipv4Addr {
     let project = vm_dir.parent().expect("a VM belongs to a project");
-    let vm = firegopher::name::Name::new(vm_dir.file_name().expect("a name").to_string_lossy()).expect("a name");
+    let vm =
+        firegopher::name::Name::new(vm_dir.file_name().expect("a name").to_string_lossy()).expect("a name");
     firegopher::net::address::lease(project, &vm).expect("a lease").guest()
 }
 
@@ -223,7 +231,8 @@ struct TapNames {
 
 fn tap_names(argv: &[OsString]) -> TapNames {
     let all: Vec<_> = argv.iter().filter_map(|w| w.to_str()).collect();
-    let after = |mark: &str| all.iter().find_map(|w| Some(w.split_once(mark)?.1)).expect("the command line has it");
+    let after =
+        |mark: &str| all.iter().find_map(|w| Some(w.split_once(mark)?.1)).expect("the command line has it");
     let mut mac = [0; 6];
     for (byte, hex) in mac.iter_mut().zip(after(",mac=").split(':')) {
         *byte = u8::from_str_radix(hex, 16).expect("a MAC");
@@ -233,7 +242,8 @@ fn tap_names(argv: &[OsString]) -> TapNames {
 
 fn find(dir: &Path, part: &str) -> PathBuf {
     let entries = fs::read_dir(dir).expect("a directory").flatten().map(|e| e.path());
-    let mut found = entries.filter(|p| p.file_name().is_some_and(|name| name.to_string_lossy().contains(part)));
+    let mut found =
+        entries.filter(|p| p.file_name().is_some_and(|name| name.to_string_lossy().contains(part)));
     found.next().expect("the jail has it")
 }
 
