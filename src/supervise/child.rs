@@ -27,6 +27,7 @@ pub fn child_main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
+    crate::vmm::prepare();
     let netns_fd: Option<RawFd> = std::env::args()
         .find_map(|a| a.strip_prefix("--netns=").map(str::to_owned))
         .map(|n| n.parse().or_usage("supervise.argument", || "--netns wants a descriptor"))

@@ -34,6 +34,11 @@ pub fn backend(spec: &VmSpec) -> Box<dyn Vmm> {
     }
 }
 
+/// Begins what a first launch would otherwise wait for. Call it early in a process that will launch a VM.
+pub fn prepare() {
+    tsc::prepare();
+}
+
 /// A VMM that has just been started.
 #[derive(Debug)]
 pub struct Launched {
