@@ -128,8 +128,9 @@ impl Vm {
             let _ = output.read_to_end(&mut all);
             String::from_utf8_lossy(&all).into_owned()
         });
-        launched.control.set_read_timeout(Some(PATIENCE)).unwrap();
-        let lines = BufReader::new(launched.control.try_clone().unwrap());
+        let control = launched.control.connected().unwrap();
+        control.set_read_timeout(Some(PATIENCE)).unwrap();
+        let lines = BufReader::new(control.try_clone().unwrap());
         let mut running = Running { launched, lines, console };
         assert_eq!(running.hear(), "hello", "{}", running.launched.monitor.stderr_so_far());
         println!("hello after {:?}", begin.elapsed());
@@ -146,7 +147,7 @@ impl Vm {
 
 impl Running {
     fn say(&self, order: &str) {
-        (&self.launched.control).write_all(format!("{order}\n").as_bytes()).unwrap();
+        self.launched.control.connected().unwrap().write_all(format!("{order}\n").as_bytes()).unwrap();
     }
 
     fn hear(&mut self) -> String {

@@ -1,0 +1,176 @@
+//! Firecracker, started by its own jailer: the back end for hosts whose KVM has hardware behind it.
+
+mod jailer;
+mod keyboard;
+mod programs;
+mod stage;
+
+pub use keyboard::Keyboard;
+pub use programs::inspect;
+
+use super::jail::cgroup::{self, Limits};
+use super::monitor::{Monitor, ProcessMonitor};
+use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
+use super::{Control, Launched, Timings, Vmm};
+use crate::error::{Context, Error, Result};
+use crate::net::netns::Netns;
+use crate::net::tap::{self, TapConfig};
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+/// What Firecracker itself needs beyond the guest's memory, in bytes: some 5 MiB, and page tables.
+const OVERHEAD: u64 = 64 << 20;
+/// Threads besides one a vCPU: the VMM, its API, the jailer before it.
+const THREADS: u64 = 16;
+/// Where the guest's init connects to on the host (guest/src/control.rs).
+const CONTROL_PORT: u32 = 1024;
+/// The first number that is neither the hypervisor's nor the host's (linux/vm_sockets.h).
+const GUEST_CID: u32 = 3;
+
+/// The back end.
+pub(super) struct Firecracker;
+
+impl Vmm for Firecracker {
+    fn name(&self) -> &'static str {
+        "firecracker"
+    }
+
+    fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched> {
+        let VmmBinary::Firecracker { firecracker, jailer } = &spec.vmm else {
+            return Err(Error::bug("this VM is not Firecracker's to boot"));
+        };
+        let jail = spec.jail.as_ref().ok_or_else(|| {
+            Error::host("vmm.firecracker-root", "Firecracker's jail needs root")
+                .help("run as root, or write `vmm \"auto\"`: QEMU runs as you")
+        })?;
+        inspect(firecracker, jailer)?;
+        kvm_opens()?;
+        let mut timings = Timings::default();
+
+        let start = Instant::now();
+        let limits = Limits {
+            memory: spec.memory + OVERHEAD,
+            pids: THREADS + u64::from(spec.cpus),
+            // One more for emulated devices and the API.
+            cpu_percent: u64::from(spec.cpus + 1) * 100,
+        };
+        let mut groups = cgroup::create(spec.id.as_str(), limits, &cgroup::journal(&jail.root))?;
+        let cgroups = groups.hand_to_jailer();
+        let mut warnings = std::mem::take(&mut groups.warnings);
+        let mut staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
+        warnings.append(&mut staged.warnings);
+        stage::write_config(&staged.root, &config(spec, &staged)?)?;
+        timings.jail = start.elapsed();
+
+        let start = Instant::now();
+        make_tap(spec, jail, net)?;
+        timings.tap = start.elapsed();
+
+        let start = Instant::now();
+        let (console, theirs) =
+            UnixStream::pair().or_failed("vmm.socket", || "cannot make a socket pair for the console")?;
+        let netns: Option<OwnedFd> = net
+            .map(|ns| ns.as_fd().try_clone_to_owned())
+            .transpose()
+            .or_failed("vmm.spawn", || "cannot duplicate a namespace descriptor")?;
+        let order = jailer::Order {
+            spec,
+            jail,
+            firecracker,
+            jailer,
+            netns: netns.as_ref(),
+            cgroups,
+            largest: staged.largest,
+        };
+        let adopted = jailer::run(&order, theirs.into(), &groups.procs, &staged.root)?;
+        timings.spawn = start.elapsed();
+
+        let pidfd = match adopted.pidfd.try_clone() {
+            Ok(pidfd) => pidfd,
+            Err(e) => {
+                jailer::discard(&adopted);
+                return Err(Error::failed("vmm.spawn", "cannot duplicate the VMM's pidfd").because(e));
+            }
+        };
+        let monitor = ProcessMonitor::new(adopted.pid, adopted.pidfd, vec![adopted.stderr, staged.log])
+            .or_failed("vmm.monitor", || "cannot watch the VMM")?;
+        Ok(Launched {
+            pid: adopted.pid,
+            pidfd,
+            control: Control::Listening(staged.control),
+            console,
+            monitor: Monitor::Process(monitor),
+            keyboard: Some(Keyboard { root: staged.root }),
+            warnings,
+            timings,
+        })
+    }
+}
+
+/// Told before anything is staged: Firecracker itself would say it last.
+fn kvm_opens() -> Result<()> {
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            let help = match e.kind() {
+                ErrorKind::NotFound => "load kvm_intel or kvm_amd; in a VM, enable nested virtualisation",
+                _ => "give this user the right to open it; in a container, pass the device in",
+            };
+            Err(Error::host("vmm.no-kvm", "Firecracker needs /dev/kvm, which cannot be opened")
+                .because(e)
+                .help(help))
+        }
+    }
+}
+
+/// The VMM opens it by name, under its uid and in the namespace, so it outlives our descriptor.
+fn make_tap(spec: &VmSpec, jail: &JailSpec, net: Option<&Netns>) -> Result<()> {
+    let NetSpec::Tap { name, host, guest, mac } = &spec.net else {
+        return match &spec.net {
+            NetSpec::User { .. } => Err(Error::bug("Firecracker has no user networking")),
+            _ => Ok(()),
+        };
+    };
+    let ns = net.ok_or_else(|| Error::bug("a tap needs the project's namespace"))?;
+    let config = TapConfig {
+        name: name.clone(),
+        host: *host,
+        guest: *guest,
+        mac: *mac,
+        owner: Some(jail.uid),
+        persist: true,
+    };
+    tap::create(ns, &config).map(drop)
+}
+
+fn config(spec: &VmSpec, staged: &stage::Staged) -> Result<Vec<u8>> {
+    let drives: Vec<_> = spec
+        .drives
+        .iter()
+        .zip(&staged.drives)
+        .map(|(drive, path)| {
+            serde_json::json!({"drive_id": drive.role.replace('-', "_"), "path_on_host": path,
+                "is_root_device": false, "is_read_only": drive.read_only})
+        })
+        .collect();
+    let mut nets = Vec::new();
+    if let NetSpec::Tap { name, mac, .. } = &spec.net {
+        let mac = mac.map(|b| format!("{b:02x}")).join(":");
+        nets.push(serde_json::json!({"iface_id": "eth0", "host_dev_name": name, "guest_mac": mac}));
+    }
+    let args = "console=ttyS0 reboot=k panic=1 quiet loglevel=4 firegopher.end=reset";
+    let config = serde_json::json!({
+        "boot-source": {"kernel_image_path": staged.kernel, "initrd_path": staged.initramfs, "boot_args": args},
+        "drives": drives,
+        "machine-config": {"vcpu_count": spec.cpus, "mem_size_mib": spec.memory >> 20},
+        "network-interfaces": nets,
+        "vsock": {"guest_cid": GUEST_CID, "uds_path": format!("/{}", stage::VSOCK)},
+        "entropy": {},
+        "logger": {"log_path": format!("/{}", stage::LOG), "level": "Warning", "show_level": true, "show_log_origin": false},
+    });
+    serde_json::to_vec_pretty(&config)
+        .map_err(|e| Error::bug("a configuration does not serialise").because(e))
+}
