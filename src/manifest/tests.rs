@@ -257,7 +257,8 @@ fn projects_are_named_after_their_directory() {
 #[test]
 fn firecracker_is_named_by_its_directory() {
     let vmm = |text: &str| {
-        let text = format!("vm \"a\" {{ run \"x\"; vmm {text}; }}\nvmm \"fast\" {{ firecracker \"/opt/fc\"; }}\n");
+        let text =
+            format!("vm \"a\" {{ run \"x\"; vmm {text}; }}\nvmm \"fast\" {{ firecracker \"/opt/fc\"; }}\n");
         super::parse(&text, "test", Path::new("/")).map(|m| m.vms[0].vmm.clone()).map_err(|_| codes(&text))
     };
     let dir = || PathBuf::from("/opt/fc");

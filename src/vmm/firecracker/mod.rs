@@ -4,9 +4,15 @@ mod jailer;
 mod keyboard;
 mod programs;
 mod stage;
+pub mod stub;
+mod trial;
+
+#[cfg(test)]
+mod tests;
 
 pub use keyboard::Keyboard;
 pub use programs::inspect;
+pub use trial::{Trial, trial};
 
 use super::jail::cgroup::{self, Limits};
 use super::monitor::{Monitor, ProcessMonitor};
