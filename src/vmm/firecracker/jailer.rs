@@ -1,6 +1,6 @@
 //! Runs the jailer and takes over the VMM that it leaves behind.
 
-use super::stage::{API_SOCKET, CONFIG};
+use super::stage::{API_SOCKET, CONFIG, LOG};
 use crate::error::{Context, Error, Result};
 use crate::vmm::monitor::reap;
 use crate::vmm::spawn::{Spawn, Spawned, spawn};
@@ -56,8 +56,10 @@ impl Order<'_> {
         arg("--resource-limit", &format!("fsize={}", self.largest.max(LEAST_FILE_SIZE)));
         argv.extend(self.cgroups.iter().cloned());
         argv.extend(["--new-pid-ns", "--"].map(OsString::from));
-        let ours = [("--config-file", CONFIG), ("--api-sock", API_SOCKET)];
+        let ours = [("--config-file", CONFIG), ("--api-sock", API_SOCKET), ("--log-path", LOG)];
         argv.extend(ours.iter().flat_map(|(flag, name)| [OsString::from(flag), format!("/{name}").into()]));
+        // In the configuration it would come too late for what is said before that is read.
+        argv.extend(["--level", "Warning"].map(OsString::from));
         argv
     }
 }

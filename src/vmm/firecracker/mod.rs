@@ -175,7 +175,6 @@ fn config(spec: &VmSpec, staged: &stage::Staged) -> Result<Vec<u8>> {
         "network-interfaces": nets,
         "vsock": {"guest_cid": GUEST_CID, "uds_path": format!("/{}", stage::VSOCK)},
         "entropy": {},
-        "logger": {"log_path": format!("/{}", stage::LOG), "level": "Warning", "show_level": true, "show_log_origin": false},
     });
     serde_json::to_vec_pretty(&config)
         .map_err(|e| Error::bug("a configuration does not serialise").because(e))

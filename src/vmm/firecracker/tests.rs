@@ -95,7 +95,8 @@ fn console(launched: &Launched) -> String {
 fn heard(launched: &Launched) -> String {
     launched.console.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut all = Vec::new();
-    while !all.ends_with(b"firegopher.end=reset\n") {
+    // Firecracker appends arguments of its own.
+    while !(all.ends_with(b"\n") && String::from_utf8_lossy(&all).contains("firegopher.end=reset")) {
         let mut byte = [0];
         (&launched.console).read_exact(&mut byte).unwrap();
         all.push(byte[0]);
@@ -141,7 +142,7 @@ fn processes_of(uid: u32) -> Vec<i32> {
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
         std::fs::read_to_string(format!("/proc/{pid}/status"))
-            .is_ok_and(|s| s.contains(&format!("Uid:\t{uid}\t")))
+            .is_ok_and(|s| s.contains(&format!("Uid:\t{uid}\t")) && !s.contains("State:\tZ"))
     })
     .collect()
 }
