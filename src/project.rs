@@ -70,7 +70,8 @@ impl Project {
                     for program in [&firecracker, &jailer] {
                         self.scan_plain(&mut scan, program)?;
                     }
-                    firecracker::inspect(&self.canonical(&firecracker)?, &self.canonical(&jailer)?)?;
+                    let modular = matches!(vm.kernel, KernelSource::Debian(_));
+                    firecracker::usable(&self.canonical(&firecracker)?, &self.canonical(&jailer)?, modular)?;
                 }
                 VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
             }

@@ -9,7 +9,7 @@ use firegopher::manifest::model::Restart;
 use firegopher::name::{Name, VmId};
 use firegopher::net::{address, netns::Netns};
 use firegopher::supervise::{self, Client, Event, Outcome, Reason, State, Status, SuperviseSpec};
-use firegopher::vmm::firecracker::stub;
+use firegopher::vmm::firecracker::stub::Stub;
 use firegopher::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
 use firegopher_protocol::{Disk, RunConfig, RunUser};
 use std::os::unix::fs::PermissionsExt;
@@ -38,9 +38,9 @@ fn project() -> Option<Project> {
     let dir = tempfile::tempdir().unwrap();
     let home = Home::new(dir.path().join("home"));
     for (name, bytes) in [
-        ("resetting", stub::resetting()),
-        ("halting", stub::halting()),
-        ("flooding", stub::flooding()),
+        ("resetting", Stub::Reset.elf()),
+        ("halting", Stub::Halt.elf()),
+        ("flooding", Stub::Flood.elf()),
         ("initramfs", vec![0; 512]),
     ] {
         let path = dir.path().join(name);
@@ -117,7 +117,8 @@ impl Project {
     }
 
     /// Looks for what a VM could leave.
-    fn assert_clean(&self);
+    fn assert_clean(&self, spec: &SuperviseSpec) {
+        let state = state(spec);
         let limit = Instant::now() + Duration::from_secs(10);
         while state.supervisor.is_alive() {
             assert!(Instant::now() < limit, "the supervisor does not end");
@@ -185,10 +186,14 @@ fn end_of(client: &mut Client) -> Outcome {
 
 /// Waits until the guest has printed its command line.
 fn wait_for_console(spec: &SuperviseSpec) {
+    wait_for_text(spec, "firegopher.end=reset");
+}
+
+fn wait_for_text(spec: &SuperviseSpec, wanted: &str) {
     let limit = Instant::now() + Duration::from_secs(30);
     loop {
         let text = std::fs::read_to_string(spec.dir.join("console.log")).unwrap_or_default();
-        if text.contains("firegopher.end=reset") && state(spec).vmm.is_some() {
+        if text.contains(wanted) && state(spec).vmm.is_some() {
             return;
         }
         assert!(Instant::now() < limit, "the guest never spoke: {text:?}");
@@ -286,7 +291,7 @@ fn a_killed_vmm_and_a_killed_supervisor_leave_nothing_while_a_neighbour_runs() {
 #[test]
 fn a_supervisor_killed_at_any_moment_of_its_start_leaves_nothing_after_reclaim() {
     let Some(project) = project() else { return };
-    for pause in [0, 5, 10, 15, 20, 30, 45] {
+    for pause in [0, 10, 20, 30, 40, 50, 60, 70, 80, 100, 120] {
         let spec = project.spec(&format!("early{pause}"), "halting");
         let _client = project.up(&spec);
         std::thread::sleep(Duration::from_millis(pause));
@@ -308,7 +313,7 @@ fn a_console_without_end_stays_bounded_on_disk() {
     let Some(project) = project() else { return };
     let spec = project.spec("flood", "flooding");
     let _client = project.up(&spec);
-    wait_for_console(&spec);
+    wait_for_text(&spec, "xxxx");
     std::thread::sleep(Duration::from_secs(2));
     let size = |name: &str| std::fs::metadata(spec.dir.join(name)).map_or(0, |m| m.len());
     let state = state(&spec);

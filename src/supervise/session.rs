@@ -413,7 +413,7 @@ impl Session<'_> {
             self.deadline = Some(Instant::now() + self.patience.power_off);
             tokio::task::spawn_local(async move {
                 if let Err(e) = keyboard.ctrl_alt_del().await {
-                    super::log_line(&format!("the guest's keyboard cannot be used: {e}"));
+                    super::log_line(&super::journal::chain(&e));
                 }
             });
         } else if self.end.stopped {

@@ -1,5 +1,6 @@
 //! Where a VMM comes in: one trait-sized interface, one back end a VMM, and the jail around it.
 
+pub mod boot_args;
 pub mod firecracker;
 pub mod jail;
 mod monitor;

@@ -1,17 +1,25 @@
 //! Firecracker, started by its own jailer: the back end for hosts whose KVM has hardware behind it.
 
+pub mod api;
+pub mod config;
 mod jailer;
+pub mod kernel_args;
 mod keyboard;
 mod programs;
 mod stage;
 pub mod stub;
 mod trial;
+pub mod version;
 
+#[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 
 pub use keyboard::Keyboard;
-pub use programs::inspect;
+pub use programs::{inspect, usable};
 pub use trial::{Trial, trial};
 
 use super::jail::cgroup::{self, Limits};
@@ -21,10 +29,12 @@ use super::{Control, Launched, Timings, Vmm};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use crate::net::tap::{self, TapConfig};
+use config::JailPaths;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Instant;
 
 /// What Firecracker itself needs beyond the guest's memory, in bytes: some 5 MiB, and page tables.
@@ -33,8 +43,6 @@ const OVERHEAD: u64 = 64 << 20;
 const THREADS: u64 = 16;
 /// Where the guest's init connects to on the host (guest/src/control.rs).
 const CONTROL_PORT: u32 = 1024;
-/// The first number that is neither the hypervisor's nor the host's (linux/vm_sockets.h).
-const GUEST_CID: u32 = 3;
 
 /// The back end.
 pub(super) struct Firecracker;
@@ -68,7 +76,18 @@ impl Vmm for Firecracker {
         let mut warnings = std::mem::take(&mut groups.warnings);
         let mut staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
         warnings.append(&mut staged.warnings);
-        stage::write_config(&staged.root, &config(spec, &staged)?)?;
+        let inside = |name: &str| Path::new("/").join(name);
+        let paths = JailPaths {
+            kernel: staged.kernel.clone(),
+            initramfs: Some(staged.initramfs.clone()),
+            drives: staged.drives.clone(),
+            vsock: inside(stage::VSOCK),
+            // Told on the command line, which comes first.
+            log: None,
+            metrics: None,
+        };
+        let config = config::config(spec, &paths, &kernel_args::build(false))?;
+        stage::write_config(&staged.root, &config.to_json())?;
         timings.jail = start.elapsed();
 
         let start = Instant::now();
@@ -150,32 +169,4 @@ fn make_tap(spec: &VmSpec, jail: &JailSpec, net: Option<&Netns>) -> Result<()> {
         persist: true,
     };
     tap::create(ns, &config).map(drop)
-}
-
-fn config(spec: &VmSpec, staged: &stage::Staged) -> Result<Vec<u8>> {
-    let drives: Vec<_> = spec
-        .drives
-        .iter()
-        .zip(&staged.drives)
-        .map(|(drive, path)| {
-            serde_json::json!({"drive_id": drive.role.replace('-', "_"), "path_on_host": path,
-                "is_root_device": false, "is_read_only": drive.read_only})
-        })
-        .collect();
-    let mut nets = Vec::new();
-    if let NetSpec::Tap { name, mac, .. } = &spec.net {
-        let mac = mac.map(|b| format!("{b:02x}")).join(":");
-        nets.push(serde_json::json!({"iface_id": "eth0", "host_dev_name": name, "guest_mac": mac}));
-    }
-    let args = "console=ttyS0 reboot=k panic=1 quiet loglevel=4 firegopher.end=reset";
-    let config = serde_json::json!({
-        "boot-source": {"kernel_image_path": staged.kernel, "initrd_path": staged.initramfs, "boot_args": args},
-        "drives": drives,
-        "machine-config": {"vcpu_count": spec.cpus, "mem_size_mib": spec.memory >> 20},
-        "network-interfaces": nets,
-        "vsock": {"guest_cid": GUEST_CID, "uds_path": format!("/{}", stage::VSOCK)},
-        "entropy": {},
-    });
-    serde_json::to_vec_pretty(&config)
-        .map_err(|e| Error::bug("a configuration does not serialise").because(e))
 }

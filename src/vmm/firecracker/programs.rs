@@ -1,5 +1,6 @@
 //! Looks at Firecracker's two programs before anything is built on them.
 
+use super::version::{self, Need, Version};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
 use std::io::Read;
@@ -25,6 +26,14 @@ pub fn inspect(firecracker: &Path, jailer: &Path) -> Result<()> {
             .help("the jailer wants a file, not only a link to it, whose name contains `firecracker`"));
     }
     Ok(())
+}
+
+/// `inspect`, and whether this version can boot what is asked of it. `modular`: the kernel's drivers are modules.
+pub fn usable(firecracker: &Path, jailer: &Path, modular: bool) -> Result<Version> {
+    inspect(firecracker, jailer)?;
+    let version = version::of(firecracker)?;
+    version::check(version, if modular { &[Need::Acpi] } else { &[] })?;
+    Ok(version)
 }
 
 fn inspect_one(program: &Path, what: &str) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Real jails, with stub guests: they run where `FIREGOPHER_TEST_FIRECRACKER` names the two programs' directory.
 
+use super::stub::Stub;
 use super::*;
 use crate::name::{Name, VmId};
 use crate::vmm::jail;
@@ -161,7 +162,7 @@ fn exists(ns: &Netns, name: &str) -> bool {
 
 #[test]
 fn a_jailed_guest_runs_to_its_end_and_nothing_is_left() {
-    let Some(mut vm) = vm("whole", &stub::resetting()) else { return };
+    let Some(mut vm) = vm("whole", &Stub::Reset.elf()) else { return };
     let ns = Netns::create().unwrap();
     let tap = tap_of(&ns, &mut vm, 1);
     let begin = Instant::now();
@@ -179,7 +180,7 @@ fn a_jailed_guest_runs_to_its_end_and_nothing_is_left() {
 
 #[test]
 fn a_jailed_vmm_has_nothing_but_its_jail_and_stays_up_until_it_is_killed() {
-    let Some(mut vm) = vm("confined", &stub::halting()) else { return };
+    let Some(mut vm) = vm("confined", &Stub::Halt.elf()) else { return };
     let ns = Netns::create().unwrap();
     let tap = tap_of(&ns, &mut vm, 5);
     // A descriptor that must not leak, inheritable on purpose.
@@ -243,7 +244,7 @@ fn ticks(pid: i32) -> u64 {
 
 #[test]
 fn what_a_vmm_does_to_its_jail_harms_nobody() {
-    let Some(vm) = vm("hostile", &stub::halting()) else { return };
+    let Some(vm) = vm("hostile", &Stub::Halt.elf()) else { return };
     let mut launched = vm.launch(None);
     heard(&launched);
     let outside = tempfile::tempdir().unwrap();
@@ -284,7 +285,7 @@ fn what_a_vmm_does_to_its_jail_harms_nobody() {
 
 #[test]
 fn a_jail_in_the_way_is_an_error_and_never_reused() {
-    let Some(vm) = vm("taken", &stub::resetting()) else { return };
+    let Some(vm) = vm("taken", &Stub::Reset.elf()) else { return };
     fs::create_dir(&vm.jail().root).unwrap();
     let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
     assert_eq!(error.code(), "jail.make");
@@ -309,7 +310,7 @@ fn an_exec_that_fails_is_told_although_the_jailer_ends_well() {
     bytes.truncate(64);
     fs::write(&broken, bytes).unwrap();
     fs::set_permissions(&broken, PermissionsExt::from_mode(0o755)).unwrap();
-    let vm = vm_of([broken, jailer], "noexec", &stub::resetting());
+    let vm = vm_of([broken, jailer], "noexec", &Stub::Reset.elf());
     let mut launched = vm.launch(None);
     let end = ended(&mut launched);
     println!("{end}");
@@ -319,7 +320,7 @@ fn an_exec_that_fails_is_told_although_the_jailer_ends_well() {
 
 #[test]
 fn a_jailer_that_fails_says_why() {
-    let Some(mut vm) = vm("refused", &stub::resetting()) else { return };
+    let Some(mut vm) = vm("refused", &Stub::Reset.elf()) else { return };
     // The jailer takes no uid of this form.
     vm.spec.jail.as_mut().unwrap().gid = 0;
     let VmmBinary::Firecracker { jailer, .. } = &mut vm.spec.vmm else { unreachable!() };
@@ -340,7 +341,7 @@ fn a_jailer_that_fails_says_why() {
 
 #[test]
 fn a_console_nobody_reads_neither_grows_nor_stops_the_vmm() {
-    let Some(vm) = vm("flood", &stub::flooding()) else { return };
+    let Some(vm) = vm("flood", &Stub::Flood.elf()) else { return };
     let mut launched = vm.launch(None);
     std::thread::sleep(Duration::from_millis(500));
     // Its API answers although its console is full.
@@ -354,7 +355,7 @@ fn a_console_nobody_reads_neither_grows_nor_stops_the_vmm() {
 
 #[test]
 fn the_keyboard_answers_and_a_dead_api_is_an_error_soon() {
-    let Some(vm) = vm("api", &stub::halting()) else { return };
+    let Some(vm) = vm("api", &Stub::Halt.elf()) else { return };
     let mut launched = vm.launch(None);
     heard(&launched);
     let keyboard = launched.keyboard.take().unwrap();
@@ -374,7 +375,7 @@ fn the_keyboard_answers_and_a_dead_api_is_an_error_soon() {
 
 #[test]
 fn a_monitor_that_is_dropped_takes_its_vmm_along() {
-    let Some(vm) = vm("dropped", &stub::halting()) else { return };
+    let Some(vm) = vm("dropped", &Stub::Halt.elf()) else { return };
     let launched = vm.launch(None);
     let pid = launched.pid;
     drop(launched);
@@ -386,7 +387,7 @@ fn a_monitor_that_is_dropped_takes_its_vmm_along() {
 #[test]
 fn what_a_killed_supervisor_leaves_is_found_and_ended() {
     const CHILD: &str = "FIREGOPHER_TEST_SUPERVISOR";
-    let Some(vm) = vm("orphan", &stub::halting()) else { return };
+    let Some(vm) = vm("orphan", &Stub::Halt.elf()) else { return };
     if std::env::var_os(CHILD).is_some() {
         let launched = vm.launch(None);
         heard(&launched);
@@ -441,7 +442,7 @@ fn ten_guests_in_one_project_leave_nothing() {
     };
     let before = taps();
     let mut vms: Vec<Vm> =
-        (0..10).map(|n| vm_of(programs.clone(), &format!("many{n}"), &stub::halting())).collect();
+        (0..10).map(|n| vm_of(programs.clone(), &format!("many{n}"), &Stub::Halt.elf())).collect();
     let names: Vec<String> =
         vms.iter_mut().enumerate().map(|(n, vm)| tap_of(&ns, vm, n as u8 * 4 + 1)).collect();
     let mut running: Vec<Launched> = vms.iter().map(|vm| vm.launch(Some(&ns))).collect();
@@ -476,7 +477,7 @@ fn a_writable_drive_on_another_file_system_is_refused_and_a_read_only_one_copied
         return;
     }
     let fake = || [PathBuf::from("/x/firecracker"), PathBuf::from("/x/jailer")];
-    let mut vm = vm_of(fake(), "exdev", &stub::resetting());
+    let mut vm = vm_of(fake(), "exdev", &Stub::Reset.elf());
     if fs::metadata(elsewhere).unwrap().dev() == fs::metadata(vm.dir.path()).unwrap().dev() {
         println!("skipped: no second file system");
         return;
@@ -503,7 +504,7 @@ fn a_jail_where_others_could_exchange_it_is_refused() {
     if !root() {
         return;
     }
-    let mut vm = vm_of(["/x/firecracker".into(), "/x/jailer".into()], "open", &stub::resetting());
+    let mut vm = vm_of(["/x/firecracker".into(), "/x/jailer".into()], "open", &Stub::Reset.elf());
     let open = vm.dir.path().join("open");
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
@@ -518,7 +519,7 @@ fn programs_that_cannot_work_are_named_before_anything_is_built() {
     let [firecracker, jailer] = firecracker_programs(dir.path());
     let code = || inspect(&firecracker, &jailer).unwrap_err().code();
     let elf = |machine: u16| {
-        let mut header = stub::resetting();
+        let mut header = Stub::Reset.elf();
         header[18..20].copy_from_slice(&machine.to_le_bytes());
         header
     };

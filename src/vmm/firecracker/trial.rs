@@ -1,6 +1,6 @@
 //! Boots a guest of a few instructions to its end: proof that programs, jail and KVM work together on this host.
 
-use super::stub;
+use super::stub::Stub;
 use crate::error::{Context, Error, Result};
 use crate::name::{Name, VmId};
 use crate::vmm::jail;
@@ -47,7 +47,7 @@ pub fn trial(dir: &Path, scratch: &Path, uid: u32) -> Result<Trial> {
     let prepare = || {
         use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
         std::fs::DirBuilder::new().mode(0o700).create(&base)?;
-        for (path, bytes) in [(&spec.kernel, stub::resetting()), (&spec.initramfs, vec![0; 512])] {
+        for (path, bytes) in [(&spec.kernel, Stub::Reset.elf()), (&spec.initramfs, vec![0; 512])] {
             fs::write(path, bytes)?;
             fs::set_permissions(path, PermissionsExt::from_mode(0o444))?;
         }
@@ -59,6 +59,10 @@ pub fn trial(dir: &Path, scratch: &Path, uid: u32) -> Result<Trial> {
 }
 
 fn run(spec: &VmSpec) -> Result<Trial> {
+    let VmmBinary::Firecracker { firecracker, jailer } = &spec.vmm else {
+        return Err(Error::bug("a trial of something else"));
+    };
+    super::usable(firecracker, jailer, false)?;
     let begin = Instant::now();
     let mut launched = backend(spec).launch(spec, None)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
