@@ -3,6 +3,7 @@
 pub mod boot_args;
 pub mod firecracker;
 pub mod jail;
+pub mod kernel_config;
 mod monitor;
 pub mod probe;
 mod qemu;

@@ -126,7 +126,7 @@ mod tests {
     fn the_halting_stub_stays_up_without_using_the_cpu() {
         let Some(bare) = Bare::prepare(Stub::Halt, "halt=1") else { return };
         let mut child = bare.start(&["--no-api"]);
-        bare.wait_for("halt=1\n");
+        bare.wait_for("halt=1");
         let before = cpu_time(child.id());
         std::thread::sleep(Duration::from_millis(500));
         let used = cpu_time(child.id()) - before;

@@ -25,6 +25,7 @@ pub use network::NetworkInterface;
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use vsock::{GUEST_CID, Vsock};
 
+use super::version::Need;
 use crate::error::{Error, Result};
 use crate::vmm::spec::{NetSpec, VmSpec};
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,23 @@ impl Config {
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("invariant: strings, numbers and lists always serialise")
     }
+
+    /// What a version of Firecracker must have to read this file.
+    pub fn needs(&self) -> Vec<Need> {
+        let balloon = self.balloon.as_ref();
+        let huge_pages = self.machine_config.huge_pages;
+        let used = [
+            (Need::HugePages, huge_pages == Some(HugePages::Hugetlbfs2M)),
+            (Need::TransparentHugePages, huge_pages == Some(HugePages::Transparent)),
+            (Need::InlineCpuConfig, matches!(self.cpu_config, Some(CpuConfig::Template { .. }))),
+            (Need::Mtu, self.network_interfaces.iter().any(|interface| interface.mtu.is_some())),
+            (
+                Need::FreePages,
+                balloon.is_some_and(|b| b.free_page_hinting.is_some() || b.free_page_reporting.is_some()),
+            ),
+        ];
+        used.into_iter().filter_map(|(need, used)| used.then_some(need)).collect()
+    }
 }
 
 /// What Firecracker is told for `spec`, whose files stand at `paths` in the jail, with these kernel arguments.
@@ -123,4 +141,4 @@ pub fn config(spec: &VmSpec, paths: &JailPaths, kernel_args: &str) -> Result<Con
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -76,3 +76,10 @@ fn what_firecracker_cannot_do_is_refused() {
     let odd = Machine::new(1, 65 << 20).unwrap();
     assert_eq!(odd.with_huge_pages(HugePages::Transparent).unwrap_err().code(), "firecracker.huge-pages");
 }
+
+#[test]
+fn a_plain_vm_needs_nothing_new_and_a_full_one_does() {
+    assert_eq!(config(&spec(), &paths(), "").unwrap().needs(), []);
+    let all = crate::vmm::firecracker::schema_tests::full().needs();
+    assert_eq!(all, [Need::HugePages, Need::InlineCpuConfig, Need::Mtu, Need::FreePages]);
+}
