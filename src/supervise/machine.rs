@@ -5,13 +5,12 @@ use super::process::Process;
 use super::spec::SuperviseSpec;
 use crate::error::Result;
 use crate::manifest::model::Port;
-use crate::vmm::Control;
 use crate::vmm::firecracker::Keyboard;
+use crate::vmm::{Control, Serial};
 use firegopher_protocol::Network;
 use std::future::Future;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ pub(super) struct Machine {
     /// The guest's control channel.
     pub control: Control,
     /// The guest's console, if the VMM offers one.
-    pub console: Option<UnixStream>,
+    pub console: Option<Serial>,
     /// For a guest that does not listen any more.
     pub keyboard: Option<Keyboard>,
     /// What the launch cost, step by step.

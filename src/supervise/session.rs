@@ -10,15 +10,17 @@ use super::server::Command;
 use super::spec::wipe;
 use super::state::Status;
 use super::wire::message;
-use crate::vmm::Control;
 use crate::vmm::firecracker::Keyboard;
+use crate::vmm::{Control, Serial};
 use firegopher_protocol::{
     Decoder, ExitRecord, Frame, FromGuest, MAX_PAYLOAD, PROTOCOL, RunConfig, STDIN_WINDOW, ToGuest, channel,
     encode,
 };
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe::Receiver;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -82,7 +84,10 @@ pub(super) async fn run(
             (None, None, Some(UnixListener::from_std(listener)?))
         }
     };
-    let mut console_stream = console_stream.map(stream).transpose()?;
+    let (mut console_stream, _typed) = match console_stream.map(serial).transpose()? {
+        Some((printed, typed)) => (Some(printed), typed),
+        None => (None, None),
+    };
     let mut session = Session {
         pidfd: &pidfd,
         patience,
@@ -192,7 +197,18 @@ async fn write(to: &mut Option<OwnedWriteHalf>, bytes: &[u8]) -> io::Result<usiz
     }
 }
 
-async fn read_console(from: &mut Option<UnixStream>, buffer: &mut [u8]) -> io::Result<usize> {
+/// Reads what the guest prints.
+type Printed = Box<dyn AsyncRead + Unpin>;
+
+/// Nobody types, but a guest whose input ends might take that for a sign: the other end is to be kept.
+fn serial(console: Serial) -> io::Result<(Printed, Option<OwnedFd>)> {
+    Ok(match console {
+        Serial::Socket(socket) => (Box::new(stream(socket)?), None),
+        Serial::Pipe { output, input } => (Box::new(Receiver::from_owned_fd(output)?), Some(input)),
+    })
+}
+
+async fn read_console(from: &mut Option<Printed>, buffer: &mut [u8]) -> io::Result<usize> {
     match from {
         Some(from) => from.read(buffer).await,
         None => Ok(0),

@@ -57,6 +57,31 @@ impl Control {
     }
 }
 
+/// The host's end of a guest's serial console.
+#[derive(Debug)]
+pub enum Serial {
+    /// Bytes written to it are typed.
+    Socket(UnixStream),
+    /// For a VMM that writes byte by byte and drops what does not fit: a socket has room for some 270 such writes,
+    /// a pipe for all the bytes of its buffer.
+    Pipe {
+        /// What the guest prints.
+        output: OwnedFd,
+        /// What is written here is typed.
+        input: OwnedFd,
+    },
+}
+
+impl Serial {
+    /// A duplicate to read what the guest prints.
+    pub fn reader(&self) -> std::io::Result<std::fs::File> {
+        match self {
+            Serial::Socket(socket) => Ok(OwnedFd::from(socket.try_clone()?).into()),
+            Serial::Pipe { output, .. } => Ok(output.try_clone()?.into()),
+        }
+    }
+}
+
 /// A VMM that has just been started.
 #[derive(Debug)]
 pub struct Launched {
@@ -66,8 +91,8 @@ pub struct Launched {
     pub pidfd: OwnedFd,
     /// The guest's control channel.
     pub control: Control,
-    /// The guest's serial console; bytes written to it are typed.
-    pub console: UnixStream,
+    /// The guest's serial console.
+    pub console: Serial,
     /// Tells how the VMM ends.
     pub monitor: Monitor,
     /// Presses keys on the guest's keyboard, where the VMM has one.

@@ -17,8 +17,8 @@ pub(crate) struct Spawn<'a> {
     pub env: Vec<(&'static str, OsString)>,
     /// Descriptors that stay open under the same numbers.
     pub keep: Vec<RawFd>,
-    /// Becomes standard input and output; they lead nowhere otherwise.
-    pub stdio: Option<OwnedFd>,
+    /// Standard input and output; they lead nowhere otherwise.
+    pub stdio: Option<(OwnedFd, OwnedFd)>,
     /// Namespace to enter.
     pub netns: Option<&'a OwnedFd>,
     /// Enter an empty network namespace of its own instead.
@@ -54,7 +54,7 @@ fn run(spawn: Spawn<'_>) -> io::Result<Spawned> {
     command.args(&spawn.argv[1..]).env_clear().envs(spawn.env);
     match spawn.stdio {
         None => command.stdin(Stdio::null()).stdout(Stdio::null()),
-        Some(stdio) => command.stdin(stdio.try_clone()?).stdout(stdio),
+        Some((input, output)) => command.stdin(input).stdout(output),
     };
     command.stderr(theirs);
     let enter = Enter {

@@ -123,7 +123,7 @@ impl Platform for Fake {
             pidfd: pidfd(),
             process,
             control: crate::vmm::Control::Connected(control),
-            console: Some(console),
+            console: Some(crate::vmm::Serial::Socket(console)),
             keyboard: None,
             timings: Vec::new(),
             warnings: Vec::new(),

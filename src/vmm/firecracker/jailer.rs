@@ -72,9 +72,14 @@ pub(super) struct Adopted {
     pub stderr: OwnedFd,
 }
 
-/// Runs the jailer to its end. `stdio` becomes the VMM's standard input and output; `doors` are cgroups that the
+/// Runs the jailer to its end. `stdio` are the VMM's standard input and output; `doors` are cgroups that the
 /// jailer does not enter by itself; `root` is the directory that becomes `/`.
-pub(super) fn run(order: &Order<'_>, stdio: OwnedFd, doors: &[OwnedFd], root: &OwnedFd) -> Result<Adopted> {
+pub(super) fn run(
+    order: &Order<'_>,
+    stdio: (OwnedFd, OwnedFd),
+    doors: &[OwnedFd],
+    root: &OwnedFd,
+) -> Result<Adopted> {
     // The jailer's child becomes ours when the jailer ends, so this must hold until then.
     let _adopting = Subreaper::new().or_host("vmm.subreaper", || "cannot become the parent of orphans")?;
     let spawned = spawn(Spawn {

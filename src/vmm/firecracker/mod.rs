@@ -25,15 +25,14 @@ pub use trial::{Trial, trial};
 use super::jail::cgroup::{self, Limits};
 use super::monitor::{Monitor, ProcessMonitor};
 use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
-use super::{Control, Launched, Timings, Vmm};
+use super::{Control, Launched, Serial, Timings, Vmm};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use crate::net::tap::{self, TapConfig};
 use config::JailPaths;
 use std::fs::OpenOptions;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
@@ -95,8 +94,9 @@ impl Vmm for Firecracker {
         timings.tap = start.elapsed();
 
         let start = Instant::now();
-        let (console, theirs) =
-            UnixStream::pair().or_failed("vmm.socket", || "cannot make a socket pair for the console")?;
+        let pipe = || io::pipe().or_failed("vmm.pipe", || "cannot make a pipe for the console");
+        let ((printed, output), (input, typed)) = (pipe()?, pipe()?);
+        let console = Serial::Pipe { output: printed.into(), input: typed.into() };
         let netns: Option<OwnedFd> = net
             .map(|ns| ns.as_fd().try_clone_to_owned())
             .transpose()
@@ -110,7 +110,7 @@ impl Vmm for Firecracker {
             cgroups,
             largest: staged.largest,
         };
-        let adopted = jailer::run(&order, theirs.into(), &groups.procs, &staged.root)?;
+        let adopted = jailer::run(&order, (input.into(), output.into()), &groups.procs, &staged.root)?;
         timings.spawn = start.elapsed();
 
         let pidfd = match adopted.pidfd.try_clone() {

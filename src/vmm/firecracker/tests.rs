@@ -85,21 +85,23 @@ fn ended(launched: &mut Launched) -> Ended {
     block_on(async { tokio::time::timeout(PATIENCE, launched.monitor.ended()).await.unwrap().unwrap() })
 }
 
+/// All that was printed; the VMM has ended.
 fn console(launched: &Launched) -> String {
-    launched.console.set_nonblocking(true).unwrap();
     let mut all = Vec::new();
-    let _ = (&launched.console).read_to_end(&mut all);
+    launched.console.reader().unwrap().read_to_end(&mut all).unwrap();
     String::from_utf8_lossy(&all).into_owned()
 }
 
 /// Waits until the guest has printed its command line.
 fn heard(launched: &Launched) -> String {
-    launched.console.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut reader = launched.console.reader().unwrap();
     let mut all = Vec::new();
     // Firecracker appends arguments of its own.
     while !(all.ends_with(b"\n") && String::from_utf8_lossy(&all).contains("firegopher.end=reset")) {
+        let poll = nix::poll::PollFd::new(reader.as_fd(), nix::poll::PollFlags::POLLIN);
+        let ready = nix::poll::poll(&mut [poll], 30_000_u16).unwrap();
         let mut byte = [0];
-        (&launched.console).read_exact(&mut byte).unwrap();
+        assert!(ready == 1 && reader.read(&mut byte).unwrap() == 1, "{}", String::from_utf8_lossy(&all));
         all.push(byte[0]);
     }
     String::from_utf8_lossy(&all).into_owned()

@@ -82,9 +82,11 @@ fn run(spec: &VmSpec) -> Result<Trial> {
         }
     };
     let mut console = Vec::new();
-    launched.console.set_nonblocking(true).or_failed("vmm.trial", || "cannot read the guest's console")?;
-    // The writer is gone: reading ends by itself, or with an error when there is no more.
-    let _ = launched.console.take(64 << 10).read_to_end(&mut console);
+    // The writer is gone: reading ends by itself.
+    let reader = launched.console.reader();
+    reader
+        .and_then(|reader| reader.take(64 << 10).read_to_end(&mut console))
+        .or_failed("vmm.trial", || "cannot read the guest's console")?;
     let console = String::from_utf8_lossy(&console).into_owned();
     match ended {
         Ended::GuestReset if console.contains(PROOF) => Ok(Trial { took, console }),

@@ -8,7 +8,7 @@ use super::jail::{self, Staged};
 use super::monitor::{Monitor, QmpMonitor};
 use super::spawn::{Spawn, spawn};
 use super::spec::{NetSpec, VmSpec, VmmBinary};
-use super::{Control, Launched, Timings, Vmm, tsc};
+use super::{Control, Launched, Serial, Timings, Vmm, tsc};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use crate::net::tap::{self, TapConfig};
@@ -123,6 +123,7 @@ impl Vmm for Qemu {
         let monitor = QmpMonitor::new(qmp, spawned.pidfd, spawned.child, spawned.stderr)
             .or_failed("vmm.monitor", || "cannot talk to the VMM's monitor")?;
         let (control, monitor) = (Control::Connected(control), Monitor::Qmp(monitor));
+        let console = Serial::Socket(console);
         Ok(Launched { pid, pidfd, control, console, monitor, keyboard: None, warnings, timings })
     }
 }

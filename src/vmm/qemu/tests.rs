@@ -120,7 +120,7 @@ impl Vm {
         let begin = Instant::now();
         let launched = backend(&self.spec).launch(&self.spec, ns).unwrap();
         println!("launched in {:?}: {:?} {:?}", begin.elapsed(), launched.timings, launched.warnings);
-        let mut output = launched.console.try_clone().unwrap();
+        let mut output = launched.console.reader().unwrap();
         let console = std::thread::spawn(move || {
             let mut all = [0; 1].to_vec();
             let _ = output.read_exact(&mut all); // Ends without a byte if the VMM does.
