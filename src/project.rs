@@ -17,7 +17,8 @@ use crate::store::scan::{ScanOptions, scan_dir, scan_file};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
 use crate::ui::Ui;
-use crate::vmm::probe;
+use crate::vmm::spec::firecracker_programs;
+use crate::vmm::{firecracker, probe};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::collections::btree_map::Entry;
@@ -44,7 +45,8 @@ pub struct Project {
 impl Project {
     /// Opens the project in `dir`: its manifest, its lock, the store.
     pub fn open(dir: &Path) -> Result<Project> {
-        let manifest = manifest::load(dir)?;
+        let mut manifest = manifest::load(dir)?;
+        decide_vmms(&mut manifest, || probe::kvm().is_usable());
         let name = manifest::project_name(&manifest);
         let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
         let home = Home::from_env()?;
@@ -62,8 +64,17 @@ impl Project {
             if let ImageSource::Path(path) = &vm.image {
                 self.scan_plain(&mut scan, path)?;
             }
-            if let VmmSource::QemuPath(path) = &vm.vmm {
-                self.scan_plain(&mut scan, path)?;
+            match &vm.vmm {
+                VmmSource::QemuPath(path) => self.scan_plain(&mut scan, path)?,
+                VmmSource::FirecrackerPath(dir) => {
+                    let [firecracker, jailer] = firecracker_programs(dir);
+                    for program in [&firecracker, &jailer] {
+                        self.scan_plain(&mut scan, program)?;
+                    }
+                    let modular = matches!(vm.kernel, KernelSource::Debian(_));
+                    firecracker::usable(&self.canonical(&firecracker)?, &self.canonical(&jailer)?, modular)?;
+                }
+                VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
             }
             for workload in &vm.workloads {
                 self.scan_workload(&mut scan, workload, ui)?;
@@ -250,6 +261,16 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
         (false, _) => Running::Lost,
     };
     ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running }
+}
+
+/// Puts what `vmm "auto"` means on this host in its place.
+fn decide_vmms(manifest: &mut Manifest, hardware: impl Fn() -> bool) {
+    for vm in &mut manifest.vms {
+        if let VmmSource::AutoFirecracker(dir) = &mut vm.vmm {
+            let dir = std::mem::take(dir);
+            vm.vmm = if hardware() { VmmSource::FirecrackerPath(dir) } else { VmmSource::Auto };
+        }
+    }
 }
 
 /// What this host allows; asked once.

@@ -3,8 +3,10 @@
 use super::print;
 use crate::error::Result;
 use crate::home::Home;
+use crate::manifest::{self, model::VmmSource};
 use crate::vmm::probe::{self, Check, Status};
 use serde::Serialize;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
@@ -20,9 +22,22 @@ struct Document<'a> {
     checks: &'a [Check],
 }
 
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
+/// The directory that the manifest here names, or the one that tests use.
+fn firecracker(dir: &Path) -> Option<PathBuf> {
+    let named = manifest::load(dir).ok().and_then(|manifest| {
+        manifest.vms.iter().find_map(|vm| match &vm.vmm {
+            VmmSource::FirecrackerPath(path) | VmmSource::AutoFirecracker(path) => {
+                Some(manifest.dir.join(path))
+            }
+            _ => None,
+        })
+    });
+    named.or_else(|| std::env::var_os("FIREGOPHER_TEST_FIRECRACKER").map(PathBuf::from))
+}
+
+pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let home = Home::from_env()?;
-    let checks = probe::checks(&home);
+    let checks = probe::checks(&home, firecracker(dir).as_deref());
     if args.json {
         let document = Document { format_version: 1, checks: &checks };
         let text =

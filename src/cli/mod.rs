@@ -109,7 +109,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Down(args) => down::run(dir, &args),
         Command::Ps(args) => ps::run(dir, &args),
         Command::Logs(args) => logs::run(dir, &args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(dir, &args),
         Command::Lock(args) => lock::run(dir, &args),
         Command::Update(args) => update::run(dir, &args),
     }

@@ -94,6 +94,10 @@ pub enum VmmSource {
     Qemu,
     /// An explicit `qemu-system-x86_64` on this host.
     QemuPath(PathBuf),
+    /// A directory on this host that holds `firecracker` and `jailer`.
+    FirecrackerPath(PathBuf),
+    /// That directory where the host's KVM has hardware behind it, else QEMU.
+    AutoFirecracker(PathBuf),
 }
 
 /// A tree placed over the base image.

@@ -1,7 +1,7 @@
 //! Kernels, base images and VMMs: where they come from, alone or shared under a name.
 
 use super::BASE_PACKAGES;
-use super::decode::{Decoder, Setting, Spanned, Wrong, not_yet};
+use super::decode::{Decoder, Setting, Spanned, Wrong};
 use super::diagnostic::{Problem, listed, nearest};
 use super::model::{ImageSource, KernelSource, VmmSource};
 use super::table::{IMAGE, KERNEL, Node, VMM};
@@ -83,7 +83,11 @@ impl Source for VmmSource {
     const KIND: &'static str = "vmm";
     const TABLE: &'static [Node] = VMM;
     fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
-        d.host_path("the VMM's path", &d.text_arg(setting)?, true).map(VmmSource::QemuPath)
+        let path = d.host_path("the VMM's path", &d.text_arg(setting)?, true)?;
+        Some(match setting.name() {
+            "firecracker" => VmmSource::FirecrackerPath(path),
+            _ => VmmSource::QemuPath(path),
+        })
     }
 }
 
@@ -126,13 +130,30 @@ impl Sources {
         let kind = d.text_arg(setting)?;
         let block = setting.node.children();
         match (kind.value.as_str(), block) {
-            ("firecracker", _) => d.report(not_yet(
-                kind.span,
-                "Firecracker",
-                "Firecracker comes in a later version; write `vmm \"auto\"` or `vmm \"qemu\"`, which boot the same images",
-            )),
-            ("qemu", Some(_)) => read_block(d, setting),
+            ("firecracker", Some(_)) => match read_block(d, setting)? {
+                VmmSource::QemuPath(dir) | VmmSource::FirecrackerPath(dir) => {
+                    Some(VmmSource::FirecrackerPath(dir))
+                }
+                other => Some(other),
+            },
+            ("firecracker", None) => d.report(
+                Problem::new(
+                    "manifest.missing-source",
+                    kind.span,
+                    "no source",
+                    "`vmm \"firecracker\"` does not say where it comes from".to_owned(),
+                )
+                .help("`vmm \"firecracker\" { path \"DIR\" }` names a directory that holds firecracker and jailer"),
+            ),
+            ("qemu", Some(_)) => match read_block(d, setting)? {
+                VmmSource::FirecrackerPath(_) => d.report(other_vmm(kind, "path \"...\"")),
+                source => Some(source),
+            },
             ("qemu", None) => Some(VmmSource::Qemu),
+            ("auto", Some(_)) => match read_block(d, setting)? {
+                VmmSource::FirecrackerPath(dir) => Some(VmmSource::AutoFirecracker(dir)),
+                _ => d.report(other_vmm(kind, "firecracker \"...\"")),
+            },
             (_, Some(_)) => d.report(
                 Problem::new(
                     "manifest.unexpected-block",
@@ -140,10 +161,10 @@ impl Sources {
                     "takes no block",
                     format!("`vmm {:?}` takes no block here", kind.value),
                 )
-                .help("a path goes with `vmm \"qemu\" { path \"...\" }`, or with a `vmm` of that name at the top level"),
+                .help("a path goes with `vmm \"qemu\" { path \"...\" }` or `vmm \"firecracker\" { path \"...\" }`, or with a `vmm` of that name at the top level"),
             ),
             ("auto", None) => Some(VmmSource::Auto),
-            (_, None) => self.vmms.named(d, &kind, &["auto", "qemu"]),
+            (_, None) => self.vmms.named(d, &kind, &["auto", "qemu", "firecracker"]),
         }
     }
 }
@@ -214,6 +235,12 @@ impl<T: Source> Shared<T> {
             ),
         }))
     }
+}
+
+fn other_vmm(kind: Spanned<String>, wanted: &str) -> Problem {
+    let message = format!("`vmm {:?}` takes another source", kind.value);
+    Problem::new("manifest.other-source", kind.span, "another source", message)
+        .help(format!("write `vmm {:?} {{ {wanted} }}`, or name the VMM that the source is of", kind.value))
 }
 
 /// The one source in a block.

@@ -102,8 +102,15 @@ pub(super) const IMAGE: &[Node] = &[
 ];
 
 /// Sources of a VMM.
-pub(super) const VMM: &[Node] =
-    &[node("path", (1, 1), "a path", "An explicit qemu-system-x86_64 on this host")];
+pub(super) const VMM: &[Node] = &[
+    node(
+        "path",
+        (1, 1),
+        "a path",
+        "An explicit qemu-system-x86_64 on this host; in `vmm \"firecracker\"` a directory as below",
+    ),
+    node("firecracker", (1, 1), "a path", "A directory on this host that holds firecracker and jailer"),
+];
 
 /// The block of a workload.
 pub(super) const WORKLOAD: &[Node] =
@@ -121,7 +128,12 @@ pub(super) const VM: &[Node] = &[
     },
     Node {
         block: Block::Nodes(VMM),
-        ..node("vmm", (1, 1), "\"auto\", \"qemu\" or the name of a shared vmm", "The VMM that boots the VM")
+        ..node(
+            "vmm",
+            (1, 1),
+            "\"auto\", \"qemu\", \"firecracker\" or the name of a shared vmm",
+            "The VMM that boots the VM",
+        )
     },
     Node {
         props: &[

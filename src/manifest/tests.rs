@@ -254,6 +254,23 @@ fn projects_are_named_after_their_directory() {
     assert_eq!(project_name(&good("project \"p\"; vm \"a\" { run \"x\"; }")).as_str(), "p");
 }
 
+#[test]
+fn firecracker_is_named_by_its_directory() {
+    let vmm = |text: &str| {
+        let text =
+            format!("vm \"a\" {{ run \"x\"; vmm {text}; }}\nvmm \"fast\" {{ firecracker \"/opt/fc\"; }}\n");
+        super::parse(&text, "test", Path::new("/")).map(|m| m.vms[0].vmm.clone()).map_err(|_| codes(&text))
+    };
+    let dir = || PathBuf::from("/opt/fc");
+    assert_eq!(vmm("\"firecracker\" { path \"/opt/fc\"; }"), Ok(VmmSource::FirecrackerPath(dir())));
+    assert_eq!(vmm("\"fast\""), Ok(VmmSource::FirecrackerPath(dir())));
+    assert_eq!(vmm("\"auto\" { firecracker \"/opt/fc\"; }"), Ok(VmmSource::AutoFirecracker(dir())));
+    assert_eq!(vmm("\"firecracker\""), Err(vec!["manifest.missing-source"]));
+    assert_eq!(vmm("\"qemu\" { firecracker \"/opt/fc\"; }"), Err(vec!["manifest.other-source"]));
+    assert_eq!(vmm("\"auto\" { path \"/usr/bin/qemu\"; }"), Err(vec!["manifest.other-source"]));
+    assert_eq!(vmm("\"firecracker\" { url \"https://example.org/x\"; }"), Err(vec!["manifest.not-yet"]));
+}
+
 /// `FIREGOPHER_UPDATE_SCHEMA=1 cargo test` writes the file anew.
 #[test]
 fn the_schema_says_what_the_tables_say() {
@@ -282,7 +299,7 @@ fn what_comes_later_is_not_called_unknown() {
         "egress \"all\"",
         "egress { allow \"x\"; }",
         "egress \"public\" { x; }",
-        "vmm \"firecracker\" { path \"x\"; }",
+        "vmm \"firecracker\" { url \"x\"; }",
     ] {
         let codes = codes(&format!("vm \"a\" {{ run \"x\"; {text} }}"));
         assert!(codes.iter().all(|c| *c == "manifest.not-yet"), "{text} {codes:?}");

@@ -4,7 +4,9 @@ use super::{Action, Graph, Inputs, PlannedStep, Reason, Running, Scan, Situation
 use crate::digest::{ObjectDigest, StepKey};
 use crate::manifest::model::{Egress, Restart, Root, Vm, VmmSource};
 use crate::name::Name;
+use crate::vmm::spec::firecracker_programs;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The input vectors of a VM's effects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,10 +66,19 @@ pub fn desired(
     push_output("vmm", nodes.vmm);
     push_output("image", Some(nodes.image));
     push_output("workload", nodes.unpack);
-    if let VmmSource::QemuPath(path) = &vm.vmm
-        && let Some(source) = scan.sources.get(&Scan::file_id(path))
-    {
-        jail.push("vmm", source.digest());
+    let mut push_source = |name: &str, path: &Path| {
+        if let Some(source) = scan.sources.get(&Scan::file_id(path)) {
+            jail.push(name, source.digest());
+        }
+    };
+    match &vm.vmm {
+        VmmSource::QemuPath(path) => push_source("vmm", path),
+        VmmSource::FirecrackerPath(dir) => {
+            let [firecracker, jailer] = firecracker_programs(dir);
+            push_source("vmm", &firecracker);
+            push_source("jailer", &jailer);
+        }
+        VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
     }
     jail.push("cpus", vm.cpus);
     jail.push("memory", vm.memory);

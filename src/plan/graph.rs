@@ -158,10 +158,10 @@ impl Graph {
     fn add_vm(&mut self, vm: &Vm) {
         let kernel = self.node(vm, Task::FetchKernel(vm.kernel.clone()), kernel_subject(&vm.kernel), vec![]);
         let vmm = match &vm.vmm {
-            VmmSource::Auto | VmmSource::Qemu => {
+            VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {
                 Some(self.node(vm, Task::FetchQemu, "qemu".to_owned(), vec![]))
             }
-            VmmSource::QemuPath(_) => None,
+            VmmSource::QemuPath(_) | VmmSource::FirecrackerPath(_) => None,
         };
         let subject = image_subject(&vm.image);
         let fetched = self.node(vm, Task::FetchImage(vm.image.clone()), subject.clone(), vec![]);

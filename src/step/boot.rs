@@ -7,7 +7,8 @@ use crate::name::{Name, VmId};
 use crate::net::address;
 use crate::plan::{Desired, Host, Scan, ScannedSource, VmNodes};
 use crate::supervise::{SuperviseSpec, VolumeSpec};
-use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary};
+use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
+use std::path::Path;
 
 /// How this boot differs from the manifest's settings.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,6 +29,13 @@ pub fn supervise_spec(
     options: BootOptions,
     work: &Work<'_>,
 ) -> Result<SuperviseSpec> {
+    if matches!(vm.vmm, VmmSource::FirecrackerPath(_)) && !host.root {
+        return Err(Error::host(
+            "vmm.firecracker-root",
+            format!("VM {}: Firecracker's jail needs root", vm.name),
+        )
+        .help("run as root, or write `vmm \"auto\"`: QEMU runs as you"));
+    }
     let id = VmId::derive(work.project, &vm.name);
     let object = |node: usize| work.store.object_path(&done.outputs[node]);
     let dir = work.home.vm(work.project, &vm.name);
@@ -93,15 +101,18 @@ pub fn supervise_spec(
 }
 
 fn vmm_binary(vm: &Vm, nodes: &VmNodes, done: &Outputs, work: &Work<'_>) -> Result<VmmBinary> {
+    let scanned = |path: &Path| match work.scan.sources.get(&Scan::file_id(path)) {
+        Some(ScannedSource::File { path, .. }) => Ok(path.clone()),
+        _ => Err(Error::bug(format!("{} was not scanned", path.display()))),
+    };
     match (&vm.vmm, nodes.vmm) {
-        (VmmSource::QemuPath(path), _) => match work.scan.sources.get(&Scan::file_id(path)) {
-            Some(ScannedSource::File { path, .. }) => Ok(VmmBinary::QemuPath(path.clone())),
-            _ => Err(Error::bug(format!("{} was not scanned", path.display()))),
-        },
-        (VmmSource::Auto | VmmSource::Qemu, Some(node)) => {
-            Ok(VmmBinary::QemuTree(work.store.object_path(&done.outputs[node])))
+        (VmmSource::QemuPath(path), _) => scanned(path).map(VmmBinary::QemuPath),
+        (VmmSource::FirecrackerPath(dir), _) => {
+            let [firecracker, jailer] = firecracker_programs(dir);
+            Ok(VmmBinary::Firecracker { firecracker: scanned(&firecracker)?, jailer: scanned(&jailer)? })
         }
-        (VmmSource::Auto | VmmSource::Qemu, None) => Err(Error::bug("a VM without its VMM")),
+        (_, Some(node)) => Ok(VmmBinary::QemuTree(work.store.object_path(&done.outputs[node]))),
+        (_, None) => Err(Error::bug("a VM without its VMM")),
     }
 }
 

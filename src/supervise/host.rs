@@ -112,6 +112,7 @@ impl Platform for Host {
             pidfd: launched.pidfd,
             control: launched.control,
             console: Some(launched.console),
+            keyboard: launched.keyboard,
             timings: vec![("jail", cost.jail), ("tap", cost.tap), ("spawn", cost.spawn)],
             warnings: launched.warnings,
             ended,

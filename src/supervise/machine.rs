@@ -5,11 +5,12 @@ use super::process::Process;
 use super::spec::SuperviseSpec;
 use crate::error::Result;
 use crate::manifest::model::Port;
+use crate::vmm::firecracker::Keyboard;
+use crate::vmm::{Control, Serial};
 use firegopher_protocol::Network;
 use std::future::Future;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -20,9 +21,11 @@ pub(super) struct Machine {
     /// Kills exactly this VMM.
     pub pidfd: OwnedFd,
     /// The guest's control channel.
-    pub control: UnixStream,
+    pub control: Control,
     /// The guest's console, if the VMM offers one.
-    pub console: Option<UnixStream>,
+    pub console: Option<Serial>,
+    /// For a guest that does not listen any more.
+    pub keyboard: Option<Keyboard>,
     /// What the launch cost, step by step.
     pub timings: Vec<(&'static str, Duration)>,
     /// What the host could not do, for the user.

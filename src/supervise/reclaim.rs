@@ -62,7 +62,8 @@ pub fn observe(home: &Home, project: &Name) -> Result<Vec<Observed>> {
 /// `supervise.running` if the supervisor lives; `supervise.clean-up` names what could not be removed.
 pub fn reclaim(home: &Home, project: &Name, vm: &Name) -> Result<()> {
     let dir = home.vm(project, vm);
-    reclaim_with(&Host::new(None), &dir, vm)?;
+    // A tap that outlives its VMM is removed where the project's other VMs live.
+    reclaim_with(&Host::new(project_netns(home, project)?), &dir, vm)?;
     // Others keep their address from boot to boot; an ephemeral VM never boots again.
     if !dir.exists() {
         address::release(&home.project(project), vm)?;

@@ -10,15 +10,19 @@ use super::server::Command;
 use super::spec::wipe;
 use super::state::Status;
 use super::wire::message;
+use crate::vmm::firecracker::Keyboard;
+use crate::vmm::{Control, Serial};
 use firegopher_protocol::{
     Decoder, ExitRecord, Frame, FromGuest, MAX_PAYLOAD, PROTOCOL, RunConfig, STDIN_WINDOW, ToGuest, channel,
     encode,
 };
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe::Receiver;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -69,10 +73,21 @@ pub(super) async fn run(
     recorder: &mut Recorder,
     inbox: Inbox<'_>,
 ) -> io::Result<BootEnd> {
-    let Machine { pidfd, control, console: console_stream, mut ended, .. } = machine;
-    let (control_read, mut control_write) = stream(control)?.into_split();
-    let mut control = Some(control_read);
-    let mut console_stream = console_stream.map(stream).transpose()?;
+    let Machine { pidfd, control, console: console_stream, mut ended, keyboard, .. } = machine;
+    let (mut control, mut control_write, mut door) = match control {
+        Control::Connected(connected) => {
+            let (read, write) = stream(connected)?.into_split();
+            (Some(read), Some(write), None)
+        }
+        Control::Listening(listener) => {
+            listener.set_nonblocking(true)?;
+            (None, None, Some(UnixListener::from_std(listener)?))
+        }
+    };
+    let (mut console_stream, _typed) = match console_stream.map(serial).transpose()? {
+        Some((printed, typed)) => (Some(printed), typed),
+        None => (None, None),
+    };
     let mut session = Session {
         pidfd: &pidfd,
         patience,
@@ -84,6 +99,8 @@ pub(super) async fn run(
         deadline: Some(Instant::now() + patience.boot),
         decoder: Decoder::default(),
         end: BootEnd::default(),
+        keyboard,
+        silent: true,
     };
     let mut from_guest = vec![0; 64 * 1024];
     let mut from_console = vec![0; 4 * 1024];
@@ -101,12 +118,18 @@ pub(super) async fn run(
                 // The other end is the VMM's: its end is seen by `ended`.
                 _ => control = None,
             },
-            n = control_write.write(&session.out), if !session.out.is_empty() => match n {
+            came = accept(&door), if door.is_some() => {
+                // There is no second channel: the first one that comes is the guest's init.
+                door = None;
+                let (read, write) = came?.into_split();
+                (control, control_write) = (Some(read), Some(write));
+            }
+            n = write(&mut control_write, &session.out), if control_write.is_some() && !session.out.is_empty() => match n {
                 Ok(n) => session.sent(n),
                 Err(_) => session.out.clear(),
             },
             n = read_console(&mut console_stream, &mut from_console), if console_stream.is_some() => match n {
-                Ok(n) if n > 0 => console.push(&from_console[..n], hub),
+                Ok(n) if n > 0 => session.console(console, &from_console[..n]),
                 _ => console_stream = None,
             },
             Some(command) = inbox.commands.recv() => session.command(command),
@@ -117,6 +140,12 @@ pub(super) async fn run(
     };
     // The VMM is gone; what it had written is still in the sockets.
     let drained = async {
+        // A guest that ended at once may have come to the door and not been let in.
+        if let Some(door) = door
+            && let Ok((last, _)) = door.into_std()?.accept()
+        {
+            control = Some(stream(last)?.into_split().0);
+        }
         while let Ok(n @ 1..) = read(&mut control, &mut from_guest).await {
             while hub.must_wait() {
                 hub.progress.notified().await;
@@ -126,8 +155,9 @@ pub(super) async fn run(
             }
         }
         while let Ok(n @ 1..) = read_console(&mut console_stream, &mut from_console).await {
-            console.push(&from_console[..n], hub);
+            session.console(console, &from_console[..n]);
         }
+        io::Result::Ok(())
     };
     let _ = tokio::time::timeout(patience.drain, drained).await;
     let mut end = session.end;
@@ -153,7 +183,32 @@ async fn read(from: &mut Option<OwnedReadHalf>, buffer: &mut [u8]) -> io::Result
     }
 }
 
-async fn read_console(from: &mut Option<UnixStream>, buffer: &mut [u8]) -> io::Result<usize> {
+async fn accept(door: &Option<UnixListener>) -> io::Result<UnixStream> {
+    match door {
+        Some(door) => Ok(door.accept().await?.0),
+        None => std::future::pending().await,
+    }
+}
+
+async fn write(to: &mut Option<OwnedWriteHalf>, bytes: &[u8]) -> io::Result<usize> {
+    match to {
+        Some(to) => to.write(bytes).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads what the guest prints.
+type Printed = Box<dyn AsyncRead + Unpin>;
+
+/// Nobody types, but a guest whose input ends might take that for a sign: the other end is to be kept.
+fn serial(console: Serial) -> io::Result<(Printed, Option<OwnedFd>)> {
+    Ok(match console {
+        Serial::Socket(socket) => (Box::new(stream(socket)?), None),
+        Serial::Pipe { output, input } => (Box::new(Receiver::from_owned_fd(output)?), Some(input)),
+    })
+}
+
+async fn read_console(from: &mut Option<Printed>, buffer: &mut [u8]) -> io::Result<usize> {
     match from {
         Some(from) => from.read(buffer).await,
         None => Ok(0),
@@ -189,9 +244,20 @@ struct Session<'a> {
     deadline: Option<Instant>,
     decoder: Decoder,
     end: BootEnd,
+    /// Until it was tried.
+    keyboard: Option<Keyboard>,
+    /// Until the console's first byte.
+    silent: bool,
 }
 
 impl Session<'_> {
+    fn console(&mut self, console: &mut Console, bytes: &[u8]) {
+        if std::mem::take(&mut self.silent) {
+            self.recorder.stamp("console");
+        }
+        console.push(bytes, self.hub);
+    }
+
     /// Takes bytes from the guest; `false` closes the channel.
     fn bytes(&mut self, bytes: &[u8]) -> bool {
         self.decoder.push(bytes);
@@ -358,6 +424,14 @@ impl Session<'_> {
         if self.end.exit.is_some() {
             // It said all it had to say, and only does not switch itself off.
             self.kill();
+        } else if let (true, Some(keyboard)) = (self.end.stopped, self.keyboard.take()) {
+            // Its init does not answer; its kernel may.
+            self.deadline = Some(Instant::now() + self.patience.power_off);
+            tokio::task::spawn_local(async move {
+                if let Err(e) = keyboard.ctrl_alt_del().await {
+                    super::log_line(&super::journal::chain(&e));
+                }
+            });
         } else if self.end.stopped {
             self.end.killed = true;
             self.kill();

@@ -1,6 +1,9 @@
 //! Where a VMM comes in: one trait-sized interface, one back end a VMM, and the jail around it.
 
+pub mod boot_args;
+pub mod firecracker;
 pub mod jail;
+pub mod kernel_config;
 mod monitor;
 pub mod probe;
 mod qemu;
@@ -14,7 +17,7 @@ use crate::error::Result;
 use crate::net::netns::Netns;
 use spec::{VmSpec, VmmBinary};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 /// A VMM that can boot a `VmSpec`.
@@ -31,6 +34,51 @@ pub trait Vmm {
 pub fn backend(spec: &VmSpec) -> Box<dyn Vmm> {
     match spec.vmm {
         VmmBinary::QemuTree(_) | VmmBinary::QemuPath(_) => Box::new(qemu::Qemu),
+        VmmBinary::Firecracker { .. } => Box::new(firecracker::Firecracker),
+    }
+}
+
+/// The guest's control channel.
+#[derive(Debug)]
+pub enum Control {
+    /// The VMM holds the other end from the start.
+    Connected(UnixStream),
+    /// The guest connects through the VMM: the first connection is the channel, and there is no second.
+    Listening(UnixListener),
+}
+
+impl Control {
+    /// The channel, if it is there from the start.
+    pub fn connected(&self) -> Option<&UnixStream> {
+        match self {
+            Control::Connected(stream) => Some(stream),
+            Control::Listening(_) => None,
+        }
+    }
+}
+
+/// The host's end of a guest's serial console.
+#[derive(Debug)]
+pub enum Serial {
+    /// Bytes written to it are typed.
+    Socket(UnixStream),
+    /// For a VMM that writes byte by byte and drops what does not fit: a socket has room for some 270 such writes,
+    /// a pipe for all the bytes of its buffer.
+    Pipe {
+        /// What the guest prints.
+        output: OwnedFd,
+        /// What is written here is typed.
+        input: OwnedFd,
+    },
+}
+
+impl Serial {
+    /// A duplicate to read what the guest prints.
+    pub fn reader(&self) -> std::io::Result<std::fs::File> {
+        match self {
+            Serial::Socket(socket) => Ok(OwnedFd::from(socket.try_clone()?).into()),
+            Serial::Pipe { output, .. } => Ok(output.try_clone()?.into()),
+        }
     }
 }
 
@@ -47,11 +95,13 @@ pub struct Launched {
     /// Becomes readable when the VMM ends; for signals without a race.
     pub pidfd: OwnedFd,
     /// The guest's control channel.
-    pub control: UnixStream,
-    /// The guest's serial console; bytes written to it are typed.
-    pub console: UnixStream,
+    pub control: Control,
+    /// The guest's serial console.
+    pub console: Serial,
     /// Tells how the VMM ends.
     pub monitor: Monitor,
+    /// Presses keys on the guest's keyboard, where the VMM has one.
+    pub keyboard: Option<firecracker::Keyboard>,
     /// What the host could not do, for the user.
     pub warnings: Vec<String>,
     /// What the launch cost.

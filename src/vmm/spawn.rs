@@ -17,6 +17,8 @@ pub(crate) struct Spawn<'a> {
     pub env: Vec<(&'static str, OsString)>,
     /// Descriptors that stay open under the same numbers.
     pub keep: Vec<RawFd>,
+    /// Standard input and output; they lead nowhere otherwise.
+    pub stdio: Option<(OwnedFd, OwnedFd)>,
     /// Namespace to enter.
     pub netns: Option<&'a OwnedFd>,
     /// Enter an empty network namespace of its own instead.
@@ -50,7 +52,11 @@ fn run(spawn: Spawn<'_>) -> io::Result<Spawned> {
     }
     let mut command = Command::new(&spawn.argv[0]);
     command.args(&spawn.argv[1..]).env_clear().envs(spawn.env);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(theirs);
+    match spawn.stdio {
+        None => command.stdin(Stdio::null()).stdout(Stdio::null()),
+        Some((input, output)) => command.stdin(input).stdout(output),
+    };
+    command.stderr(theirs);
     let enter = Enter {
         parent: std::process::id() as i32,
         keep: spawn.keep,

@@ -3,7 +3,7 @@
 use crate::name::VmId;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One boot of one VM. Paths are absolute host paths; the back end moves them into its jail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,18 @@ pub enum VmmBinary {
     QemuTree(PathBuf),
     /// A `qemu-system-x86_64` installed on the host (not chrooted: its libraries are the host's).
     QemuPath(PathBuf),
+    /// Firecracker and its jailer installed on the host; runs jailed only.
+    Firecracker {
+        /// The VMM; its file's name contains `firecracker`, as the jailer wants it.
+        firecracker: PathBuf,
+        /// What jails and starts it.
+        jailer: PathBuf,
+    },
+}
+
+/// Where the two programs are in a directory of Firecracker's: the VMM and the jailer.
+pub fn firecracker_programs(dir: &Path) -> [PathBuf; 2] {
+    ["firecracker", "jailer"].map(|name| dir.join(name))
 }
 
 /// A disk image.

@@ -122,8 +122,9 @@ impl Platform for Fake {
         Ok(Machine {
             pidfd: pidfd(),
             process,
-            control,
-            console: Some(console),
+            control: crate::vmm::Control::Connected(control),
+            console: Some(crate::vmm::Serial::Socket(console)),
+            keyboard: None,
             timings: Vec::new(),
             warnings: Vec::new(),
             ended,

@@ -36,6 +36,44 @@ pub struct Groups {
     pub procs: Vec<OwnedFd>,
     /// What could not be limited, for the user.
     pub warnings: Vec<String>,
+    members: Vec<Member>,
+}
+
+/// A controller that limits the VMM.
+#[derive(Debug)]
+struct Member {
+    v2: bool,
+    /// Index of the group's door in `procs`.
+    door: usize,
+    settings: Vec<(&'static str, String)>,
+}
+
+impl Groups {
+    /// The jailer's arguments that make it enter these groups. It knows one version at a time: what is of the other
+    /// one stays in `procs`, to be entered before the jailer is started.
+    pub(crate) fn hand_to_jailer(&mut self) -> Vec<OsString> {
+        let of_v2 = self.members.iter().filter(|m| m.v2).count();
+        let v2 = of_v2 * 2 > self.members.len();
+        let version = if v2 { "2" } else { "1" };
+        let mut args: Vec<OsString> = ["--cgroup-version", version].map(OsString::from).into();
+        let theirs: Vec<&Member> = self.members.iter().filter(|m| m.v2 == v2).collect();
+        if theirs.is_empty() {
+            return args;
+        }
+        args.extend(["--parent-cgroup", PARENT].map(OsString::from));
+        for (file, value) in theirs.iter().flat_map(|m| &m.settings) {
+            args.push("--cgroup".into());
+            args.push(format!("{file}={value}").into());
+        }
+        let doors: Vec<usize> = theirs.iter().map(|m| m.door).collect();
+        let mut door = 0;
+        self.procs.retain(|_| {
+            door += 1;
+            !doors.contains(&(door - 1))
+        });
+        self.members.clear();
+        args
+    }
 }
 
 /// Where the groups of the jail at `root` are recorded: beside it, not in it.
@@ -49,6 +87,7 @@ pub fn journal(root: &Path) -> PathBuf {
 struct Plan {
     /// `memory`, for warnings.
     controller: &'static str,
+    v2: bool,
     dir: PathBuf,
     settings: Vec<(&'static str, String)>,
 }
@@ -65,15 +104,38 @@ pub fn create(id: &str, limits: Limits, journal: &Path) -> Result<Groups> {
     let mut entered: Vec<PathBuf> = Vec::new();
     for plan in &plans {
         match plan.apply() {
-            Ok(procs) if !entered.contains(&plan.dir) => {
-                entered.push(plan.dir.clone());
-                groups.procs.push(procs);
+            Ok(procs) => {
+                let door = entered.iter().position(|dir| *dir == plan.dir).unwrap_or_else(|| {
+                    entered.push(plan.dir.clone());
+                    groups.procs.push(procs);
+                    groups.procs.len() - 1
+                });
+                groups.members.push(Member { v2: plan.v2, door, settings: plan.settings.clone() });
             }
-            Ok(_) => {}
             Err(e) => groups.warnings.push(format!("the VM's {} is not limited: {e}", plan.controller)),
         }
     }
     Ok(groups)
+}
+
+/// The processes in the groups that `journal` lists: those of a VMM that nobody wrote down before a crash.
+pub fn members(journal: &Path) -> Vec<i32> {
+    let dirs: Vec<PathBuf> =
+        fs::read(journal).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let mut pids: Vec<i32> = dirs
+        .iter()
+        .filter(|dir| is_ours(dir))
+        .filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok())
+        .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// Whether a path can be a group of ours, whatever a journal says.
+fn is_ours(dir: &Path) -> bool {
+    dir.parent().and_then(Path::file_name).is_some_and(|name| name == PARENT)
 }
 
 /// Removes the groups that `journal` lists, then `journal`. Their processes must have ended.
@@ -84,8 +146,7 @@ pub fn remove(journal: &Path) -> Result<()> {
         Err(e) => return Err(Error::failed("cgroup.journal", "cannot read the VM's cgroups").because(e)),
     };
     for dir in dirs {
-        // Only what can be ours, whatever the file says.
-        if dir.parent().and_then(Path::file_name).is_none_or(|name| name != PARENT) {
+        if !is_ours(&dir) {
             continue;
         }
         let deadline = Instant::now() + PATIENCE;
@@ -130,9 +191,9 @@ fn plan(mounts: &str, id: &str, limits: Limits, warnings: &mut Vec<String>) -> V
     let mut plans = Vec::new();
     for (controller, v1, v2) in wanted {
         if let Some(mount) = v1_mount(mounts, controller) {
-            plans.push(Plan { controller, dir: mount.join(PARENT).join(id), settings: v1 });
+            plans.push(Plan { controller, v2: false, dir: mount.join(PARENT).join(id), settings: v1 });
         } else if let Some(mount) = v2_mount(mounts, controller) {
-            plans.push(Plan { controller, dir: mount.join(PARENT).join(id), settings: v2 });
+            plans.push(Plan { controller, v2: true, dir: mount.join(PARENT).join(id), settings: v2 });
         } else {
             warnings.push(format!("the VM's {controller} is not limited: this host has no cgroup for it"));
         }

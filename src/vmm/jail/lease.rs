@@ -42,6 +42,20 @@ pub fn lease(home: &Home, project: &Name, vm: &Name) -> Result<u32> {
     })
 }
 
+/// A uid that nobody has now, without leasing it: for a moment's trial.
+pub fn free(home: &Home) -> Result<u32> {
+    let book: Book = fs_err::read(home.leases())
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    let foreign = foreign_ids();
+    // From the other end than leases are given out.
+    let uid = (FIRST..FIRST + COUNT)
+        .rev()
+        .find(|uid| !book.uids.contains_key(uid) && !foreign.iter().any(|range| range.contains(uid)));
+    uid.ok_or_else(|| Error::host("jail.no-uid", format!("no uid from {FIRST} on is free")))
+}
+
 /// Gives the uid of a VM back. Its processes must have ended. A VM without one is no error.
 pub fn release(home: &Home, project: &Name, vm: &Name) -> Result<()> {
     if !home.leases().exists() {

@@ -11,15 +11,16 @@ use std::path::Path;
 
 /// How a file is placed.
 #[derive(Clone, Copy)]
-pub(super) enum Place<'a> {
+pub(in crate::vmm) enum Place<'a> {
     /// The VMM only reads it; others may share it.
     Shared,
     /// The VMM writes it, so it is this jail's own. Never copied: writes would be lost with the copy.
     Owned(&'a JailSpec),
 }
 
-/// Places one regular file. A link in `from`'s last component is refused.
-pub(super) fn place(from: &Path, to: &Path, how: Place<'_>) -> Result<()> {
+/// Places one regular file and returns the bytes that had to be copied: 0 where a link did. A link in `from`'s last
+/// component is refused.
+pub(in crate::vmm) fn place(from: &Path, to: &Path, how: Place<'_>) -> Result<u64> {
     let fail = || format!("cannot put {} into the jail", from.display());
     // Opened once and linked by descriptor: what is checked is what is placed.
     let file = open(from, matches!(how, Place::Owned(_))).or_failed("jail.place", fail)?;
@@ -28,7 +29,7 @@ pub(super) fn place(from: &Path, to: &Path, how: Place<'_>) -> Result<()> {
         file.set_permissions(PermissionsExt::from_mode(0o600)).or_failed("jail.place", fail)?;
     }
     match (link(&file, to), how) {
-        (Ok(()), _) => Ok(()),
+        (Ok(()), _) => Ok(0),
         (Err(e), Place::Owned(_)) => {
             let error = Error::failed("jail.place", fail()).because(io::Error::from(e));
             Err(match e {
@@ -90,14 +91,14 @@ fn link(file: &File, to: &Path) -> nix::Result<()> {
 }
 
 /// Copies data and mode, sharing extents or keeping holes where the file system can.
-fn copy(from: &File, to: &Path) -> io::Result<()> {
+fn copy(from: &File, to: &Path) -> io::Result<u64> {
     let meta = from.metadata()?;
     let out = OpenOptions::new().write(true).create_new(true).open(to)?;
     // Readable by the VMM, writable by nobody.
     out.set_permissions(PermissionsExt::from_mode(meta.permissions().mode() & 0o111 | 0o444))?;
     // SAFETY: FICLONE takes a descriptor, no pointer.
     if unsafe { libc::ioctl(out.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) } == 0 {
-        return Ok(());
+        return Ok(meta.len());
     }
     out.set_len(meta.len())?;
     let (mut input, mut output) = (from.try_clone()?, out);
@@ -114,7 +115,7 @@ fn copy(from: &File, to: &Path) -> io::Result<()> {
         // Between files this is copy_file_range(2).
         io::copy(&mut io::Read::take(&mut input, at - data), &mut output)?;
     }
-    Ok(())
+    Ok(meta.len())
 }
 
 fn seek(file: &File, at: u64, whence: i32) -> io::Result<u64> {

@@ -3,8 +3,9 @@
 
 pub mod cgroup;
 pub mod lease;
-mod link;
+pub(in crate::vmm) mod link;
 mod remove;
+mod strays;
 
 pub use remove::remove_tree;
 
@@ -70,9 +71,10 @@ pub(crate) fn stage(spec: &VmSpec, jail: &JailSpec) -> Result<Staged> {
     Ok(Staged { kernel: "/kernel".into(), initramfs: "/initramfs".into(), drives })
 }
 
-/// Removes what a boot of `spec` staged: its cgroups and its directory. Its VMM must have ended. What is gone
-/// already is no error, so this also follows a crash at any point.
+/// Removes what a boot of `spec` staged: its cgroups and its directory, and whatever still runs in them. What is
+/// gone already is no error, so this also follows a crash at any point.
 pub fn clean(jail: &JailSpec) -> Result<()> {
+    strays::kill(jail)?;
     cgroup::remove(&cgroup::journal(&jail.root))?;
     remove_tree(&jail.root)
 }

@@ -4,8 +4,9 @@ use super::kvm::{Kvm, kvm};
 use crate::home::Home;
 use crate::net::netns::Netns;
 use crate::net::tap::{self, TapConfig};
+use crate::vmm::firecracker;
 use crate::vmm::jail::cgroup::{self, Limits};
-use crate::vmm::jail::remove_tree;
+use crate::vmm::jail::{lease, remove_tree};
 use fs_err as fs;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde::Serialize;
@@ -55,13 +56,15 @@ impl Check {
 }
 
 /// All checks, in the order to read them in. Nothing is left behind. `home` need not exist.
-pub fn checks(home: &Home) -> Vec<Check> {
+/// `firecracker` is a directory with its two programs, to boot a guest of a few instructions with.
+pub fn checks(home: &Home, firecracker: Option<&Path>) -> Vec<Check> {
     let root = nix::unistd::geteuid().is_root();
     let mut all = vec![architecture(), user(root), check_kvm(), tsc(), apt(), disk(home), memory()];
     if root {
-        all.extend([network(), jail(home), cgroups()]);
+        all.extend([network(), jail(home), uids(home), cgroups()]);
     }
-    all.extend([ports(root), swap(), smt()]);
+    all.extend(firecracker.map(|dir| check_firecracker(home, dir, root)));
+    all.extend([ports(root), swap(), smt(), ksm(), mitigations()]);
     all
 }
 
@@ -201,6 +204,76 @@ fn cgroups() -> Check {
     }
 }
 
+fn uids(home: &Home) -> Check {
+    match lease::free(home) {
+        Ok(uid) => Check::new("uids", Status::Ok, format!("each jail gets a uid of its own, such as {uid}")),
+        Err(e) => failed("uids", &e)
+            .help("ids from 1900000000 on are given to others: see /etc/subuid, /etc/passwd"),
+    }
+}
+
+/// Boots a guest through the jailer.
+fn check_firecracker(home: &Home, dir: &Path, root: bool) -> Check {
+    const NAME: &str = "firecracker";
+    if !root {
+        return Check::new(NAME, Status::Warn, "not tried: its jail needs root")
+            .help("run `firegopher doctor` as root");
+    }
+    let existing = home.root().ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let trial = lease::free(home).and_then(|uid| firecracker::trial(dir, existing, uid));
+    match trial {
+        Ok(trial) => {
+            let took = trial.took.as_millis();
+            match kvm() {
+                Kvm::Hardware => {
+                    Check::new(NAME, Status::Ok, format!("a jailed guest booted and ended in {took} ms"))
+                }
+                _ => Check::new(
+                    NAME,
+                    Status::Warn,
+                    format!("a jailed guest of a few instructions ended in {took} ms, but KVM has no hardware here"),
+                )
+                .help("stock kernels crawl or die on it: use `vmm \"qemu\"` on this host"),
+            }
+        }
+        Err(e) => {
+            let check = failed(NAME, &e);
+            match e.help_text() {
+                Some(help) => check.help(help),
+                None => check,
+            }
+        }
+    }
+}
+
+fn ksm() -> Check {
+    match fs::read_to_string("/sys/kernel/mm/ksm/run").as_deref().map(str::trim) {
+        Ok("1") => {
+            Check::new("ksm", Status::Warn, "on: guests can learn of each other's memory by its timing")
+                .help("echo 2 > /sys/kernel/mm/ksm/run")
+        }
+        Ok(_) => Check::new("ksm", Status::Ok, "off: no memory is shared between guests"),
+        Err(_) => Check::new("ksm", Status::Ok, "not in this kernel"),
+    }
+}
+
+/// What the kernel says of the CPU's known faults.
+fn mitigations() -> Check {
+    let mut open: Vec<String> = Vec::new();
+    for entry in fs::read_dir("/sys/devices/system/cpu/vulnerabilities").into_iter().flatten().flatten() {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        if text.starts_with("Vulnerable") {
+            open.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    open.sort();
+    if open.is_empty() {
+        return Check::new("mitigations", Status::Ok, "no fault of the CPU is known and open");
+    }
+    Check::new("mitigations", Status::Warn, format!("open faults of the CPU: {}", open.join(", ")))
+        .help("update microcode and kernel, and boot without mitigations=off, where guests are not trusted")
+}
+
 fn ports(root: bool) -> Check {
     let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     match TcpListener::bind((Ipv4Addr::LOCALHOST, 0)) {
@@ -256,7 +329,7 @@ mod tests {
     #[test]
     fn a_doctor_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let found = checks(&Home::new(dir.path()));
+        let found = checks(&Home::new(dir.path()), None);
         for check in &found {
             println!("{:?}", check);
             assert!(check.status == Status::Ok || check.help.is_some() || check.status == Status::Missing);

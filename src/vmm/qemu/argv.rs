@@ -120,7 +120,9 @@ pub(super) fn build(
 /// How QEMU itself is started: the store's through its own loader, the host's directly.
 fn program(spec: &VmSpec, chrooted: bool) -> CommandLine {
     match &spec.vmm {
-        VmmBinary::QemuPath(path) => (vec![path.into()], Vec::new()),
+        VmmBinary::QemuPath(path) | VmmBinary::Firecracker { firecracker: path, .. } => {
+            (vec![path.into()], Vec::new())
+        }
         VmmBinary::QemuTree(tree) => {
             let tree = if chrooted { PathBuf::from("/") } else { tree.clone() };
             let at = |name: &str| OsString::from(tree.join(name));
@@ -144,7 +146,7 @@ fn firmware(vmm: &VmmBinary) -> Option<&'static str> {
     const NAME: &str = "qboot.rom";
     let shares = match vmm {
         VmmBinary::QemuTree(tree) => vec![tree.join("share")],
-        VmmBinary::QemuPath(path) => {
+        VmmBinary::QemuPath(path) | VmmBinary::Firecracker { firecracker: path, .. } => {
             let prefix = path.parent().and_then(Path::parent).unwrap_or(Path::new("/usr"));
             vec![prefix.join("share/qemu"), "/usr/share/qemu".into()]
         }

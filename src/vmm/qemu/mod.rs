@@ -5,10 +5,10 @@ mod kernel_args;
 
 use super::jail::cgroup::{self, Limits};
 use super::jail::{self, Staged};
-use super::monitor::Monitor;
+use super::monitor::{Monitor, QmpMonitor};
 use super::spawn::{Spawn, spawn};
 use super::spec::{NetSpec, VmSpec, VmmBinary};
-use super::{Launched, Timings, Vmm, tsc};
+use super::{Control, Launched, Serial, Timings, Vmm, tsc};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use crate::net::tap::{self, TapConfig};
@@ -54,6 +54,7 @@ impl Vmm for Qemu {
                 let files = match spec.vmm {
                     VmmBinary::QemuTree(_) => jail::stage(spec, jail)?,
                     VmmBinary::QemuPath(_) => by_descriptor(spec, &mut held)?,
+                    VmmBinary::Firecracker { .. } => return Err(not_qemu()),
                 };
                 (files, groups)
             }
@@ -109,6 +110,7 @@ impl Vmm for Qemu {
             keep,
             netns: netns.as_ref(),
             no_network: spec.jail.is_some() && !user_net,
+            stdio: None,
             cgroups: &groups.procs,
             chroot: spec.jail.as_ref().filter(|_| chrooted).map(|jail| jail.root.clone()),
             identity: spec.jail.as_ref().map(|jail| (jail.uid, jail.gid)),
@@ -118,9 +120,11 @@ impl Vmm for Qemu {
         let pid = spawned.child.id() as i32;
         let pidfd =
             spawned.pidfd.try_clone().or_failed("vmm.spawn", || "cannot duplicate the VMM's pidfd")?;
-        let monitor = Monitor::new(qmp, spawned.pidfd, spawned.child, spawned.stderr)
+        let monitor = QmpMonitor::new(qmp, spawned.pidfd, spawned.child, spawned.stderr)
             .or_failed("vmm.monitor", || "cannot talk to the VMM's monitor")?;
-        Ok(Launched { pid, pidfd, control, console, monitor, warnings, timings })
+        let (control, monitor) = (Control::Connected(control), Monitor::Qmp(monitor));
+        let console = Serial::Socket(console);
+        Ok(Launched { pid, pidfd, control, console, monitor, keyboard: None, warnings, timings })
     }
 }
 
@@ -150,6 +154,10 @@ fn by_descriptor(spec: &VmSpec, held: &mut Vec<OwnedFd>) -> Result<Staged> {
     let drives =
         spec.drives.iter().map(|drive| hold(&drive.path, !drive.read_only)).collect::<Result<_>>()?;
     Ok(Staged { kernel: hold(&spec.kernel, false)?, initramfs: hold(&spec.initramfs, false)?, drives })
+}
+
+fn not_qemu() -> Error {
+    Error::bug("this VM is not QEMU's to boot")
 }
 
 fn pair() -> Result<(UnixStream, UnixStream)> {

@@ -120,7 +120,7 @@ impl Vm {
         let begin = Instant::now();
         let launched = backend(&self.spec).launch(&self.spec, ns).unwrap();
         println!("launched in {:?}: {:?} {:?}", begin.elapsed(), launched.timings, launched.warnings);
-        let mut output = launched.console.try_clone().unwrap();
+        let mut output = launched.console.reader().unwrap();
         let console = std::thread::spawn(move || {
             let mut all = [0; 1].to_vec();
             let _ = output.read_exact(&mut all); // Ends without a byte if the VMM does.
@@ -128,8 +128,9 @@ impl Vm {
             let _ = output.read_to_end(&mut all);
             String::from_utf8_lossy(&all).into_owned()
         });
-        launched.control.set_read_timeout(Some(PATIENCE)).unwrap();
-        let lines = BufReader::new(launched.control.try_clone().unwrap());
+        let control = launched.control.connected().unwrap();
+        control.set_read_timeout(Some(PATIENCE)).unwrap();
+        let lines = BufReader::new(control.try_clone().unwrap());
         let mut running = Running { launched, lines, console };
         assert_eq!(running.hear(), "hello", "{}", running.launched.monitor.stderr_so_far());
         println!("hello after {:?}", begin.elapsed());
@@ -146,7 +147,7 @@ impl Vm {
 
 impl Running {
     fn say(&self, order: &str) {
-        (&self.launched.control).write_all(format!("{order}\n").as_bytes()).unwrap();
+        self.launched.control.connected().unwrap().write_all(format!("{order}\n").as_bytes()).unwrap();
     }
 
     fn hear(&mut self) -> String {

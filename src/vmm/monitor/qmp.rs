@@ -1,65 +1,19 @@
-//! Follows a running QEMU through QMP and its pidfd, says how it ended, and reaps it.
+//! Follows a running QEMU through QMP and its pidfd.
 
+use super::{Death, Ended, Exit, drain};
 use serde_json::Value;
-use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, ExitStatus};
-use tokio::io::unix::AsyncFd;
+use std::process::Child;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A QMP line is a few hundred bytes; a VMM that sends more without a newline is not listened to any further.
 const LINE_MAX: usize = 1 << 20;
 
-/// How a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
-    /// The guest powered off.
-    GuestShutdown,
-    /// The guest reset itself.
-    GuestReset,
-    /// The guest's kernel panicked.
-    GuestPanic,
-    /// The VMM got a signal that it handles, such as SIGTERM.
-    HostSignal,
-    /// We asked the VMM to quit.
-    HostQuit,
-    /// The VMM ended without a word: killed, crashed or refused to start.
-    Died(Death),
-}
-
-/// A VMM that ended without saying why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Death {
-    /// Its status.
-    pub status: ExitStatus,
-    /// What it wrote to its standard error, at most 64 KiB; not to be trusted.
-    pub stderr: String,
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Ended::GuestShutdown => f.write_str("the guest powered off"),
-            Ended::GuestReset => f.write_str("the guest reset itself"),
-            Ended::GuestPanic => f.write_str("the guest's kernel panicked"),
-            Ended::HostSignal => f.write_str("the VMM was told to end by a signal"),
-            Ended::HostQuit => f.write_str("the VMM was told to quit"),
-            Ended::Died(death) => {
-                write!(f, "the VMM died ({})", death.status)?;
-                match death.stderr.trim_end().lines().last() {
-                    Some(line) => write!(f, ": {line}"),
-                    None => Ok(()),
-                }
-            }
-        }
-    }
-}
-
-/// The connection to one VMM. Every method may be cancelled and called again; all need a tokio runtime with I/O.
+/// The connection to one QEMU.
 #[derive(Debug)]
-pub struct Monitor {
+pub struct QmpMonitor {
     qmp: Qmp,
     pidfd: Exit,
     child: Child,
@@ -77,21 +31,19 @@ enum Qmp {
     Closed,
 }
 
-#[derive(Debug)]
-enum Exit {
-    New(OwnedFd),
-    Open(AsyncFd<OwnedFd>),
-    Lost,
-}
-
-impl Monitor {
+impl QmpMonitor {
     /// Takes over the QMP connection and negotiates: events come only after that.
-    pub(crate) fn new(qmp: UnixStream, pidfd: OwnedFd, child: Child, stderr: OwnedFd) -> io::Result<Monitor> {
+    pub(crate) fn new(
+        qmp: UnixStream,
+        pidfd: OwnedFd,
+        child: Child,
+        stderr: OwnedFd,
+    ) -> io::Result<QmpMonitor> {
         // QEMU reads it after its greeting; nothing has to be awaited.
         io::Write::write_all(&mut &qmp, b"{\"execute\":\"qmp_capabilities\"}\n")?;
         qmp.set_nonblocking(true)?;
         let (qmp, pidfd) = (Qmp::New(qmp), Exit::New(pidfd));
-        Ok(Monitor { qmp, pidfd, child, stderr, received: Vec::new(), reason: None, done: None })
+        Ok(QmpMonitor { qmp, pidfd, child, stderr, received: Vec::new(), reason: None, done: None })
     }
 
     /// Waits for the VMM's end, reaps it and says how it came. Later calls repeat the answer.
@@ -100,7 +52,6 @@ impl Monitor {
             return Ok(done.clone());
         }
         self.register()?;
-        let Exit::Open(pidfd) = &self.pidfd else { return Err(io::Error::other("the monitor was lost")) };
         loop {
             let mut chunk = [0; 4096];
             tokio::select! {
@@ -115,8 +66,8 @@ impl Monitor {
                         }
                     }
                 },
-                ready = pidfd.readable() => {
-                    ready?.retain_ready();
+                ready = self.pidfd.wait() => {
+                    ready?;
                     break;
                 }
             }
@@ -153,11 +104,7 @@ impl Monitor {
 
     /// What the VMM has written to its standard error and nobody has read yet.
     pub fn stderr_so_far(&self) -> String {
-        let Ok(copy) = self.stderr.try_clone() else { return String::new() };
-        let mut text = Vec::new();
-        // The pipe is non-blocking: reading stops with an error when it is empty.
-        let _ = std::fs::File::from(copy).take(64 << 10).read_to_end(&mut text);
-        String::from_utf8_lossy(&text).into_owned()
+        drain(&self.stderr)
     }
 
     fn register(&mut self) -> io::Result<()> {
@@ -166,14 +113,7 @@ impl Monitor {
         {
             self.qmp = Qmp::Open(tokio::net::UnixStream::from_std(stream)?);
         }
-        if let Exit::New(_) = self.pidfd
-            && let Exit::New(fd) = std::mem::replace(&mut self.pidfd, Exit::Lost)
-        {
-            // SAFETY: the descriptor is owned, so it stays open and the same until the AsyncFd is dropped.
-            let watched = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
-            self.pidfd = Exit::Open(watched?);
-        }
-        Ok(())
+        self.pidfd.register()
     }
 }
 

@@ -1,0 +1,182 @@
+use super::*;
+use crate::vmm::firecracker::config;
+use crate::vmm::firecracker::stub::Stub;
+use crate::vmm::firecracker::testing::{Bare, stub_config};
+use std::os::unix::net::UnixListener;
+use std::time::Instant;
+use tempfile::TempDir;
+
+#[test]
+fn a_running_firecracker_answers() {
+    // A path longer than the 107 bytes of sun_path is reached all the same.
+    let Some(bare) = Bare::prepare(Stub::Halt, "api=1") else { return };
+    let mut child = bare.start(&["--api-sock", "api.sock", "--id", "vm-1"]);
+    bare.wait_for("api=1");
+    let deep = bare.dir.path().join("d".repeat(120));
+    std::fs::create_dir(&deep).unwrap();
+    std::fs::rename(bare.dir.path().join("api.sock"), deep.join("api.sock")).unwrap();
+    let api = Api::open(&deep.join("api.sock")).unwrap();
+    let outcome = block_on(async {
+        // The console speaks before the API says that the guest runs.
+        let start = Instant::now();
+        while api.info().await?.state != RunState::Running && start.elapsed() < PATIENCE {}
+        let info = api.info().await?;
+        assert_eq!((info.id.as_str(), info.state), ("vm-1", RunState::Running));
+        assert_eq!(api.version().await?.to_string(), info.vmm_version);
+        api.pause().await?;
+        assert_eq!(api.info().await?.state, RunState::Paused);
+        api.resume().await?;
+        let first = Instant::now();
+        assert_eq!(api.info().await?.state, RunState::Running);
+        println!("one request: {:?}", first.elapsed());
+        api.action(Action::SendCtrlAltDel).await?;
+        for refused in [
+            api.update_drive(&DriveUpdate { drive_id: "drive7".to_owned(), ..DriveUpdate::default() }).await,
+            api.update_network(&NetworkUpdate { iface_id: "eth9".to_owned(), ..NetworkUpdate::default() })
+                .await,
+            api.update_balloon(&BalloonUpdate { amount_mib: 1 }).await,
+            api.update_machine(&MachineUpdate { vcpu_count: Some(2), ..MachineUpdate::default() }).await,
+            api.action(Action::InstanceStart).await,
+        ] {
+            let refused = refused.unwrap_err();
+            println!("{refused}");
+            assert_eq!(refused.code(), "firecracker.api-fault");
+        }
+        Ok::<_, Error>(())
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    outcome.unwrap();
+    let dead = block_on(api.info()).unwrap_err();
+    assert_eq!(dead.code(), "firecracker.api-dead", "{dead}");
+    assert!(dead.to_string().contains("api.sock"), "{dead}");
+}
+
+#[test]
+fn every_device_is_taken_and_can_be_changed() {
+    let Some(bare) = Bare::prepare(Stub::Halt, "devices=1") else { return };
+    let path = |name: &str| bare.dir.path().join(name);
+    for disk in ["base", "scratch", "other"] {
+        std::fs::File::create(path(disk)).unwrap().set_len(1 << 20).unwrap();
+    }
+    let mut config = crate::vmm::firecracker::schema_tests::full();
+    config.boot_source = stub_config(bare.dir.path(), "devices=1").boot_source;
+    config.drives.truncate(2);
+    config.drives[0].path_on_host = path("base");
+    config.drives[1].path_on_host = path("scratch");
+    config.vsock.as_mut().unwrap().uds_path = path("vsock");
+    config.metrics.as_mut().unwrap().metrics_path = path("metrics");
+    config.logger.as_mut().unwrap().log_path = Some(path("log"));
+    config.logger.as_mut().unwrap().module = None;
+    // A tap, huge pages and an Intel CPU are the host's matter.
+    config.network_interfaces.clear();
+    config.machine_config = config::Machine { huge_pages: None, cpu_template: None, ..config.machine_config };
+    config.cpu_config = None;
+    bare.configure(&config);
+    let mut child = bare.start(&["--api-sock", "api.sock"]);
+    bare.wait_for("devices=1");
+    let api = Api::open(&path("api.sock")).unwrap();
+    let outcome = block_on(async {
+        while api.info().await?.state != RunState::Running {}
+        let limits = config.drives[1].rate_limiter.clone();
+        let drive = |path_on_host| DriveUpdate {
+            drive_id: "drive1".to_owned(),
+            path_on_host: Some(path_on_host),
+            rate_limiter: limits.clone(),
+        };
+        api.update_drive(&drive(path("other"))).await?;
+        assert_eq!(api.update_drive(&drive(path("none"))).await.unwrap_err().code(), "firecracker.api-fault");
+        api.action(Action::FlushMetrics).await?;
+        // No driver has taken the balloon.
+        assert_eq!(
+            api.update_balloon(&BalloonUpdate { amount_mib: 1 }).await.unwrap_err().code(),
+            "firecracker.api-fault"
+        );
+        Ok::<_, Error>(())
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    outcome.unwrap();
+    assert!(path("vsock").exists());
+    assert!(std::fs::read_to_string(path("metrics")).unwrap().starts_with('{'));
+}
+
+#[test]
+fn a_link_in_place_of_the_socket_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let path = |name| dir.path().join(name);
+    let _listener = UnixListener::bind(path("real")).unwrap();
+    std::os::unix::fs::symlink(path("real"), path("link")).unwrap();
+    std::fs::write(path("file"), "").unwrap();
+    assert_eq!(Api::open(&path("link")).unwrap_err().code(), "firecracker.api-dead");
+    assert_eq!(Api::open(&path("file")).unwrap_err().code(), "firecracker.api-dead");
+    assert_eq!(Api::open(&path("none")).unwrap_err().code(), "firecracker.api-dead");
+    Api::open(&path("real")).unwrap();
+}
+
+/// What `info` says about a server that answers with these bytes and, if told so, stays.
+fn answered(bytes: &'static [u8], stay: bool) -> Error {
+    use std::io::{Read, Write};
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("api.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(bytes);
+        if stay {
+            // Until the client goes.
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let api = Api::open(&path).unwrap().with_patience(Duration::from_millis(200));
+    let error = block_on(api.info()).unwrap_err();
+    server.join().unwrap();
+    error
+}
+
+#[test]
+fn a_silent_server_is_given_up() {
+    assert_eq!(answered(b"", true).code(), "firecracker.api-timeout");
+    assert_eq!(
+        answered(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", true).code(),
+        "firecracker.api-timeout"
+    );
+}
+
+#[test]
+fn a_server_that_hangs_up_is_dead() {
+    assert_eq!(answered(b"", false).code(), "firecracker.api-dead");
+}
+
+#[test]
+fn nonsense_and_floods_are_errors() {
+    assert_eq!(answered(b"SSH-2.0\r\n", false).code(), "firecracker.api");
+    assert_eq!(answered(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", false).code(), "firecracker.api");
+    let flood = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n";
+    let mut bytes = flood.to_vec();
+    bytes.resize(3 << 20, b'x');
+    assert_eq!(answered(bytes.leak(), false).code(), "firecracker.api");
+}
+
+#[test]
+fn a_refusal_says_why_in_printable_words() {
+    let body = r#"{"fault_message": "No.\n\u001b[31mNever."}"#;
+    let answer = format!("HTTP/1.1 400 Bad\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let error = answered(answer.into_bytes().leak(), false);
+    assert_eq!(error.code(), "firecracker.api-fault");
+    assert_eq!(error.to_string(), "Firecracker refused GET /: No.  [31mNever.");
+    let silent = answered(b"HTTP/1.1 500 Bad\r\nContent-Length: 0\r\n\r\n", false);
+    assert!(silent.to_string().contains("it does not say why"), "{silent}");
+}
+
+#[test]
+fn an_id_cannot_change_the_request() {
+    for bad in ["", "a/b", "a b", "..", "a\r\nHost: x"] {
+        assert_eq!(id(bad).unwrap_err().code(), "bug", "{bad:?}");
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}

@@ -1,0 +1,201 @@
+//! Runs the jailer and takes over the VMM that it leaves behind.
+
+use super::stage::{API_SOCKET, CONFIG, LOG};
+use crate::error::{Context, Error, Result};
+use crate::vmm::monitor::reap;
+use crate::vmm::spawn::{Spawn, Spawned, spawn};
+use crate::vmm::spec::{JailSpec, VmSpec};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// What a jailer may take; it copies the VMM's few mebibytes and makes some directories.
+const PATIENCE_MS: u16 = 30_000;
+/// Descriptors: a drive takes one, a vsock connection another.
+const MAX_FILES: u32 = 4096;
+/// For what the VMM writes besides drives: nothing.
+const LEAST_FILE_SIZE: u64 = 1 << 20;
+
+/// What the jailer is told.
+pub(super) struct Order<'a> {
+    pub spec: &'a VmSpec,
+    pub jail: &'a JailSpec,
+    pub firecracker: &'a Path,
+    pub jailer: &'a Path,
+    /// The project's namespace. The jailer opens it by path, as it closes what it inherits.
+    pub netns: Option<&'a OwnedFd>,
+    /// `--cgroup-version` and what goes with it.
+    pub cgroups: Vec<OsString>,
+    /// Bytes of the largest drive that the VMM writes.
+    pub largest: u64,
+}
+
+impl Order<'_> {
+    fn argv(&self) -> Vec<OsString> {
+        let mut argv: Vec<OsString> = vec![self.jailer.into()];
+        let mut arg = |flag: &str, value: &dyn AsRef<std::ffi::OsStr>| {
+            argv.push(flag.into());
+            argv.push(value.as_ref().to_owned());
+        };
+        arg("--id", &self.spec.id.as_str());
+        arg("--exec-file", &self.firecracker);
+        arg("--uid", &self.jail.uid.to_string());
+        arg("--gid", &self.jail.gid.to_string());
+        arg("--chroot-base-dir", &self.jail.root);
+        if let Some(netns) = self.netns {
+            use std::os::fd::AsRawFd;
+            arg("--netns", &format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()));
+        }
+        arg("--resource-limit", &format!("no-file={MAX_FILES}"));
+        arg("--resource-limit", &format!("fsize={}", self.largest.max(LEAST_FILE_SIZE)));
+        argv.extend(self.cgroups.iter().cloned());
+        argv.extend(["--new-pid-ns", "--"].map(OsString::from));
+        let ours = [("--config-file", CONFIG), ("--api-sock", API_SOCKET), ("--log-path", LOG)];
+        argv.extend(ours.iter().flat_map(|(flag, name)| [OsString::from(flag), format!("/{name}").into()]));
+        // In the configuration it would come too late for what is said before that is read.
+        argv.extend(["--level", "Warning"].map(OsString::from));
+        argv
+    }
+}
+
+/// A running VMM: a child of ours, although we did not make it.
+pub(super) struct Adopted {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    /// Its standard error, and the jailer's.
+    pub stderr: OwnedFd,
+}
+
+/// Runs the jailer to its end. `stdio` are the VMM's standard input and output; `doors` are cgroups that the
+/// jailer does not enter by itself; `root` is the directory that becomes `/`.
+pub(super) fn run(
+    order: &Order<'_>,
+    stdio: (OwnedFd, OwnedFd),
+    doors: &[OwnedFd],
+    root: &OwnedFd,
+) -> Result<Adopted> {
+    // The jailer's child becomes ours when the jailer ends, so this must hold until then.
+    let _adopting = Subreaper::new().or_host("vmm.subreaper", || "cannot become the parent of orphans")?;
+    let spawned = spawn(Spawn {
+        argv: order.argv(),
+        env: Vec::new(),
+        keep: Vec::new(),
+        stdio: Some(stdio),
+        netns: None,
+        no_network: false,
+        cgroups: doors,
+        chroot: None,
+        identity: None,
+    })?;
+    let Spawned { mut child, pidfd, stderr } = spawned;
+    let ended = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(PATIENCE_MS));
+    if !matches!(ended, Ok(1)) {
+        let _ = child.kill(); // It is told below in any case.
+    }
+    let status = child.wait().or_failed("vmm.jailer", || "cannot wait for the jailer")?;
+    if !status.success() {
+        let said = said(&stderr);
+        let said = said.lines().next().map(|line| format!(": {line}")).unwrap_or_default();
+        return Err(Error::failed("vmm.jailer", format!("Firecracker's jailer failed ({status}){said}")));
+    }
+    let program = order.firecracker.file_name().unwrap_or_default();
+    let (pid, pidfd) = adopt(root, Path::new(program)).map_err(|e| {
+        Error::failed("vmm.jailer", "the jailer ended well, but did not leave a VMM behind").because(e)
+    })?;
+    Ok(Adopted { pid, pidfd, stderr })
+}
+
+/// The process named by the file that the jailer wrote. The VMM runs by now and owns the directory: the file
+/// counts only if it is root's, as the VMM cannot make such a one, and if it names a child of ours.
+fn adopt(root: &OwnedFd, program: &Path) -> io::Result<(i32, OwnedFd)> {
+    let mut name = program.as_os_str().to_owned();
+    name.push(".pid");
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let file = File::from(openat2(root, Path::new(&name), how)?);
+    let meta = file.metadata()?;
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    if !meta.is_file() || meta.uid() != 0 {
+        return Err(invalid("its pid file is not the jailer's"));
+    }
+    let mut text = String::new();
+    file.take(16).read_to_string(&mut text)?;
+    let pid: i32 = text.trim().parse().map_err(|_| invalid("its pid file names no process"))?;
+    // SAFETY: pidfd_open takes numbers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call above returned this descriptor to us alone. Descriptors fit in i32.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    // A child that nobody has reaped keeps its pid, zombie or not.
+    if parent_of(pid)? != std::process::id() {
+        return Err(invalid("its pid file names a process that is no child of ours"));
+    }
+    Ok((pid, pidfd))
+}
+
+fn parent_of(pid: i32) -> io::Result<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command may hold parentheses and spaces; state and parent follow it (proc(5)).
+    let rest = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
+    rest.split(' ').nth(1).and_then(|ppid| ppid.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn said(stderr: &OwnedFd) -> String {
+    let Ok(copy) = stderr.try_clone() else { return String::new() };
+    let mut text = Vec::new();
+    // It does not block: reading ends when it is empty.
+    let _ = File::from(copy).take(64 << 10).read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Makes this process the parent of its descendants' orphans while there is one of these.
+struct Subreaper;
+
+/// How many there are.
+static ADOPTING: Mutex<usize> = Mutex::new(0);
+
+impl Subreaper {
+    fn new() -> io::Result<Subreaper> {
+        let mut count = ADOPTING.lock().unwrap_or_else(PoisonError::into_inner);
+        if *count == 0 {
+            set_subreaper(true)?;
+        }
+        *count += 1;
+        Ok(Subreaper)
+    }
+}
+
+impl Drop for Subreaper {
+    fn drop(&mut self) {
+        let mut count = ADOPTING.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count == 0 {
+            // Cannot fail with a flag that this kernel took before.
+            let _ = set_subreaper(false);
+        }
+    }
+}
+
+fn set_subreaper(on: bool) -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(on)?)
+}
+
+/// Ends what was adopted when something after it fails.
+pub(super) fn discard(adopted: &Adopted) {
+    // SAFETY: a descriptor we own, a signal number, no siginfo and no flags.
+    unsafe {
+        use std::os::fd::AsRawFd;
+        let nothing = std::ptr::null::<libc::siginfo_t>();
+        libc::syscall(libc::SYS_pidfd_send_signal, adopted.pidfd.as_raw_fd(), libc::SIGKILL, nothing, 0);
+    }
+    let _ = reap(adopted.pid);
+}

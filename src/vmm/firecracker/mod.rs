@@ -1,0 +1,172 @@
+//! Firecracker, started by its own jailer: the back end for hosts whose KVM has hardware behind it.
+
+pub mod api;
+pub mod config;
+mod jailer;
+pub mod kernel_args;
+mod keyboard;
+mod programs;
+mod stage;
+pub mod stub;
+mod trial;
+pub mod version;
+
+#[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use keyboard::Keyboard;
+pub use programs::{inspect, usable};
+pub use trial::{Trial, trial};
+
+use super::jail::cgroup::{self, Limits};
+use super::monitor::{Monitor, ProcessMonitor};
+use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
+use super::{Control, Launched, Serial, Timings, Vmm};
+use crate::error::{Context, Error, Result};
+use crate::net::netns::Netns;
+use crate::net::tap::{self, TapConfig};
+use config::JailPaths;
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+/// What Firecracker itself needs beyond the guest's memory, in bytes: some 5 MiB, and page tables.
+const OVERHEAD: u64 = 64 << 20;
+/// Threads besides one a vCPU: the VMM, its API, the jailer before it.
+const THREADS: u64 = 16;
+/// Where the guest's init connects to on the host (guest/src/control.rs).
+const CONTROL_PORT: u32 = 1024;
+
+/// The back end.
+pub(super) struct Firecracker;
+
+impl Vmm for Firecracker {
+    fn name(&self) -> &'static str {
+        "firecracker"
+    }
+
+    fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched> {
+        let VmmBinary::Firecracker { firecracker, jailer } = &spec.vmm else {
+            return Err(Error::bug("this VM is not Firecracker's to boot"));
+        };
+        let jail = spec.jail.as_ref().ok_or_else(|| {
+            Error::host("vmm.firecracker-root", "Firecracker's jail needs root")
+                .help("run as root, or write `vmm \"auto\"`: QEMU runs as you")
+        })?;
+        inspect(firecracker, jailer)?;
+        kvm_opens()?;
+        let mut timings = Timings::default();
+
+        let start = Instant::now();
+        let limits = Limits {
+            memory: spec.memory + OVERHEAD,
+            pids: THREADS + u64::from(spec.cpus),
+            // One more for emulated devices and the API.
+            cpu_percent: u64::from(spec.cpus + 1) * 100,
+        };
+        let mut groups = cgroup::create(spec.id.as_str(), limits, &cgroup::journal(&jail.root))?;
+        let cgroups = groups.hand_to_jailer();
+        let mut warnings = std::mem::take(&mut groups.warnings);
+        let mut staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
+        warnings.append(&mut staged.warnings);
+        let inside = |name: &str| Path::new("/").join(name);
+        let paths = JailPaths {
+            kernel: staged.kernel.clone(),
+            initramfs: Some(staged.initramfs.clone()),
+            drives: staged.drives.clone(),
+            vsock: inside(stage::VSOCK),
+            // Told on the command line, which comes first.
+            log: None,
+            metrics: None,
+        };
+        let config = config::config(spec, &paths, &kernel_args::build(false))?;
+        stage::write_config(&staged.root, &config.to_json())?;
+        timings.jail = start.elapsed();
+
+        let start = Instant::now();
+        make_tap(spec, jail, net)?;
+        timings.tap = start.elapsed();
+
+        let start = Instant::now();
+        let pipe = || io::pipe().or_failed("vmm.pipe", || "cannot make a pipe for the console");
+        let ((printed, output), (input, typed)) = (pipe()?, pipe()?);
+        let console = Serial::Pipe { output: printed.into(), input: typed.into() };
+        let netns: Option<OwnedFd> = net
+            .map(|ns| ns.as_fd().try_clone_to_owned())
+            .transpose()
+            .or_failed("vmm.spawn", || "cannot duplicate a namespace descriptor")?;
+        let order = jailer::Order {
+            spec,
+            jail,
+            firecracker,
+            jailer,
+            netns: netns.as_ref(),
+            cgroups,
+            largest: staged.largest,
+        };
+        let adopted = jailer::run(&order, (input.into(), output.into()), &groups.procs, &staged.root)?;
+        timings.spawn = start.elapsed();
+
+        let pidfd = match adopted.pidfd.try_clone() {
+            Ok(pidfd) => pidfd,
+            Err(e) => {
+                jailer::discard(&adopted);
+                return Err(Error::failed("vmm.spawn", "cannot duplicate the VMM's pidfd").because(e));
+            }
+        };
+        let monitor = ProcessMonitor::new(adopted.pid, adopted.pidfd, vec![adopted.stderr, staged.log])
+            .or_failed("vmm.monitor", || "cannot watch the VMM")?;
+        Ok(Launched {
+            pid: adopted.pid,
+            pidfd,
+            control: Control::Listening(staged.control),
+            console,
+            monitor: Monitor::Process(monitor),
+            keyboard: Some(Keyboard { root: staged.root }),
+            warnings,
+            timings,
+        })
+    }
+}
+
+/// Told before anything is staged: Firecracker itself would say it last.
+fn kvm_opens() -> Result<()> {
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            let help = match e.kind() {
+                ErrorKind::NotFound => "load kvm_intel or kvm_amd; in a VM, enable nested virtualisation",
+                _ => "give this user the right to open it; in a container, pass the device in",
+            };
+            Err(Error::host("vmm.no-kvm", "Firecracker needs /dev/kvm, which cannot be opened")
+                .because(e)
+                .help(help))
+        }
+    }
+}
+
+/// The VMM opens it by name, under its uid and in the namespace, so it outlives our descriptor.
+fn make_tap(spec: &VmSpec, jail: &JailSpec, net: Option<&Netns>) -> Result<()> {
+    let NetSpec::Tap { name, host, guest, mac } = &spec.net else {
+        return match &spec.net {
+            NetSpec::User { .. } => Err(Error::bug("Firecracker has no user networking")),
+            _ => Ok(()),
+        };
+    };
+    let ns = net.ok_or_else(|| Error::bug("a tap needs the project's namespace"))?;
+    let config = TapConfig {
+        name: name.clone(),
+        host: *host,
+        guest: *guest,
+        mac: *mac,
+        owner: Some(jail.uid),
+        persist: true,
+    };
+    tap::create(ns, &config).map(drop)
+}

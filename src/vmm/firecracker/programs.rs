@@ -1,0 +1,74 @@
+//! Looks at Firecracker's two programs before anything is built on them.
+
+use super::version::{self, Need, Version};
+use crate::error::{Context, Error, Result};
+use fs_err as fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// `EM_X86_64` (elf.h).
+const X86_64: u16 = 62;
+/// `EM_AARCH64`, for a message: the wrong one of the two release archives.
+const AARCH64: u16 = 183;
+/// What the jailer wants in the VMM's file name.
+const NAME: &str = "firecracker";
+
+/// Checks that both are programs of this host's kind, by their canonical paths.
+pub fn inspect(firecracker: &Path, jailer: &Path) -> Result<()> {
+    for (program, what) in [(firecracker, "Firecracker"), (jailer, "Firecracker's jailer")] {
+        inspect_one(program, what)?;
+    }
+    let name = firecracker.file_name().unwrap_or_default().to_string_lossy();
+    if !name.contains(NAME) {
+        let text = format!("{} cannot be jailed under this name", firecracker.display());
+        return Err(Error::usage("vmm.firecracker-name", text)
+            .help("the jailer wants a file, not only a link to it, whose name contains `firecracker`"));
+    }
+    Ok(())
+}
+
+/// `inspect`, and whether this version can boot what is asked of it. `modular`: the kernel's drivers are modules.
+pub fn usable(firecracker: &Path, jailer: &Path, modular: bool) -> Result<Version> {
+    inspect(firecracker, jailer)?;
+    let version = version::of(firecracker)?;
+    version::check(version, if modular { &[Need::Acpi] } else { &[] })?;
+    Ok(version)
+}
+
+fn inspect_one(program: &Path, what: &str) -> Result<()> {
+    let fail = || format!("cannot read {what} at {}", program.display());
+    let mut file = fs::File::open(program).or_usage("vmm.firecracker-missing", fail).map_err(|e| {
+        e.help("name a directory that holds `firecracker` and `jailer`, as Firecracker's releases do under longer names")
+    })?;
+    let meta = file.metadata().or_failed("vmm.firecracker-missing", fail)?;
+    if !meta.is_file() {
+        return Err(Error::usage(
+            "vmm.firecracker-missing",
+            format!("{what}: {} is no file", program.display()),
+        ));
+    }
+    if meta.permissions().mode() & 0o100 == 0 {
+        let text = format!("{what} at {} is not executable", program.display());
+        return Err(
+            Error::usage("vmm.firecracker-mode", text).help(format!("chmod 755 {}", program.display()))
+        );
+    }
+    let mut header = [0; 20];
+    let got = file.read_exact(&mut header);
+    if got.is_err() || !header.starts_with(b"\x7fELF") {
+        let text = format!("{what}: {} is not a program", program.display());
+        return Err(Error::usage("vmm.firecracker-format", text).help("it is not in the ELF format"));
+    }
+    // e_machine (elf.h); the byte before, e_ident[EI_DATA], is little-endian on both.
+    match u16::from_le_bytes([header[18], header[19]]) {
+        X86_64 => Ok(()),
+        AARCH64 => Err(foreign(program, what, "aarch64")),
+        other => Err(foreign(program, what, &format!("machine {other}"))),
+    }
+}
+
+fn foreign(program: &Path, what: &str, machine: &str) -> Error {
+    let text = format!("{what} at {} is for {machine}, this host is x86_64", program.display());
+    Error::usage("vmm.firecracker-machine", text).help("take the x86_64 archive of the release")
+}

@@ -1,0 +1,543 @@
+//! Real jails, with stub guests: they run where `FIREGOPHER_TEST_FIRECRACKER` names the two programs' directory.
+
+use super::stub::Stub;
+use super::*;
+use crate::name::{Name, VmId};
+use crate::vmm::jail;
+use crate::vmm::spec::{Drive, firecracker_programs};
+use crate::vmm::{Ended, backend};
+use fs_err as fs;
+use std::future::Future;
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Stub guests take 50 ms; a busy machine takes longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
+/// The two programs; `None`, and a word about it, where there are none.
+fn programs() -> Option<[PathBuf; 2]> {
+    let Some(dir) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER") else {
+        println!("skipped: no firecracker");
+        return None;
+    };
+    root().then(|| firecracker_programs(Path::new(&dir)).map(|p| p.canonicalize().unwrap()))
+}
+
+struct Vm {
+    spec: VmSpec,
+    dir: tempfile::TempDir,
+}
+
+/// A VM that boots `kernel`, with a read-only and a writable drive.
+fn vm_of(programs: [PathBuf; 2], tag: &str, kernel: &[u8]) -> Vm {
+    let dir = tempfile::tempdir().unwrap();
+    let [firecracker, jailer] = programs;
+    let put = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o444)).unwrap();
+        path
+    };
+    let drive = |role: &str, read_only| Drive {
+        role: role.to_owned(),
+        path: put(role, &vec![7; 1 << 20]),
+        read_only,
+    };
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1_960_000_000);
+    let uid = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let name = |s: &str| Name::new(s).unwrap();
+    let spec = VmSpec {
+        id: VmId::derive(&name(&format!("fc-{}", std::process::id())), &name(tag)),
+        vmm: VmmBinary::Firecracker { firecracker, jailer },
+        kvm: true,
+        kernel: put("kernel", kernel),
+        initramfs: put("initramfs", &[0; 512]),
+        cpus: 1,
+        memory: 128 << 20,
+        drives: vec![drive("base", true), drive("scratch", false)],
+        net: NetSpec::None,
+        jail: Some(JailSpec { root: dir.path().join("jail"), uid, gid: uid }),
+    };
+    Vm { spec, dir }
+}
+
+fn vm(tag: &str, kernel: &[u8]) -> Option<Vm> {
+    Some(vm_of(programs()?, tag, kernel))
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn ended(launched: &mut Launched) -> Ended {
+    block_on(async { tokio::time::timeout(PATIENCE, launched.monitor.ended()).await.unwrap().unwrap() })
+}
+
+/// All that was printed; the VMM has ended.
+fn console(launched: &Launched) -> String {
+    let mut all = Vec::new();
+    launched.console.reader().unwrap().read_to_end(&mut all).unwrap();
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Waits until the guest has printed its command line.
+fn heard(launched: &Launched) -> String {
+    let mut reader = launched.console.reader().unwrap();
+    let mut all = Vec::new();
+    // Firecracker appends arguments of its own.
+    while !(all.ends_with(b"\n") && String::from_utf8_lossy(&all).contains("firegopher.end=reset")) {
+        let poll = nix::poll::PollFd::new(reader.as_fd(), nix::poll::PollFlags::POLLIN);
+        let ready = nix::poll::poll(&mut [poll], 30_000_u16).unwrap();
+        let mut byte = [0];
+        assert!(ready == 1 && reader.read(&mut byte).unwrap() == 1, "{}", String::from_utf8_lossy(&all));
+        all.push(byte[0]);
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+impl Vm {
+    fn launch(&self, ns: Option<&Netns>) -> Launched {
+        let launched = backend(&self.spec).launch(&self.spec, ns).unwrap();
+        println!("{:?} {:?}", launched.timings, launched.warnings);
+        launched
+    }
+
+    fn jail(&self) -> &JailSpec {
+        self.spec.jail.as_ref().unwrap()
+    }
+
+    fn inside(&self) -> PathBuf {
+        let VmmBinary::Firecracker { firecracker, .. } = &self.spec.vmm else { unreachable!() };
+        stage::root_of(&self.jail().root, firecracker, self.spec.id.as_str())
+    }
+
+    /// Cleans up and looks for what a VM could leave.
+    fn clean(&self) {
+        jail::clean(self.jail()).unwrap();
+        assert_eq!(
+            fs::read_dir(self.dir.path()).unwrap().count(),
+            4,
+            "only kernel, initramfs and drives are left"
+        );
+        assert_eq!(processes_of(self.jail().uid), Vec::<i32>::new());
+        for controller in ["memory", "pids", "cpu", "."] {
+            let group =
+                Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(self.spec.id.as_str());
+            assert!(!group.exists(), "{} is left", group.display());
+        }
+    }
+}
+
+fn processes_of(uid: u32) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .is_ok_and(|s| s.contains(&format!("Uid:\t{uid}\t")) && !s.contains("State:\tZ"))
+    })
+    .collect()
+}
+
+fn tap_of(ns: &Netns, vm: &mut Vm, last: u8) -> String {
+    let (host, guest) = (Ipv4Addr::new(172, 19, 0, last), Ipv4Addr::new(172, 19, 0, last + 1));
+    let name = vm.spec.id.tap_name();
+    vm.spec.net = NetSpec::Tap { name: name.clone(), host, guest, mac: [2, 0, 172, 19, 0, last] };
+    assert!(!exists(ns, &name));
+    name
+}
+
+fn exists(ns: &Netns, name: &str) -> bool {
+    ns.run_in(|| nix::net::if_::if_nametoindex(name).is_ok()).unwrap()
+}
+
+#[test]
+fn a_jailed_guest_runs_to_its_end_and_nothing_is_left() {
+    let Some(mut vm) = vm("whole", &Stub::Reset.elf()) else { return };
+    let ns = Netns::create().unwrap();
+    let tap = tap_of(&ns, &mut vm, 1);
+    let begin = Instant::now();
+    let mut launched = vm.launch(Some(&ns));
+    let end = ended(&mut launched);
+    println!("ended after {:?}", begin.elapsed());
+    assert_eq!(end, Ended::GuestReset, "{}", launched.monitor.stderr_so_far());
+    let text = console(&launched);
+    assert!(text.contains("console=ttyS0") && text.contains("firegopher.end=reset"), "{text:?}");
+    assert!(nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(launched.pid), None).is_err(), "reaped");
+    assert!(exists(&ns, &tap), "the tap outlives its VMM");
+    tap::remove(&ns, &tap).unwrap();
+    vm.clean();
+}
+
+#[test]
+fn a_jailed_vmm_has_nothing_but_its_jail_and_stays_up_until_it_is_killed() {
+    let Some(mut vm) = vm("confined", &Stub::Halt.elf()) else { return };
+    let ns = Netns::create().unwrap();
+    let tap = tap_of(&ns, &mut vm, 5);
+    // A descriptor that must not leak, inheritable on purpose.
+    let leak = std::fs::File::open("/etc/passwd").unwrap();
+    nix::fcntl::fcntl(&leak, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let mut launched = vm.launch(Some(&ns));
+    heard(&launched);
+    let proc = PathBuf::from(format!("/proc/{}", launched.pid));
+    let status = fs::read_to_string(proc.join("status")).unwrap();
+    let uid = vm.jail().uid;
+    for want in [
+        format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+        format!("Gid:\t{uid}\t{uid}\t{uid}\t{uid}"),
+        "CapEff:\t0000000000000000".to_owned(),
+        "NoNewPrivs:\t1".to_owned(),
+        "Seccomp:\t2".to_owned(),
+        format!("NSpid:\t{}\t1", launched.pid),
+    ] {
+        assert!(status.contains(&want), "{want:?} is not in\n{status}");
+    }
+    let (there, here) = (fs::metadata(proc.join("root")).unwrap(), fs::metadata(vm.inside()).unwrap());
+    assert_eq!((there.dev(), there.ino()), (here.dev(), here.ino()), "its root is the jail");
+    let limits = fs::read_to_string(proc.join("limits")).unwrap();
+    assert!(
+        limits.contains("Max core file size        0") && limits.contains("Max open files            4096"),
+        "{limits}"
+    );
+    let net = fs::metadata(proc.join("ns/net")).unwrap();
+    assert_eq!((net.dev(), net.ino()), ns.id().unwrap(), "the project's namespace");
+    for entry in fs::read_dir(proc.join("fd")).unwrap() {
+        let target = fs::read_link(entry.unwrap().path()).unwrap();
+        assert!(!target.starts_with("/etc"), "{} is open", target.display());
+    }
+    let groups = fs::read_to_string(proc.join("cgroup")).unwrap();
+    for controller in ["memory", "pids", "cpu"] {
+        let inside = groups.lines().any(|l| {
+            l.ends_with(&format!("/firegopher/{}", vm.spec.id.as_str()))
+                && (l.contains(&format!(":{controller}")) || l.starts_with("0::"))
+        });
+        assert!(inside || launched.warnings.iter().any(|w| w.contains(controller)), "{controller}: {groups}");
+    }
+    assert_eq!(vm.spec.drives[0].path.metadata().unwrap().uid(), 0, "a shared drive stays ours");
+    assert_eq!(vm.spec.drives[1].path.metadata().unwrap().uid(), uid);
+    // Halted: it is up and uses no CPU.
+    let before = ticks(launched.pid);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(ticks(launched.pid) - before <= 2, "a halted guest costs nothing");
+    block_on(launched.monitor.quit()).unwrap();
+    let end = ended(&mut launched);
+    assert!(matches!(end, Ended::Died(_)) && end.to_string().contains("SIGKILL"), "{end}");
+    tap::remove(&ns, &tap).unwrap();
+    vm.clean();
+}
+
+/// User and system time of a process, in clock ticks (proc(5), fields 14 and 15).
+fn ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn what_a_vmm_does_to_its_jail_harms_nobody() {
+    let Some(vm) = vm("hostile", &Stub::Halt.elf()) else { return };
+    let mut launched = vm.launch(None);
+    heard(&launched);
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("precious"), "x").unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(outside.path().join("socket")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let inside = vm.inside();
+    // As its uid, which owns the directory.
+    let uid = vm.jail().uid.to_string();
+    let script = format!(
+        "cd /proc/{pid}/root && rm -f drives kernel initramfs config.json log v.sock_1024 firecracker.pid; \
+         mv drives d; for n in drives kernel config.json log v.sock_1024 firecracker.pid; do ln -s {out}/precious $n; done; \
+         ln -s {out} deep; rm -f run/api.sock; ln -s {out}/socket run/api.sock; mkdir -p a/b/c; ln -s / a/b/c/root",
+        pid = launched.pid,
+        out = outside.path().display(),
+    );
+    let done = Command::new("setpriv")
+        .args(["--reuid", &uid, "--regid", &uid, "--clear-groups", "sh", "-c", &script])
+        .current_dir(&inside)
+        .status();
+    // The levels above are closed to it: it can only work from a descriptor, so root plays its part.
+    if !done.is_ok_and(|s| s.success()) {
+        let status = Command::new("sh").args(["-c", &script]).status().unwrap();
+        println!("as root: {status}");
+    }
+    assert!(inside.join("deep").is_symlink() && inside.join("run/api.sock").is_symlink());
+    // The API is not sought beyond a link.
+    let keyboard = launched.keyboard.take().unwrap();
+    assert!(block_on(keyboard.ctrl_alt_del()).is_err());
+    assert!(listener.accept().is_err(), "nobody connected");
+    block_on(launched.monitor.quit()).unwrap();
+    ended(&mut launched);
+    jail::clean(vm.jail()).unwrap();
+    assert!(!vm.jail().root.exists());
+    let precious = outside.path().join("precious").metadata().unwrap();
+    assert_eq!((precious.uid(), precious.len()), (0, 1));
+}
+
+#[test]
+fn a_jail_in_the_way_is_an_error_and_never_reused() {
+    let Some(vm) = vm("taken", &Stub::Reset.elf()) else { return };
+    fs::create_dir(&vm.jail().root).unwrap();
+    let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
+    assert_eq!(error.code(), "jail.make");
+    vm.clean();
+    let mut launched = vm.launch(None);
+    assert_eq!(ended(&mut launched), Ended::GuestReset);
+    assert_eq!(
+        backend(&vm.spec).launch(&vm.spec, None).unwrap_err().code(),
+        "jail.make",
+        "not even one of its own"
+    );
+    vm.clean();
+}
+
+#[test]
+fn an_exec_that_fails_is_told_although_the_jailer_ends_well() {
+    let Some([firecracker, jailer]) = programs() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    // The header of a program, and nothing behind it.
+    let broken = dir.path().join("firecracker");
+    let mut bytes = fs::read(&firecracker).unwrap();
+    bytes.truncate(64);
+    fs::write(&broken, bytes).unwrap();
+    fs::set_permissions(&broken, PermissionsExt::from_mode(0o755)).unwrap();
+    let vm = vm_of([broken, jailer], "noexec", &Stub::Reset.elf());
+    let mut launched = vm.launch(None);
+    let end = ended(&mut launched);
+    println!("{end}");
+    assert!(matches!(&end, Ended::Died(death) if death.stderr.to_lowercase().contains("exec")), "{end}");
+    vm.clean();
+}
+
+#[test]
+fn a_jailer_that_fails_says_why() {
+    let Some(mut vm) = vm("refused", &Stub::Reset.elf()) else { return };
+    // The jailer takes no uid of this form.
+    vm.spec.jail.as_mut().unwrap().gid = 0;
+    let VmmBinary::Firecracker { jailer, .. } = &mut vm.spec.vmm else { unreachable!() };
+    let other = vm.dir.path().join("jailer");
+    fs::copy("/bin/false", &other).unwrap();
+    *jailer = other.clone();
+    let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
+    assert_eq!(error.code(), "vmm.jailer", "{error}");
+    // Nor does one that does nothing pass for a start.
+    fs::remove_file(&other).unwrap();
+    jail::clean(vm.jail()).unwrap();
+    fs::copy("/bin/true", &other).unwrap();
+    let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
+    assert_eq!(error.code(), "vmm.jailer", "{error}");
+    fs::remove_file(&other).unwrap();
+    vm.clean();
+}
+
+#[test]
+fn a_console_nobody_reads_neither_grows_nor_stops_the_vmm() {
+    let Some(vm) = vm("flood", &Stub::Flood.elf()) else { return };
+    let mut launched = vm.launch(None);
+    std::thread::sleep(Duration::from_millis(500));
+    // Its API answers although its console is full.
+    block_on(launched.keyboard.as_ref().unwrap().ctrl_alt_del()).unwrap();
+    block_on(launched.monitor.quit()).unwrap();
+    ended(&mut launched);
+    let kept = console(&launched).len();
+    assert!(kept > 0 && kept < 1 << 20, "{kept} bytes were kept");
+    vm.clean();
+}
+
+#[test]
+fn the_keyboard_answers_and_a_dead_api_is_an_error_soon() {
+    let Some(vm) = vm("api", &Stub::Halt.elf()) else { return };
+    let mut launched = vm.launch(None);
+    heard(&launched);
+    let keyboard = launched.keyboard.take().unwrap();
+    block_on(keyboard.ctrl_alt_del()).unwrap();
+    // Stopped: it accepts, as the kernel does that, and never answers.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(launched.pid), nix::sys::signal::Signal::SIGSTOP)
+        .unwrap();
+    let begin = Instant::now();
+    assert!(block_on(keyboard.ctrl_alt_del()).is_err());
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    fs::remove_file(vm.inside().join("run/api.sock")).unwrap();
+    assert!(block_on(keyboard.ctrl_alt_del()).is_err());
+    block_on(launched.monitor.quit()).unwrap();
+    ended(&mut launched);
+    vm.clean();
+}
+
+#[test]
+fn a_monitor_that_is_dropped_takes_its_vmm_along() {
+    let Some(vm) = vm("dropped", &Stub::Halt.elf()) else { return };
+    let launched = vm.launch(None);
+    let pid = launched.pid;
+    drop(launched);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "killed and reaped");
+    vm.clean();
+}
+
+/// The test runs itself as a supervisor that gets killed.
+#[test]
+fn what_a_killed_supervisor_leaves_is_found_and_ended() {
+    const CHILD: &str = "FIREGOPHER_TEST_SUPERVISOR";
+    let Some(vm) = vm("orphan", &Stub::Halt.elf()) else { return };
+    if std::env::var_os(CHILD).is_some() {
+        let launched = vm.launch(None);
+        heard(&launched);
+        let (uid, root) = (vm.jail().uid, vm.jail().root.display());
+        println!("vmm {} {uid} {root} {}", launched.pid, vm.spec.id.as_str());
+        std::thread::sleep(PATIENCE);
+        return;
+    }
+    use std::io::BufRead;
+    let scratch = tempfile::tempdir().unwrap();
+    let mut supervisor = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "vmm::firecracker::tests::what_a_killed_supervisor_leaves_is_found_and_ended",
+            "--nocapture",
+        ])
+        .env(CHILD, "1")
+        .env("TMPDIR", scratch.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(supervisor.stdout.take().unwrap()).lines();
+    let line =
+        lines.map_while(Result::ok).find_map(|line| Some(line.rsplit_once("vmm ")?.1.to_owned())).unwrap();
+    let fields: Vec<&str> = line.split(' ').collect();
+    let (pid, uid, root) = (fields[0], fields[1].parse().unwrap(), PathBuf::from(fields[2]));
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    assert!(
+        Path::new(&format!("/proc/{pid}")).exists(),
+        "it outlives its supervisor until somebody cleans up"
+    );
+    // Also without a record of its cgroups: it is known by its root.
+    fs::remove_file(cgroup::journal(&root)).unwrap();
+    let jail = JailSpec { root: root.clone(), uid, gid: uid };
+    jail::clean(&jail).unwrap();
+    assert_eq!(processes_of(uid), Vec::<i32>::new());
+    assert!(!root.exists());
+    for controller in ["memory", "pids", "cpu", "."] {
+        let _ = std::fs::remove_dir(
+            Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(fields[3]),
+        );
+    }
+}
+
+#[test]
+fn ten_guests_in_one_project_leave_nothing() {
+    let Some(programs) = programs() else { return };
+    let ns = Netns::create().unwrap();
+    let taps = || {
+        ns.run_in(|| fs::read_dir("/proc/thread-self/net/dev_snmp6").map(|d| d.count()).unwrap_or(0)).unwrap()
+    };
+    let before = taps();
+    let mut vms: Vec<Vm> =
+        (0..10).map(|n| vm_of(programs.clone(), &format!("many{n}"), &Stub::Halt.elf())).collect();
+    let names: Vec<String> =
+        vms.iter_mut().enumerate().map(|(n, vm)| tap_of(&ns, vm, n as u8 * 4 + 1)).collect();
+    let mut running: Vec<Launched> = vms.iter().map(|vm| vm.launch(Some(&ns))).collect();
+    let uids: std::collections::BTreeSet<u32> = vms.iter().map(|vm| vm.jail().uid).collect();
+    assert_eq!(uids.len(), 10, "no uid twice");
+    for launched in &mut running {
+        heard(launched);
+        block_on(launched.monitor.quit()).unwrap();
+        ended(launched);
+    }
+    for (vm, tap) in vms.iter().zip(&names) {
+        tap::remove(&ns, tap).unwrap();
+        assert!(!exists(&ns, tap));
+        vm.clean();
+    }
+    assert_eq!(taps(), before);
+}
+
+#[test]
+fn a_trial_proves_the_host_and_leaves_nothing() {
+    let Some([firecracker, _]) = programs() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let trial = trial(firecracker.parent().unwrap(), dir.path(), 1_969_000_000).unwrap();
+    println!("{trial:?}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_writable_drive_on_another_file_system_is_refused_and_a_read_only_one_copied_with_a_word() {
+    let elsewhere = Path::new("/dev/shm");
+    if !root() {
+        return;
+    }
+    let fake = || [PathBuf::from("/x/firecracker"), PathBuf::from("/x/jailer")];
+    let mut vm = vm_of(fake(), "exdev", &Stub::Reset.elf());
+    if fs::metadata(elsewhere).unwrap().dev() == fs::metadata(vm.dir.path()).unwrap().dev() {
+        println!("skipped: no second file system");
+        return;
+    }
+    let other = tempfile::tempdir_in(elsewhere).unwrap();
+    let [base, scratch] = ["base", "scratch"].map(|name| other.path().join(name));
+    for path in [&base, &scratch] {
+        fs::write(path, vec![1; 2 << 20]).unwrap();
+    }
+    vm.spec.drives[0].path = base;
+    let staged = stage::stage(&vm.spec, vm.jail(), Path::new("/x/firecracker"), 1024).unwrap();
+    assert!(staged.warnings[0].contains("2 MiB were copied"), "{:?}", staged.warnings);
+    assert_eq!(staged.largest, 1 << 20);
+    assert_eq!(vm.inside().join(stage::VSOCK.to_owned() + "_1024").metadata().unwrap().uid(), vm.jail().uid);
+    vm.clean();
+    vm.spec.drives[1].path = scratch;
+    let error = stage::stage(&vm.spec, vm.jail(), Path::new("/x/firecracker"), 1024).err().unwrap();
+    assert!(error.help_text().unwrap().contains("one file system"), "{error:?}");
+    vm.clean();
+}
+
+#[test]
+fn a_jail_where_others_could_exchange_it_is_refused() {
+    if !root() {
+        return;
+    }
+    let mut vm = vm_of(["/x/firecracker".into(), "/x/jailer".into()], "open", &Stub::Reset.elf());
+    let open = vm.dir.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
+    vm.spec.jail.as_mut().unwrap().root = open.join("jail");
+    let error = stage::stage(&vm.spec, vm.jail(), Path::new("/x/firecracker"), 1024).err().unwrap();
+    assert_eq!(error.code(), "jail.unsafe-parent");
+}
+
+#[test]
+fn programs_that_cannot_work_are_named_before_anything_is_built() {
+    let dir = tempfile::tempdir().unwrap();
+    let [firecracker, jailer] = firecracker_programs(dir.path());
+    let code = || inspect(&firecracker, &jailer).unwrap_err().code();
+    let elf = |machine: u16| {
+        let mut header = Stub::Reset.elf();
+        header[18..20].copy_from_slice(&machine.to_le_bytes());
+        header
+    };
+    assert_eq!(code(), "vmm.firecracker-missing");
+    fs::write(&firecracker, elf(62)).unwrap();
+    assert_eq!(code(), "vmm.firecracker-mode");
+    fs::set_permissions(&firecracker, PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!(code(), "vmm.firecracker-missing", "now the jailer");
+    fs::write(&jailer, elf(183)).unwrap();
+    fs::set_permissions(&jailer, PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!(code(), "vmm.firecracker-machine");
+    fs::write(&jailer, "#!/bin/sh\n").unwrap();
+    assert_eq!(code(), "vmm.firecracker-format");
+    fs::write(&jailer, elf(62)).unwrap();
+    inspect(&firecracker, &jailer).unwrap();
+    let odd = dir.path().join("vmm");
+    fs::rename(&firecracker, &odd).unwrap();
+    assert_eq!(inspect(&odd, &jailer).unwrap_err().code(), "vmm.firecracker-name");
+}

@@ -1,0 +1,208 @@
+//! What each version of Firecracker can do, so that a boot is refused with the reason rather than run into a
+//! panic of the guest.
+
+use crate::error::{Context, Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+/// How long `--version` may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Far more than what it prints.
+const MAX_OUTPUT: u64 = 64 << 10;
+
+/// A version of Firecracker. One in development counts as the version that it will become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Version {
+    /// 1 in 1.16.0.
+    pub major: u32,
+    /// 16 in 1.16.0.
+    pub minor: u32,
+    /// 0 in 1.16.0.
+    pub patch: u32,
+}
+
+/// The oldest version whose jailer and configuration file are known here.
+pub const OLDEST: Version = Version { major: 1, minor: 6, patch: 0 };
+
+/// Something that not every version can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Need {
+    /// Devices announced by ACPI, which is how kernels with modular drivers find them.
+    Acpi,
+    /// A compressed bzImage as the kernel.
+    BzImage,
+    /// Kernels that have a PVH note and are entered by it.
+    Pvh,
+    /// `huge_pages` with hugetlbfs.
+    HugePages,
+    /// `huge_pages` with transparent huge pages.
+    TransparentHugePages,
+    /// `cpu-config` in place of a path.
+    InlineCpuConfig,
+    /// `free_page_hinting` and `free_page_reporting` of the balloon.
+    FreePages,
+    /// `mtu` of a network interface.
+    Mtu,
+    /// Log and metrics files that do not exist beforehand.
+    MadeLogs,
+    /// A pid file in the jail also without a new pid namespace.
+    PidFile,
+    /// An executable whose name does not contain `firecracker`.
+    AnyName,
+    /// SIGHUP does not reach a jailed Firecracker in a new pid namespace.
+    NoStrayHangup,
+}
+
+impl Need {
+    /// The first version that has it, and what is missing before, as the end of a sentence.
+    fn since(self) -> ((u32, u32), &'static str) {
+        match self {
+            Need::PidFile => ((1, 7), "its jailer writes no pid file without a new pid namespace"),
+            Need::HugePages => ((1, 7), "it cannot back guest memory with huge pages"),
+            Need::Acpi => ((1, 8), "it has no ACPI, so a kernel whose drivers are modules finds no devices"),
+            Need::NoStrayHangup => ((1, 11), "its jailer sends it a stray SIGHUP in a new pid namespace"),
+            Need::Pvh => ((1, 12), "it does not enter kernels by their PVH note"),
+            Need::InlineCpuConfig => ((1, 13), "its cpu-config has to be a file of its own"),
+            Need::AnyName => ((1, 13), "its executable's name has to contain \"firecracker\""),
+            Need::MadeLogs => ((1, 14), "its log and metrics files have to exist beforehand"),
+            Need::FreePages => ((1, 14), "its balloon knows neither free page hinting nor reporting"),
+            Need::Mtu => ((1, 16), "it cannot tell the guest an MTU"),
+            Need::BzImage => ((1, 17), "it boots only an uncompressed vmlinux, no bzImage"),
+            Need::TransparentHugePages => ((1, 17), "it does not use transparent huge pages"),
+        }
+    }
+}
+
+impl Version {
+    /// Whether this version has `need`.
+    pub fn has(self, need: Need) -> bool {
+        (self.major, self.minor) >= need.since().0
+    }
+}
+
+/// Refuses a version that lacks something, naming everything it lacks.
+///
+/// # Errors
+/// `firecracker.too-old`.
+pub fn check(version: Version, needs: &[Need]) -> Result<()> {
+    if version < OLDEST {
+        return Err(Error::host("firecracker.too-old", format!("Firecracker {version} is too old"))
+            .help(format!("use {OLDEST} or newer; 1.8.0 or newer for kernels of distributions")));
+    }
+    let lacks: Vec<_> = needs.iter().filter(|need| !version.has(**need)).map(|need| need.since()).collect();
+    let Some((major, minor)) = lacks.iter().map(|(since, _)| *since).max() else { return Ok(()) };
+    let reasons: Vec<_> = lacks.iter().map(|(_, reason)| *reason).collect();
+    Err(Error::host(
+        "firecracker.too-old",
+        format!("Firecracker {version} cannot boot this VM: {}", reasons.join("; ")),
+    )
+    .help(format!("use Firecracker {major}.{minor}.0 or newer")))
+}
+
+/// Asks `binary` for its version.
+///
+/// # Errors
+/// It is missing, not executable here, says something else than a version of Firecracker, or does not end.
+pub fn of(binary: &Path) -> Result<Version> {
+    let shown = binary.display();
+    native(binary)?;
+    let fail = || format!("cannot run {shown} --version");
+    let mut child = Command::new(binary)
+        .arg("--version")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .or_host("firecracker.cannot-run", fail)?;
+    let mut stdout = child.stdout.take().expect("invariant: stdout is piped");
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        stdout.by_ref().take(MAX_OUTPUT).read_to_end(&mut text).map(|_| text)
+    });
+    let start = Instant::now();
+    while child.try_wait().or_host("firecracker.cannot-run", fail)?.is_none() {
+        if start.elapsed() > PATIENCE {
+            // Its own children would keep the pipe open; the error goes out without waiting for the reader.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(Error::host("firecracker.cannot-run", fail())
+                .because(format!("it did not end within {PATIENCE:?}")));
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    let text = reader.join().map_err(|_| Error::bug("the reader of --version panicked"))?;
+    let text = text.or_host("firecracker.cannot-run", fail)?;
+    parse_output(&String::from_utf8_lossy(&text)).ok_or_else(|| {
+        Error::host("firecracker.not-firecracker", format!("{shown} is no Firecracker"))
+            .because(format!("--version says {:?}", String::from_utf8_lossy(&text[..text.len().min(80)])))
+    })
+}
+
+/// Refuses what cannot run here with better words than `Exec format error`.
+fn native(binary: &Path) -> Result<()> {
+    let shown = binary.display();
+    let mut head = [0; 20];
+    fs_err::File::open(binary)
+        .and_then(|mut file| file.read_exact(&mut head))
+        .or_host("firecracker.missing", || format!("cannot read Firecracker's executable {shown}"))
+        .map_err(|e| e.help("the directory must hold the executables `firecracker` and `jailer`"))?;
+    // e_machine (elf(5)).
+    match (&head[..4], u16::from_le_bytes([head[18], head[19]])) {
+        (b"\x7fELF", 62) => Ok(()),
+        (b"\x7fELF", machine) => {
+            let name = if machine == 183 { "aarch64".to_owned() } else { format!("machine type {machine}") };
+            Err(Error::host(
+                "firecracker.wrong-architecture",
+                format!("{shown} is made for {name}, not x86_64"),
+            ))
+        }
+        // A script is no Firecracker either, but it may stand in for one.
+        (start, _) if start.starts_with(b"#!") => Ok(()),
+        _ => Err(Error::host("firecracker.not-firecracker", format!("{shown} is no executable for Linux"))),
+    }
+}
+
+/// `Firecracker v1.16.1`, followed by lines that do not matter.
+fn parse_output(text: &str) -> Option<Version> {
+    let line = text.lines().next()?;
+    line.strip_prefix("Firecracker v")?.parse().ok()
+}
+
+impl FromStr for Version {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Version> {
+        let bad = || {
+            Error::failed("firecracker.version", format!("{:?} is no version of Firecracker", shorten(text)))
+        };
+        // `-dev` and what git says follow the numbers.
+        let numbers = text.trim_end().split('-').next().unwrap_or_default();
+        let parts: Vec<u32> =
+            numbers.split('.').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
+        match parts[..] {
+            [major, minor, patch] => Ok(Version { major, minor, patch }),
+            _ => Err(bad()),
+        }
+    }
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+#[cfg(test)]
+mod tests;

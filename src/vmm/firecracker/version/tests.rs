@@ -1,0 +1,75 @@
+use super::*;
+use fs_err as fs;
+use std::os::unix::fs::PermissionsExt;
+
+fn version(text: &str) -> Version {
+    text.parse().unwrap()
+}
+
+#[test]
+fn versions_are_read_as_they_are_printed() {
+    let v = Version { major: 1, minor: 16, patch: 1 };
+    assert_eq!(parse_output("Firecracker v1.16.1\n\n2026 [anonymous] exiting\n"), Some(v));
+    assert_eq!(version("1.17.0-dev"), Version { major: 1, minor: 17, patch: 0 });
+    assert_eq!(version("1.6.0-1-gabcdef"), OLDEST);
+    for bad in ["", "1.6", "1.6.0.1", "one.two.three", "-1.2.3", "1.6.0x"] {
+        assert_eq!(bad.parse::<Version>().unwrap_err().code(), "firecracker.version", "{bad}");
+    }
+    assert_eq!(parse_output("cloud-hypervisor v38.0.0\n"), None);
+}
+
+#[test]
+fn before_1_8_a_modular_kernel_is_refused_with_the_reason() {
+    let refused = check(version("1.7.0"), &[Need::Acpi, Need::HugePages]).unwrap_err();
+    assert_eq!(refused.code(), "firecracker.too-old");
+    assert!(refused.to_string().contains("no ACPI"), "{refused}");
+    assert!(!refused.to_string().contains("huge"), "{refused}");
+    assert_eq!(refused.help_text(), Some("use Firecracker 1.8.0 or newer"));
+    check(version("1.8.0"), &[Need::Acpi]).unwrap();
+}
+
+#[test]
+fn everything_that_is_missing_is_named_at_once() {
+    let refused = check(version("1.6.0"), &[Need::Acpi, Need::Mtu, Need::BzImage]).unwrap_err();
+    for part in ["ACPI", "MTU", "bzImage"] {
+        assert!(refused.to_string().contains(part), "{refused}");
+    }
+    assert_eq!(refused.help_text(), Some("use Firecracker 1.17.0 or newer"));
+}
+
+#[test]
+fn a_version_from_before_1_6_is_refused_whatever_is_needed() {
+    assert_eq!(check(version("1.5.1"), &[]).unwrap_err().code(), "firecracker.too-old");
+    assert_eq!(check(version("0.25.2"), &[]).unwrap_err().code(), "firecracker.too-old");
+    check(version("2.0.0"), &[Need::BzImage]).unwrap();
+}
+
+#[test]
+fn what_is_no_firecracker_is_refused_by_name() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("firecracker");
+    let code = || of(&path).unwrap_err().code();
+    assert_eq!(code(), "firecracker.missing");
+    let put = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    put(b"\x7fELF");
+    assert_eq!(code(), "firecracker.missing");
+    put(b"PK\x03\x04 and so on and so on");
+    assert_eq!(code(), "firecracker.not-firecracker");
+    put(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\xb7\0rest");
+    assert!(of(&path).unwrap_err().to_string().contains("aarch64"));
+    put(b"#!/bin/sh\necho cloud-hypervisor v38.0.0\n");
+    assert_eq!(code(), "firecracker.not-firecracker");
+    put(b"#!/bin/sh\necho Firecracker v1.9.1\necho\necho exiting\n");
+    assert_eq!(of(&path).unwrap(), version("1.9.1"));
+}
+
+#[test]
+fn the_real_one_says_its_version() {
+    let Some(binary) = crate::vmm::firecracker::testing::binary() else { return };
+    let version = of(&binary).unwrap();
+    println!("{version}");
+    check(version, &[Need::Acpi]).unwrap();
+}

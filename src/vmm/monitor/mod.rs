@@ -1,0 +1,134 @@
+//! Follows a running VMM, says how it ended, and reaps it.
+
+mod process;
+mod qmp;
+
+pub(crate) use process::{ProcessMonitor, reap};
+pub(crate) use qmp::QmpMonitor;
+
+use std::fmt;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::process::ExitStatus;
+use tokio::io::unix::AsyncFd;
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest powered off.
+    GuestShutdown,
+    /// The guest reset itself.
+    GuestReset,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// The VMM got a signal that it handles, such as SIGTERM.
+    HostSignal,
+    /// We asked the VMM to quit.
+    HostQuit,
+    /// The VMM ended without a word: killed, crashed or refused to start.
+    Died(Death),
+}
+
+/// A VMM that ended without saying why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// Its status.
+    pub status: ExitStatus,
+    /// What it wrote to its standard error, at most 64 KiB; not to be trusted.
+    pub stderr: String,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ended::GuestShutdown => f.write_str("the guest powered off"),
+            Ended::GuestReset => f.write_str("the guest reset itself"),
+            Ended::GuestPanic => f.write_str("the guest's kernel panicked"),
+            Ended::HostSignal => f.write_str("the VMM was told to end by a signal"),
+            Ended::HostQuit => f.write_str("the VMM was told to quit"),
+            Ended::Died(death) => {
+                write!(f, "the VMM died ({})", death.status)?;
+                match death.stderr.trim_end().lines().last() {
+                    Some(line) => write!(f, ": {line}"),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// The watch over one VMM. Every method may be cancelled and called again; all need a tokio runtime with I/O.
+#[derive(Debug)]
+pub enum Monitor {
+    /// QEMU, which tells over QMP.
+    Qmp(QmpMonitor),
+    /// Firecracker, which tells by its exit status.
+    Process(ProcessMonitor),
+}
+
+impl Monitor {
+    /// Waits for the VMM's end, reaps it and says how it came. Later calls repeat the answer.
+    pub async fn ended(&mut self) -> io::Result<Ended> {
+        match self {
+            Monitor::Qmp(monitor) => monitor.ended().await,
+            Monitor::Process(monitor) => monitor.ended().await,
+        }
+    }
+
+    /// Asks the VMM to quit at once, without the guest's consent. One that is gone already is no error.
+    pub async fn quit(&mut self) -> io::Result<()> {
+        match self {
+            Monitor::Qmp(monitor) => monitor.quit().await,
+            Monitor::Process(monitor) => monitor.quit(),
+        }
+    }
+
+    /// What the VMM has written to its standard error and nobody has read yet.
+    pub fn stderr_so_far(&self) -> String {
+        match self {
+            Monitor::Qmp(monitor) => monitor.stderr_so_far(),
+            Monitor::Process(monitor) => monitor.said(),
+        }
+    }
+}
+
+/// A pidfd, made outside a runtime and registered with the one that first waits.
+#[derive(Debug)]
+enum Exit {
+    New(OwnedFd),
+    Open(AsyncFd<OwnedFd>),
+    Lost,
+}
+
+impl Exit {
+    fn register(&mut self) -> io::Result<()> {
+        if let Exit::New(_) = self
+            && let Exit::New(fd) = std::mem::replace(self, Exit::Lost)
+        {
+            // SAFETY: the descriptor is owned, so it stays open and the same until the AsyncFd is dropped.
+            let watched = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
+            *self = Exit::Open(watched?);
+        }
+        Ok(())
+    }
+
+    /// Returns once the process has ended. `register` comes first.
+    async fn wait(&self) -> io::Result<()> {
+        match self {
+            Exit::Open(pidfd) => {
+                pidfd.readable().await?.retain_ready();
+                Ok(())
+            }
+            _ => Err(io::Error::other("the monitor was lost")),
+        }
+    }
+}
+
+/// What is in a non-blocking pipe now, at most 64 KiB.
+fn drain(pipe: &OwnedFd) -> String {
+    let Ok(copy) = pipe.try_clone() else { return String::new() };
+    let mut text = Vec::new();
+    // Reading stops with an error when the pipe is empty.
+    let _ = std::fs::File::from(copy).take(64 << 10).read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}

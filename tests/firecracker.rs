@@ -1,0 +1,391 @@
+//! Supervised Firecracker VMs: the built binary and stub guests, where `FIREGOPHER_TEST_FIRECRACKER` names a
+//! directory with `firecracker` and `jailer`.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use firegopher::digest::StepKey;
+use firegopher::home::Home;
+use firegopher::manifest::model::Restart;
+use firegopher::name::{Name, VmId};
+use firegopher::net::{address, netns::Netns};
+use firegopher::supervise::{self, Client, Event, Outcome, Reason, State, Status, SuperviseSpec};
+use firegopher::vmm::firecracker::stub::Stub;
+use firegopher::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
+use firegopher_protocol::{Disk, RunConfig, RunUser};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A project of stub guests.
+struct Project {
+    home: Home,
+    name: Name,
+    netns: Netns,
+    programs: [PathBuf; 2],
+    dir: tempfile::TempDir,
+}
+
+fn project() -> Option<Project> {
+    let Some(dir) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER") else {
+        println!("skipped: no firecracker");
+        return None;
+    };
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: needs root");
+        return None;
+    }
+    let programs = firecracker_programs(Path::new(&dir)).map(|p| p.canonicalize().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::new(dir.path().join("home"));
+    for (name, bytes) in [
+        ("resetting", Stub::Reset.elf()),
+        ("halting", Stub::Halt.elf()),
+        ("flooding", Stub::Flood.elf()),
+        ("initramfs", vec![0; 512]),
+    ] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o444)).unwrap();
+    }
+    let name = Name::new(format!("stubs-{}", std::process::id())).unwrap();
+    Some(Project { home, name, netns: Netns::create().unwrap(), programs, dir })
+}
+
+impl Project {
+    fn spec(&self, vm: &str, kernel: &str) -> SuperviseSpec {
+        let vm = Name::new(vm).unwrap();
+        let id = VmId::derive(&self.name, &vm);
+        let subnet = address::lease(&self.home.project(&self.name), &vm).unwrap();
+        let dir = self.home.vm(&self.name, &vm);
+        let [firecracker, jailer] = self.programs.clone();
+        let scratch = Drive { role: "scratch".into(), path: dir.join("scratch.ext4"), read_only: false };
+        SuperviseSpec {
+            project: self.name.clone(),
+            home: self.home.root().to_owned(),
+            boot_key: StepKey::new([0; 32]),
+            vm_spec: VmSpec {
+                vmm: VmmBinary::Firecracker { firecracker, jailer },
+                kvm: true,
+                kernel: self.dir.path().join(kernel),
+                initramfs: self.dir.path().join("initramfs"),
+                cpus: 1,
+                memory: 128 << 20,
+                drives: vec![scratch],
+                net: NetSpec::Tap {
+                    name: id.tap_name(),
+                    host: subnet.host(),
+                    guest: subnet.guest(),
+                    mac: subnet.mac(),
+                },
+                jail: Some(JailSpec { root: dir.join("jail"), uid: 0, gid: 0 }),
+                id,
+            },
+            run: RunConfig {
+                argv: vec!["true".into()],
+                env: Vec::new(),
+                secrets: Vec::new(),
+                workdir: "/".into(),
+                user: RunUser::Id { uid: 0, gid: 0 },
+                hostname: "stub".into(),
+                hosts: Vec::new(),
+                dns: Vec::new(),
+                network: None,
+                layers: Vec::new(),
+                scratch: Some(Disk { index: 0, read_only: false }),
+                volumes: Vec::new(),
+                grace_ms: 1000,
+                clock_ms: 0,
+                stdin: false,
+            },
+            ports: Vec::new(),
+            restart: Restart::No,
+            boot_timeout: Duration::from_secs(60),
+            ephemeral: false,
+            scratch: Some(64 << 20),
+            volumes: Vec::new(),
+            dir,
+            vm,
+        }
+    }
+
+    fn up(&self, spec: &SuperviseSpec) -> Client {
+        supervise::spawn_with(Path::new(env!("CARGO_BIN_EXE_firegopher")), spec, Some(&self.netns)).unwrap()
+    }
+
+    fn stop(&self, spec: &SuperviseSpec) -> Outcome {
+        supervise::stop(&self.home, &self.name, &spec.vm, false, Duration::from_secs(30)).unwrap().unwrap()
+    }
+
+    /// Looks for what a VM could leave.
+    fn assert_clean(&self, spec: &SuperviseSpec) {
+        let state = state(spec);
+        let limit = Instant::now() + Duration::from_secs(10);
+        while state.supervisor.is_alive() {
+            assert!(Instant::now() < limit, "the supervisor does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut left: Vec<String> = std::fs::read_dir(&spec.dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|n| !n.ends_with(".log") && !n.ends_with(".log.1"))
+            .collect();
+        left.sort();
+        assert_eq!(left, ["journal.json", "lock", "state.json"]);
+        let journal = std::fs::read_to_string(spec.dir.join("journal.json")).unwrap();
+        assert!(journal.contains("\"effects\":[]"), "{journal}");
+        let said = std::fs::read_to_string(spec.dir.join(supervise::SUPERVISOR_LOG)).unwrap();
+        assert_eq!(said, "", "the supervisor complained");
+        let (tap, id) = (spec.vm_spec.id.tap_name(), spec.vm_spec.id.as_str());
+        assert!(!self.has_tap(&tap), "the tap {tap} is left");
+        for controller in ["memory", "pids", "cpu", "."] {
+            let group = Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(id);
+            assert!(!group.exists(), "{} is left", group.display());
+        }
+        let leases = std::fs::read_to_string(self.home.leases()).unwrap_or_default();
+        assert!(!leases.contains(&format!("\"{}\"", spec.vm)), "a uid lease is left: {leases}");
+        assert_eq!(processes_of(id), 0);
+    }
+
+    fn has_tap(&self, tap: &str) -> bool {
+        self.netns.run_in(|| nix::net::if_::if_nametoindex(tap).is_ok()).unwrap()
+    }
+}
+
+impl Drop for Project {
+    /// A test that failed half-way must not leave its VMs running.
+    fn drop(&mut self) {
+        for observed in supervise::observe(&self.home, &self.name).unwrap_or_default() {
+            let _ = observed.state.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5));
+            let _ = supervise::reclaim(&self.home, &self.name, &observed.state.vm);
+        }
+    }
+}
+
+/// Processes that name this VM on their command line, as Firecracker and its jailer do.
+fn processes_of(id: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let names = |e: &std::fs::DirEntry| {
+        std::fs::read(e.path().join("cmdline")).is_ok_and(|c| String::from_utf8_lossy(&c).contains(id))
+    };
+    entries.filter(names).count()
+}
+
+fn state(spec: &SuperviseSpec) -> State {
+    State::load(&spec.dir).unwrap().unwrap()
+}
+
+fn end_of(client: &mut Client) -> Outcome {
+    loop {
+        match client.next_event().unwrap().expect("an end comes first") {
+            Event::Ended(outcome) => return outcome,
+            Event::Warning(text) => println!("warning: {text}"),
+            _ => {}
+        }
+    }
+}
+
+/// Waits until the guest has printed its command line.
+fn wait_for_console(spec: &SuperviseSpec) {
+    wait_for_text(spec, "firegopher.end=reset");
+}
+
+fn wait_for_text(spec: &SuperviseSpec, wanted: &str) {
+    let limit = Instant::now() + Duration::from_secs(30);
+    loop {
+        let text = std::fs::read_to_string(spec.dir.join("console.log")).unwrap_or_default();
+        if text.contains(wanted) && state(spec).vmm.is_some() {
+            return;
+        }
+        assert!(Instant::now() < limit, "the guest never spoke: {text:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_guest_that_ends_without_a_report_is_told_with_its_console() {
+    let Some(project) = project() else { return };
+    let spec = project.spec("brief", "resetting");
+    let mut client = project.up(&spec);
+    let outcome = end_of(&mut client);
+    assert_eq!((outcome.reason, outcome.exit_code()), (Reason::Failed, 125));
+    let message = outcome.message.unwrap();
+    assert!(
+        message.contains("before the workload ran") && message.contains("the guest reset itself"),
+        "{message}"
+    );
+    assert!(
+        message.contains("the end of its console") && message.contains("firegopher.end=reset"),
+        "{message}"
+    );
+    let state = state(&spec);
+    let since = |event: &str| (state.events[event].mono_ns - state.events["supervisor-start"].mono_ns) / 1000;
+    for event in ["boot", "vmm-exec", "console", "ended"] {
+        println!("{event}: {} us after the supervisor's start", since(event));
+    }
+    println!("{:?}", state.launch_us);
+    project.assert_clean(&spec);
+}
+
+#[test]
+fn a_halted_guest_stays_up_and_is_stopped() {
+    let Some(project) = project() else { return };
+    let spec = project.spec("halted", "halting");
+    let client = project.up(&spec);
+    wait_for_console(&spec);
+    drop(client);
+    let state = state(&spec);
+    assert_eq!(state.status, Status::Starting, "it never said hello");
+    assert!(state.vmm.as_ref().unwrap().is_alive());
+    println!("supervisor: {} KiB resident", rss(state.supervisor.pid));
+    let begin = Instant::now();
+    assert_eq!(project.stop(&spec).reason, Reason::Stopped);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    project.assert_clean(&spec);
+}
+
+#[test]
+fn a_guest_that_never_reports_is_killed_after_its_time() {
+    let Some(project) = project() else { return };
+    let mut spec = project.spec("mute", "halting");
+    spec.boot_timeout = Duration::from_secs(1);
+    let mut client = project.up(&spec);
+    let outcome = end_of(&mut client);
+    assert_eq!(outcome.reason, Reason::Failed);
+    assert!(outcome.message.unwrap().contains("did not report within 1 s"));
+    project.assert_clean(&spec);
+}
+
+#[test]
+fn a_killed_vmm_and_a_killed_supervisor_leave_nothing_while_a_neighbour_runs() {
+    let Some(project) = project() else { return };
+    let neighbour = project.spec("neighbour", "halting");
+    let _keep = project.up(&neighbour);
+    wait_for_console(&neighbour);
+    let spec = project.spec("victim", "halting");
+    let mut client = project.up(&spec);
+    wait_for_console(&spec);
+    let before = state(&spec);
+    assert!(before.vmm.as_ref().unwrap().signal(libc::SIGKILL).unwrap());
+    let outcome = end_of(&mut client);
+    assert!(outcome.message.unwrap().contains("signal: 9"));
+    project.assert_clean(&spec);
+
+    let _client = project.up(&spec);
+    wait_for_console(&spec);
+    let before = state(&spec);
+    assert!(before.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap());
+    assert!(project.has_tap(&spec.vm_spec.id.tap_name()), "it is there until somebody cleans up");
+    supervise::reclaim(&project.home, &project.name, &spec.vm).unwrap();
+    assert_eq!(state(&spec).status, Status::Failed);
+    project.assert_clean(&spec);
+
+    // And it boots again.
+    let _client = project.up(&spec);
+    wait_for_console(&spec);
+    project.stop(&spec);
+    assert!(state(&neighbour).vmm.unwrap().is_alive(), "nothing of the neighbour's was touched");
+    project.stop(&neighbour);
+    project.assert_clean(&neighbour);
+}
+
+#[test]
+fn a_supervisor_killed_at_any_moment_of_its_start_leaves_nothing_after_reclaim() {
+    let Some(project) = project() else { return };
+    for pause in [0, 10, 20, 30, 40, 50, 60, 70, 80, 100, 120] {
+        let spec = project.spec(&format!("early{pause}"), "halting");
+        let _client = project.up(&spec);
+        std::thread::sleep(Duration::from_millis(pause));
+        let before = state(&spec);
+        before.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap();
+        supervise::reclaim(&project.home, &project.name, &spec.vm).unwrap();
+        println!("after {pause} ms: vmm {:?}", before.vmm.map(|v| v.pid));
+        // The namespace has no other supervisor, so its taps go with it.
+        let tap = spec.vm_spec.id.tap_name();
+        if project.has_tap(&tap) {
+            firegopher::net::tap::remove(&project.netns, &tap).unwrap();
+        }
+        project.assert_clean(&spec);
+    }
+}
+
+#[test]
+fn a_console_without_end_stays_bounded_on_disk() {
+    let Some(project) = project() else { return };
+    let spec = project.spec("flood", "flooding");
+    let _client = project.up(&spec);
+    wait_for_text(&spec, "xxxx");
+    std::thread::sleep(Duration::from_secs(2));
+    let size = |name: &str| std::fs::metadata(spec.dir.join(name)).map_or(0, |m| m.len());
+    let state = state(&spec);
+    println!(
+        "{} bytes of console, supervisor {} KiB",
+        size("console.log") + size("console.log.1"),
+        rss(state.supervisor.pid)
+    );
+    assert!(size("console.log") <= 9 << 20 && size("console.log.1") <= 9 << 20);
+    assert_eq!(project.stop(&spec).reason, Reason::Stopped);
+    project.assert_clean(&spec);
+}
+
+/// 10 guests; `FIREGOPHER_TEST_MANY=50` for the long form.
+#[test]
+fn many_stubs_in_one_project_leave_nothing() {
+    let Some(project) = project() else { return };
+    let many = std::env::var("FIREGOPHER_TEST_MANY").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
+    let specs: Vec<SuperviseSpec> = (0..many).map(|n| project.spec(&format!("many{n}"), "halting")).collect();
+    let begin = Instant::now();
+    let clients: Vec<Client> = specs.iter().map(|spec| project.up(spec)).collect();
+    specs.iter().for_each(wait_for_console);
+    let uids: std::collections::BTreeSet<Option<u32>> = specs.iter().map(|spec| state(spec).uid).collect();
+    assert_eq!(uids.len(), many, "no uid twice");
+    let resident: Vec<u64> = specs.iter().map(|spec| rss(state(spec).supervisor.pid)).collect();
+    println!(
+        "{many} up in {:?}; supervisors at most {} KiB resident",
+        begin.elapsed(),
+        resident.iter().max().unwrap()
+    );
+    drop(clients);
+    for spec in &specs {
+        assert_eq!(project.stop(spec).reason, Reason::Stopped);
+    }
+    println!("up and down in {:?}", begin.elapsed());
+    for spec in &specs {
+        project.assert_clean(spec);
+    }
+    let groups = Path::new("/sys/fs/cgroup/memory/firegopher");
+    println!("the parent group is left: {}", groups.exists());
+}
+
+/// Opt-in: it takes half a minute on software KVM. `FIREGOPHER_TEST_KERNEL_TREE` is a kernel's tree as the fetch
+/// step makes it.
+#[test]
+fn a_debian_kernel_prints_its_first_lines() {
+    let Some(tree) = std::env::var_os("FIREGOPHER_TEST_KERNEL_TREE") else {
+        println!("skipped: FIREGOPHER_TEST_KERNEL_TREE names no kernel");
+        return;
+    };
+    let Some(project) = project() else { return };
+    let mut spec = project.spec("debian", "resetting");
+    spec.vm_spec.kernel = PathBuf::from(tree).join("vmlinux");
+    spec.vm_spec.memory = 256 << 20;
+    let begin = Instant::now();
+    let _client = project.up(&spec);
+    let text = loop {
+        let text = std::fs::read(spec.dir.join("console.log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        if text.lines().count() > 1 || begin.elapsed() > Duration::from_secs(90) {
+            break text;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    println!("after {:?}:\n{text}", begin.elapsed());
+    assert!(!text.is_empty());
+    project.stop(&spec);
+    project.assert_clean(&spec);
+}
+
+fn rss(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
