@@ -308,8 +308,8 @@ fn a_disk_that_fills_up_while_building_or_booting_loses_nothing() {
 #[test]
 fn a_taken_port_is_named_and_what_was_started_is_stopped_again() {
     let Some(_guests) = guests(2) else { return };
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port();
+    let port = free_port();
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}\nvm \"b\" {{ {SLEEP}; port {port} to=80 }}"));
     let output = project.run(&["up"]).expect(1);
     output.says(&format!("port 127.0.0.1:{port} of VM b is taken")).says("stopping a again").says("help:");
