@@ -18,7 +18,7 @@ use fs_err as fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A VM as found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Re
             );
         }
     }
-    let Some(_lock) = supervisor::lock(dir)? else {
+    let Some(_lock) = lock_of_the_dead(dir)? else {
         return Err(Error::failed("supervise.running", format!("VM {vm} is held by a live supervisor"))
             .help("stop it first: firegopher down"));
     };
@@ -100,6 +100,22 @@ pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Re
         state.save(dir)?;
     }
     Ok(())
+}
+
+/// The lock of a VM's directory, `None` if a live supervisor holds it. A supervisor that was ended while it started
+/// its VMM leaves the lock with a half-made child for a moment: that one is waited for.
+fn lock_of_the_dead(dir: &Path) -> Result<Option<impl Sized + use<>>> {
+    let until = Instant::now() + Duration::from_secs(3);
+    loop {
+        if let Some(lock) = supervisor::lock(dir)? {
+            return Ok(Some(lock));
+        }
+        let lives = State::load(dir)?.is_some_and(|state| state.is_alive());
+        if lives || Instant::now() >= until {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Stops a VM, whatever version its supervisor is of, waits for its end and reclaims what is left. `None` if there
