@@ -199,22 +199,27 @@ impl Project {
     /// manifest and lock file again: they may have changed meanwhile.
     pub fn guard(&mut self, ui: &Ui) -> Result<ProjectGuard> {
         loop {
-            let dir = self.home.project(&self.name);
-            create_private_dir(&dir)?;
-            let guard = crate::store::lock_file(&dir.join("lock"), &|who| {
-                ui.note(&format!("waiting for {who}, which works on project {}", self.name));
-            })?;
+            let guard = take(&self.home, &self.name, ui)?;
             self.manifest = manifest::load(&self.manifest.dir)?;
             self.lock = Lock::load(&self.manifest.dir.join(LOCK_FILE))?;
             let name = manifest::project_name(&self.manifest);
             if name == self.name {
-                claim(&dir.join("project.json"), &self.name, &self.manifest.dir)?;
-                return Ok(ProjectGuard(guard));
+                let claimed = self.home.project(&self.name).join("project.json");
+                claim(&claimed, &self.name, &self.manifest.dir)?;
+                return Ok(guard);
             }
             // It was given another name, which has a lock of its own.
             self.name = name;
         }
     }
+}
+
+/// Takes a project's lock, whether its manifest can be read or not; says after a second who is waited for.
+pub fn take(home: &Home, name: &Name, ui: &Ui) -> Result<ProjectGuard> {
+    let dir = home.project(name);
+    create_private_dir(&dir)?;
+    let on_wait = |who: &str| ui.note(&format!("waiting for {who}, which works on project {name}"));
+    crate::store::lock_file(&dir.join("lock"), &on_wait).map(ProjectGuard)
 }
 
 /// Holds the project's lock until dropped.

@@ -248,7 +248,7 @@ impl Follower<'_> {
     }
 }
 
-/// `web runs: http://127.0.0.1:8080`: the address as somebody would type it.
+/// `web runs: 127.0.0.1:8080 (guest port 8000)`.
 pub(super) fn running(vm: &Name, ports: &[Port]) -> String {
     if ports.is_empty() {
         return format!("{vm} runs");

@@ -1,6 +1,6 @@
 //! `firegopher build`: the pure steps only; needs no privileges.
 
-use super::{print, signals, target};
+use super::{print_json, signals, target};
 use crate::error::Result;
 use crate::plan::Graph;
 use crate::project::Project;
@@ -69,10 +69,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
             output: done.outputs[n],
             path: project.store.object_path(&done.outputs[n]),
         });
-        let built = Built { format_version: 1, steps: steps.collect() };
-        let text =
-            serde_json::to_string_pretty(&built).map_err(|e| crate::error::Error::bug(e.to_string()))?;
-        print(&(text + "\n"))?;
+        print_json(&Built { format_version: 1, steps: steps.collect() })?;
     }
     Ok(ExitCode::SUCCESS)
 }

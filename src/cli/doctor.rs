@@ -1,6 +1,6 @@
 //! `firegopher doctor`: what this host can do, shown by doing it.
 
-use super::print;
+use super::{print, print_json};
 use crate::error::Result;
 use crate::home::Home;
 use crate::manifest::{self, model::VmmSource};
@@ -39,10 +39,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let home = Home::from_env()?;
     let checks = probe::checks(&home, firecracker(dir).as_deref());
     if args.json {
-        let document = Document { format_version: 1, checks: &checks };
-        let text =
-            serde_json::to_string_pretty(&document).map_err(|e| crate::error::Error::bug(e.to_string()))?;
-        print(&(text + "\n"))?;
+        print_json(&Document { format_version: 1, checks: &checks })?;
     } else {
         let mut out = String::new();
         for check in &checks {

@@ -5,7 +5,7 @@ use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
 use crate::project;
-use crate::store::{Store, create_private_dir};
+use crate::store::Store;
 use crate::supervise::{self, STATE_FILE};
 use crate::ui::Ui;
 use crate::{manifest, net};
@@ -44,10 +44,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     }
     // Also refuses a home that is somebody else's.
     let _store = Store::open(home.clone())?;
-    create_private_dir(&home.project(&name))?;
-    let _lock = crate::store::lock_file(&home.project(&name).join("lock"), &|who| {
-        ui.note(&format!("waiting for {who}, which works on project {name}"));
-    })?;
+    let _guard = project::take(&home, &name, &ui)?;
     let observed = supervise::observe(&home, &name)?;
     for wanted in &args.vms {
         if !observed.iter().any(|o| o.state.vm.as_str() == wanted) {

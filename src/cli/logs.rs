@@ -63,7 +63,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         sources.push(Source { name, reader });
     }
     loop {
-        let running = !args.follow || any_alive(&supervise::observe(&home, &project)?, &sources);
+        let running = args.follow && any_alive(&supervise::observe(&home, &project)?, &sources);
         let mut wrote = false;
         for source in &mut sources {
             wrote |= drain(source, width, args.timestamps)?;

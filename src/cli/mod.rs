@@ -115,6 +115,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     }
 }
 
+/// Writes a document to stdout as JSON.
+fn print_json(document: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(document).map_err(|e| Error::bug(e.to_string()))?;
+    print(&(text + "\n"))
+}
+
 /// Writes data to stdout. A reader that went away ends the command quietly, as in any filter.
 fn print(text: &str) -> Result<()> {
     use crate::error::Context;

@@ -1,7 +1,7 @@
 //! `firegopher ps`: this project's VMs, as they are.
 
-use super::{down, print};
-use crate::error::{Error, Result};
+use super::{down, print, print_json};
+use crate::error::Result;
 use crate::home::Home;
 use crate::manifest::model::Port;
 use crate::name::Name;
@@ -44,9 +44,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let project = down::project_of(dir, &home)?;
     let rows: Vec<Row> = supervise::observe(&home, &project)?.iter().map(row).collect();
     if args.json {
-        let document = Document { format_version: 1, project, vms: rows };
-        let text = serde_json::to_string_pretty(&document).map_err(|e| Error::bug(e.to_string()))?;
-        print(&(text + "\n"))?;
+        print_json(&Document { format_version: 1, project, vms: rows })?;
     } else {
         print(&table(&rows))?;
     }

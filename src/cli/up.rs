@@ -41,8 +41,9 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     project.pin_missing(&ui, args.locked, args.offline)?;
     let observed = selected.observed(&project)?;
     let until = if args.detach { Until::Running } else { Until::Ended };
-    if !project.plan(&scan, &observed).has_changes() {
-        ui.note(&plan::render::summary(&project.plan(&scan, &observed)));
+    let plan = project.plan(&scan, &observed);
+    if !plan.has_changes() {
+        ui.note(&plan::render::summary(&plan));
         drop(guard);
         let running = connect_all(&project)?;
         let ended = attach::follow(running, until, signals.as_ref(), &project.home, &project.name, &ui)?;
@@ -81,14 +82,16 @@ fn code(ended: &Followings, until: Until) -> ExitCode {
 }
 
 fn connect_all(project: &Project) -> Result<Vec<Followed>> {
-    let mut followed = Vec::new();
-    for vm in &project.manifest.vms {
-        if let Some(mut client) = Client::connect(&project.home.vm(&project.name, &vm.name))? {
-            client.attach(false)?;
-            followed.push(Followed { name: vm.name.clone(), client, ours: false, ports: vm.ports.clone() });
-        }
-    }
-    Ok(followed)
+    project.manifest.vms.iter().filter_map(|vm| connect(project, vm).transpose()).collect()
+}
+
+/// Follows a VM that ran before, from now on; `None` if it has just gone.
+fn connect(project: &Project, vm: &Vm) -> Result<Option<Followed>> {
+    let Some(mut client) = Client::connect(&project.home.vm(&project.name, &vm.name))? else {
+        return Ok(None);
+    };
+    client.attach(false)?;
+    Ok(Some(Followed { name: vm.name.clone(), client, ours: false, ports: vm.ports.clone() }))
 }
 
 /// Turns the effects of a plan into running VMs.
@@ -151,15 +154,7 @@ impl Boots<'_> {
             }
             let action = plan.step(StepKind::Boot, &vm.name).map(|s| s.action);
             if action == Some(Action::Keep) {
-                if let Some(mut client) = Client::connect(&home.vm(name, &vm.name))? {
-                    client.attach(false)?;
-                    followed.push(Followed {
-                        name: vm.name.clone(),
-                        client,
-                        ours: false,
-                        ports: vm.ports.clone(),
-                    });
-                }
+                followed.extend(connect(self.project, vm)?);
                 continue;
             }
             if action == Some(Action::Replace) {
