@@ -1,10 +1,10 @@
 //! Ctrl-C, SIGTERM, SIGHUP and kill -9 at any moment, and terminals that are closed: nothing is left behind, nothing
 //! is lost, and the next command works.
 
-use crate::faults::{
+use crate::harness::{Project, guests, skip};
+use crate::traces::{
     SLEEP, apt_config, assert_clean, assert_objects_verify, home_with_packages, kill9, processes_in, temps_of,
 };
-use crate::harness::{Project, guests, skip};
 use std::fs::File;
 use std::io::Read;
 use std::net::TcpListener;

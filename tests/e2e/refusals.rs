@@ -1,0 +1,177 @@
+//! Input that is refused: each time with what, where and how to mend it, and nothing lost.
+
+use crate::harness::{Project, guests, skip};
+use crate::traces::{SLEEP, assert_clean, home_with_packages, is_root};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+// --- Hostile archives -------------------------------------------------------------------------------------------
+
+fn tar_of(entries: &[(&str, u8, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, kind, target) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::new(*kind));
+        header.set_mode(0o644);
+        header.set_size(0);
+        // Past the checks of the writer.
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
+        header.set_cksum();
+        builder.append(&header, &[][..]).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+#[test]
+fn hostile_archives_publish_nothing() {
+    let Some(_guests) = guests(1) else { return };
+    let project = Project::new(&format!("vm \"a\" {{ {SLEEP}; workload \"app.tar\" to=\"/app\" }}"));
+    let cut = tar_of(&[("a", b'0', "")])[..300].to_vec();
+    let mut lying = tar_of(&[("a", b'0', "")]);
+    lying[124..135].copy_from_slice(b"77777777777");
+    let hostile: Vec<(&str, Vec<u8>)> = vec![
+        ("..", tar_of(&[("../../etc/evil", b'0', "")])),
+        ("absolute", tar_of(&[("/etc/evil", b'0', "")])),
+        ("through a link", tar_of(&[("link", b'2', "/etc"), ("link/evil", b'0', "")])),
+        ("hard link out", tar_of(&[("link", b'1', "../../etc/passwd")])),
+        ("twice", tar_of(&[("a", b'0', ""), ("a", b'0', "")])),
+        ("cut off", cut),
+        ("lying", lying),
+        ("no archive", b"nonsense".repeat(100)),
+    ];
+    for (what, bytes) in hostile {
+        project.write("app.tar", bytes);
+        let output = project.run(&["build"]);
+        assert!(matches!(output.code, Some(1 | 64)), "{what}: {output:?}");
+        assert!(output.stderr.contains("app.tar") && output.stderr.contains("error: "), "{what}: {output:?}");
+        assert!(!output.stderr.contains("unpack app"), "{what}: {output:?}");
+        assert!(project.run(&["plan", "--detailed-exitcode"]).code == Some(2), "{what} is in the store");
+    }
+}
+
+// --- Secrets, homes, directories, locks -------------------------------------------------------------------------
+
+#[test]
+fn a_missing_secret_costs_no_running_vm() {
+    let Some(_guests) = guests(1) else { return };
+    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}"));
+    project.up(&["-d"]);
+    project.manifest(&format!("vm \"a\" {{ {SLEEP}; secret \"KEY\" env=\"FIREGOPHER_TEST_UNSET\" }}"));
+    let output = project.run(&["up", "-d"]).expect(64);
+    output.says("VM a: the secret KEY comes from $FIREGOPHER_TEST_UNSET, which is not set").says("help:");
+    assert_eq!(project.ps("a").unwrap()["status"], "running");
+    project.ok(&["down", "--kill"]);
+    assert_clean(&project);
+}
+
+#[test]
+fn homes_that_others_own_or_enter_are_refused() {
+    let own = tempfile::tempdir().unwrap();
+    let at = own.path().join("home");
+    fs::create_dir(&at).unwrap();
+    fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).unwrap();
+    let project = Project::empty().with_home(&at);
+    project.manifest("vm \"a\" { run \"x\" }");
+    project.run(&["up"]).expect(1).says("is open to other users (mode 0755)").says("chmod 700");
+    assert_eq!(fs::read_dir(&at).unwrap().count(), 0);
+    if is_root() {
+        fs::set_permissions(&at, fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(&at, Some(1234), None).unwrap();
+        project.run(&["up"]).expect(1).says("belongs to uid 1234").says("FIREGOPHER_HOME");
+    }
+    let nowhere = Project::empty().with_home(Path::new("/dev/null/home"));
+    nowhere.manifest("vm \"a\" { run \"x\" }");
+    nowhere.run(&["up"]).expect(1).says("/dev/null/home").says("FIREGOPHER_HOME");
+}
+
+#[test]
+fn directories_that_cannot_be_used_are_named() {
+    let project = Project::empty();
+    let at = |dir: &str, command: &str| {
+        let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_firegopher"));
+        run.args(["-C", dir, command]).env("FIREGOPHER_HOME", project.home());
+        crate::harness::Command::new(run).output()
+    };
+    for (dir, text) in
+        [("/nonexistent/dir", "there is no directory"), ("/etc/passwd", "there is no directory")]
+    {
+        for command in ["up", "plan", "down", "ps", "init"] {
+            at(dir, command).expect(64).says(text).says(dir);
+        }
+    }
+    project.run(&["up"]).expect(64).says("there is no firegopher.kdl").says("firegopher init");
+}
+
+#[test]
+fn a_read_only_project_needs_a_whole_lock() {
+    if !is_root() {
+        return skip("changing the user needs root");
+    }
+    let Some(_guests) = guests(1) else { return };
+    let public = crate::harness::public_dir();
+    let exe = public.path().join("firegopher");
+    fs::copy(env!("CARGO_BIN_EXE_firegopher"), &exe).unwrap();
+    let at = public.path().join("home");
+    home_with_packages(&at);
+    crate::harness::chown_tree(&at, 65534);
+    let project =
+        Project::new(&format!("vm \"a\" {{ {SLEEP} }}")).with_home(&at).with_exe(&exe).as_user(65534);
+    fs::set_permissions(project.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    project.ok(&["build"]);
+    fs::set_permissions(project.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::remove_file(project.path().join("firegopher.lock")).unwrap();
+    fs::set_permissions(project.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    let output = project.run(&["build"]);
+    if !output.stderr.contains("network") {
+        output.expect(1).says("cannot write").says("firegopher.lock");
+    }
+    assert_eq!(fs::read_dir(project.path()).unwrap().count(), 1);
+    fs::set_permissions(project.path(), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn lock_files_that_cannot_be_used_say_what_to_do() {
+    let Some(_guests) = guests(1) else { return };
+    let own = tempfile::tempdir().unwrap();
+    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}")).with_home(&own.path().join("home"));
+    let good = project.read("firegopher.lock");
+    let other = good.replace("\"bookworm\"", "\"elsewhere\"").replace("\"trixie\"", "\"elsewhere\"");
+    for (lock, texts) in [
+        ("garbage", ["is not a lock file", "firegopher lock"]),
+        ("format = 99\n", ["has format 99", "newer"]),
+        ("\0\u{fffd}", ["is not a lock file", "firegopher lock"]),
+        (&other, ["elsewhere", "firegopher update"]),
+    ] {
+        project.write("firegopher.lock", lock);
+        let output = project.run(&["build"]).expect(64);
+        texts.iter().for_each(|text| assert!(output.stderr.contains(text), "{text}: {output:?}"));
+        assert_eq!(project.read("firegopher.lock"), lock, "a lock is never lost");
+    }
+}
+
+// --- Volumes ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn volumes_keep_their_size_and_belong_to_one_vm() {
+    let Some(_guests) = guests(1) else { return };
+    let with = |size: &str| format!("vm \"a\" {{ {SLEEP}; volume \"data\" at=\"/data\" size=\"{size}\" }}");
+    let project = Project::new(&with("64MiB"));
+    project.up(&["-d"]);
+    let volumes = project.home().join("volumes").join(project.state_dir().file_name().unwrap());
+    let volume = volumes.join("data.ext4");
+    assert_eq!(fs::metadata(&volume).unwrap().len(), 64 << 20);
+
+    let shared = project.run(&["run", "a"]).expect(125);
+    shared.says("volume data").says("is used by another VM").says("stop the other one first");
+    assert_eq!(project.ps("a").unwrap()["status"], "running");
+
+    project.ok(&["down", "--kill"]);
+    assert_clean(&project);
+    let inode = fs::metadata(&volume).unwrap().ino();
+    project.manifest(&with("128MiB"));
+    project.run(&["up"]).expect(64).says("volume data").says("keeps its size").says("down --volumes");
+    assert_eq!(fs::metadata(&volume).unwrap().ino(), inode, "the data is still there");
+    assert_clean(&project);
+}
