@@ -27,6 +27,29 @@ pub struct Bare {
     pub dir: TempDir,
 }
 
+/// Ends with the test, also with one that fails.
+pub struct Running(Child);
+
+impl std::ops::Deref for Running {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// What a stub boots from: no drives, no network.
 pub fn stub_config(dir: &std::path::Path, args: &str) -> Config {
     Config {
@@ -61,10 +84,10 @@ impl Bare {
         fs::write(self.dir.path().join("config.json"), config.to_json()).unwrap();
     }
 
-    pub fn start(&self, args: &[&str]) -> Child {
+    pub fn start(&self, args: &[&str]) -> Running {
         let out = fs::File::create(self.dir.path().join("console")).unwrap();
         let err = fs::File::create(self.dir.path().join("stderr")).unwrap();
-        Command::new(&self.firecracker)
+        let child = Command::new(&self.firecracker)
             .current_dir(&self.dir)
             .args(["--config-file", "config.json"])
             .args(args)
@@ -72,7 +95,8 @@ impl Bare {
             .stdout(out.into_file())
             .stderr(err.into_file())
             .spawn()
-            .unwrap()
+            .unwrap();
+        Running(child)
     }
 
     pub fn console(&self) -> String {
