@@ -77,6 +77,7 @@ pub fn supervise_spec(
             kvm: host.kvm,
             kernel: object(nodes.kernel).join("vmlinux"),
             initramfs: object(nodes.initramfs),
+            wordy: false,
             cpus: vm.cpus,
             memory: vm.memory,
             drives,

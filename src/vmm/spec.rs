@@ -18,6 +18,9 @@ pub struct VmSpec {
     pub kernel: PathBuf,
     /// gzip cpio.
     pub initramfs: PathBuf,
+    /// The guest's kernel tells all it does on the console, which slows the boot.
+    #[serde(default)]
+    pub wordy: bool,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Guest memory in bytes.

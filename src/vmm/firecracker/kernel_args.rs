@@ -12,9 +12,12 @@ const ALWAYS: &str = "console=ttyS0 reboot=k panic=1 pci=off i8042.noaux i8042.n
 /// Every byte on the serial port costs an exit to Firecracker.
 const QUIET: &str = "quiet loglevel=4";
 
+/// From the first line on: without it a kernel is silent until its serial driver is there.
+const WORDY: &str = "earlyprintk=ttyS0";
+
 /// The command line. `wordy` lets the kernel tell all it does on the console, which slows the boot.
 pub fn build(wordy: bool) -> String {
-    if wordy { ALWAYS.to_owned() } else { format!("{ALWAYS} {QUIET}") }
+    if wordy { format!("{ALWAYS} {WORDY}") } else { format!("{ALWAYS} {QUIET}") }
 }
 
 #[cfg(test)]

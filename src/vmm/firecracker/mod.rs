@@ -85,7 +85,7 @@ impl Vmm for Firecracker {
             log: None,
             metrics: None,
         };
-        let config = config::config(spec, &paths, &kernel_args::build(false))?;
+        let config = config::config(spec, &paths, &kernel_args::build(spec.wordy))?;
         stage::write_config(&staged.root, &config.to_json())?;
         timings.jail = start.elapsed();
 

@@ -299,6 +299,24 @@ mod tests {
     }
 
     #[test]
+    fn the_jailer_gets_one_version_and_the_rest_is_entered_before() {
+        let door = || -> OwnedFd { File::open("/dev/null").unwrap().into() };
+        let member = |v2, door, file| Member { v2, door, settings: vec![(file, "1".to_owned())] };
+        let members =
+            vec![member(false, 0, "memory.x"), member(true, 1, "pids.max"), member(true, 1, "cpu.max")];
+        let mut groups = Groups { procs: vec![door(), door()], warnings: Vec::new(), members };
+        let left = std::os::fd::AsRawFd::as_raw_fd(&groups.procs[0]);
+        let args = groups.hand_to_jailer();
+        let text = args.iter().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            text,
+            "--cgroup-version 2 --parent-cgroup firegopher --cgroup pids.max=1 --cgroup cpu.max=1"
+        );
+        assert_eq!(groups.procs.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect::<Vec<_>>(), [left]);
+        assert_eq!(Groups::default().hand_to_jailer(), ["--cgroup-version", "1"]);
+    }
+
+    #[test]
     fn a_host_without_cgroups_only_warns() {
         let dir = tempfile::tempdir().unwrap();
         let mut warnings = Vec::new();
