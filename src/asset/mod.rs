@@ -9,6 +9,7 @@ pub mod http;
 pub mod kernel;
 mod members;
 mod modules;
+pub mod oci;
 mod parallel;
 mod parse;
 pub mod progress;
