@@ -1,6 +1,9 @@
 //! What tests that boot real guests share: artifacts out of one store, and turns, so that two cores are not
 //! asked for ten emulated CPUs.
 
+#[path = "../tests/support/web.rs"]
+pub mod web;
+
 use crate::home::Home;
 use crate::lock::Lock;
 use crate::plan::{Graph, Scan};
