@@ -2,9 +2,11 @@
 //! what the pins mean is `asset`'s.
 
 mod file;
+pub mod oci;
 mod pin;
 mod text;
 
+pub use oci::{OciConfig, OciLayer, OciPin};
 pub use pin::{AssetId, Origin, Pin, Pins};
 
 use crate::error::{Error, Result};
