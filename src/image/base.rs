@@ -5,7 +5,7 @@ use super::index::Index;
 use super::place::Placer;
 use super::tree::Meta;
 use super::writer::{Ext4, ImageWriter as _, create_file, write_error};
-use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian};
+use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian, oci};
 use crate::error::{Context, Result};
 use fs_err as fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ pub enum BaseSource<'a> {
     Debs(&'a [PathBuf]),
     /// A root file system as a tar (plain, gzip, xz or zstd) or zip.
     Tar(&'a Path),
+    /// The layers of a container image, lowest first: tars, plain or compressed with gzip or zstd.
+    Layers(&'a [PathBuf]),
     /// A finished ext4 image, which is copied.
     Ext4(&'a Path),
 }
@@ -44,6 +46,11 @@ pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) ->
             archive::place(entries, &name, &mut placer)?;
             Ext4.write(&placer.tree, Role::Base, &image)?;
             Index::of_tree(&placer.tree)
+        }
+        BaseSource::Layers(layers) => {
+            let tree = oci::assemble(layers, scratch_dir, Limits::default())?;
+            Ext4.write(&tree, Role::Base, &image)?;
+            Index::of_tree(&tree)
         }
         BaseSource::Ext4(path) => {
             let index = Index::of_ext4(path)?;

@@ -12,6 +12,7 @@ mod debian;
 mod empty;
 mod index;
 mod initramfs;
+mod oci;
 mod place;
 mod sink;
 mod tree;

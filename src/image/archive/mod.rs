@@ -12,6 +12,7 @@ use fs_err as fs;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Bounds on what one archive may unpack to.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,25 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits { total: 32 << 30, entries: 4_000_000 }
+    }
+}
+
+/// What is used up of limits that several archives, read at once, share.
+#[derive(Debug)]
+pub(crate) struct Account {
+    limits: Limits,
+    decompressed: AtomicU64,
+    entries: AtomicUsize,
+}
+
+impl Account {
+    pub fn new(limits: Limits) -> Self {
+        Account { limits, decompressed: AtomicU64::new(0), entries: AtomicUsize::new(0) }
+    }
+
+    fn decompress(&self, name: &str, bytes: usize) -> Result<()> {
+        let before = self.decompressed.fetch_add(bytes as u64, Ordering::Relaxed);
+        if before + bytes as u64 > self.limits.total { Err(too_big(name, self.limits)) } else { Ok(()) }
     }
 }
 
@@ -69,6 +89,16 @@ fn detect(head: &[u8]) -> Option<Format> {
 /// Reads the index of the archive at `path`. Compressed tars are unpacked once, to a nameless file in `scratch_dir`.
 /// `owner` owns what has no owner of its own (members of zip archives).
 pub(crate) fn read(path: &Path, scratch_dir: &Path, owner: (u32, u32), limits: Limits) -> Result<Vec<Entry>> {
+    read_within(path, scratch_dir, owner, &Account::new(limits))
+}
+
+/// As [`read`], for one of several archives that share their limits.
+pub(crate) fn read_within(
+    path: &Path,
+    scratch_dir: &Path,
+    owner: (u32, u32),
+    account: &Account,
+) -> Result<Vec<Entry>> {
     let name = path.display().to_string();
     let mut file = fs::File::open(path).or_failed("archive.open", || format!("cannot open {name}"))?;
     let unreadable = |e: io::Error| Error::failed("archive.read", format!("cannot read {name}")).because(e);
@@ -78,9 +108,9 @@ pub(crate) fn read(path: &Path, scratch_dir: &Path, owner: (u32, u32), limits: L
     let decompressed: Box<dyn Read> = match detect(&head) {
         Some(Format::Tar) => {
             let length = file.metadata().map_err(unreadable)?.len();
-            return tar::read(Arc::new(file), 0..length, &name, limits);
+            return tar::read(Arc::new(file), 0..length, &name, account);
         }
-        Some(Format::Zip) => return zip::read(file, &name, owner, limits),
+        Some(Format::Zip) => return zip::read(file, &name, owner, account),
         Some(Format::Gzip) => {
             Box::new(flate2::bufread::MultiGzDecoder::new(io::BufReader::with_capacity(1 << 18, file)))
         }
@@ -94,7 +124,7 @@ pub(crate) fn read(path: &Path, scratch_dir: &Path, owner: (u32, u32), limits: L
             .help("zip, tar, tar.gz, tar.xz and tar.zst are read"));
         }
     };
-    Spool::new(path, scratch_dir)?.read(decompressed, &name, limits)
+    Spool::new(path, scratch_dir)?.read_within(decompressed, &name, account)
 }
 
 /// A nameless temporary file that decompressed tars are appended to.
@@ -114,13 +144,17 @@ impl Spool {
 
     /// Spools one tar stream and reads its index.
     pub fn read(&mut self, stream: impl Read, name: &str, limits: Limits) -> Result<Vec<Entry>> {
+        self.read_within(stream, name, &Account::new(limits))
+    }
+
+    fn read_within(&mut self, stream: impl Read, name: &str, account: &Account) -> Result<Vec<Entry>> {
         let start = self.length;
-        self.length += spool_to(stream, &self.file, name, limits)?;
-        tar::read(Arc::clone(&self.file), start..self.length, name, limits)
+        self.length += spool_to(stream, &self.file, name, account)?;
+        tar::read(Arc::clone(&self.file), start..self.length, name, account)
     }
 }
 
-fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, limits: Limits) -> Result<u64> {
+fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, account: &Account) -> Result<u64> {
     let mut buffer = vec![0; 1 << 20];
     let mut total = 0;
     loop {
@@ -133,9 +167,7 @@ fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, limits: Limits) 
             }
         };
         total += got as u64;
-        if total > limits.total {
-            return Err(too_big(name, limits));
-        }
+        account.decompress(name, got)?;
         to.write_all(&buffer[..got]).map_err(|e| match e.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Error::failed("image.disk-full", format!("no space left to decompress {name}")).because(e)
@@ -154,26 +186,25 @@ fn too_big(name: &str, limits: Limits) -> Error {
 /// Counts entries and bytes against the limits.
 struct Budget<'a> {
     name: &'a str,
-    limits: Limits,
+    account: &'a Account,
     bytes: u64,
-    entries: usize,
 }
 
 impl<'a> Budget<'a> {
-    fn new(name: &'a str, limits: Limits) -> Self {
-        Budget { name, limits, bytes: 0, entries: 0 }
+    fn new(name: &'a str, account: &'a Account) -> Self {
+        Budget { name, account, bytes: 0 }
     }
 
     fn spend(&mut self, bytes: u64) -> Result<()> {
-        self.entries += 1;
-        if self.entries > self.limits.entries {
+        let limits = self.account.limits;
+        if self.account.entries.fetch_add(1, Ordering::Relaxed) >= limits.entries {
             return Err(Error::failed(
                 "archive.too-many-entries",
-                format!("{} has more than {} entries", self.name, self.limits.entries),
+                format!("{} has more than {} entries", self.name, limits.entries),
             ));
         }
         self.bytes = self.bytes.saturating_add(bytes);
-        if self.bytes > self.limits.total { Err(too_big(self.name, self.limits)) } else { Ok(()) }
+        if self.bytes > limits.total { Err(too_big(self.name, limits)) } else { Ok(()) }
     }
 }
 
