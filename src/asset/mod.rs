@@ -8,6 +8,7 @@ mod elf;
 pub mod kernel;
 mod members;
 mod modules;
+pub mod oci;
 mod parallel;
 mod parse;
 pub mod progress;

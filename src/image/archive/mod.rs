@@ -4,11 +4,12 @@ mod path;
 mod tar;
 mod zip;
 
-use super::content::Content;
+use super::content::{Content, SliceReader};
 use super::place::Placer;
 use super::tree::{Kind, Meta};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
+use std::collections::HashMap;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -227,4 +228,57 @@ pub(crate) fn place(entries: Vec<Entry>, name: &str, placer: &mut Placer<'_>) ->
 
 fn file(size: u64, content: Content) -> EntryKind {
     EntryKind::Leaf(Kind::File { size, content })
+}
+
+/// Where the contents of an archive's regular file lie.
+#[derive(Debug, Clone)]
+pub(crate) struct Located {
+    file: Arc<fs::File>,
+    offset: u64,
+    /// In bytes.
+    pub size: u64,
+}
+
+impl Located {
+    /// Reads the contents.
+    pub fn open(&self) -> impl Read + '_ {
+        SliceReader { file: &self.file, offset: self.offset, left: self.size }
+    }
+}
+
+/// The regular files of a tar by their paths, those behind links within it included. Of two with one path the last
+/// counts, as for `tar -x`.
+pub(crate) fn locate(path: &Path, scratch_dir: &Path) -> Result<HashMap<String, Located>> {
+    let mut files = HashMap::new();
+    let mut links = Vec::new();
+    for Entry { path, kind, .. } in read(path, scratch_dir, (0, 0), Limits::default())? {
+        match kind {
+            EntryKind::Leaf(Kind::File { size, content: Content::Slice { file, offset } }) => {
+                files.insert(path, Located { file, offset, size });
+            }
+            EntryKind::Leaf(Kind::Symlink(target)) => {
+                let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
+                if let Some(target) = path::join(dir, &target) {
+                    links.push((path, target));
+                }
+            }
+            EntryKind::HardLink(target) => links.push((path, target)),
+            _ => {}
+        }
+    }
+    // A link to a link is found once its target is: archives list few, and no chain is longer than the list.
+    while !links.is_empty() {
+        let before = links.len();
+        links.retain(|(path, target)| match files.get(target).cloned() {
+            Some(found) => {
+                files.insert(path.clone(), found);
+                false
+            }
+            None => true,
+        });
+        if links.len() == before {
+            break;
+        }
+    }
+    Ok(files)
 }

@@ -71,7 +71,12 @@ struct Extensions {
 }
 
 /// Reads all headers of the tar that is the given range of `file`; contents stay where they are.
-pub(super) fn read(file: Arc<fs::File>, range: Range<u64>, name: &str, account: &Account) -> Result<Vec<Entry>> {
+pub(super) fn read(
+    file: Arc<fs::File>,
+    range: Range<u64>,
+    name: &str,
+    account: &Account,
+) -> Result<Vec<Entry>> {
     let unreadable = |e: io::Error| Error::failed("archive.read", format!("cannot read {name}")).because(e);
     let length = range.end;
     let mut window = Window { file: &file, start: 0, bytes: Vec::new() };

@@ -1,6 +1,6 @@
 //! The index of a zip archive: Unix modes and symlinks where its maker recorded them, owners from the caller.
 
-use super::{Budget, Entry, EntryKind, Account, file, path};
+use super::{Account, Budget, Entry, EntryKind, file, path};
 use crate::error::{Error, Result};
 use crate::image::content::Content;
 use crate::image::tree::{Kind, Meta};

@@ -2,8 +2,10 @@
 
 mod archives;
 mod bases;
+pub(crate) mod compare;
 mod kernels;
 mod layers;
+mod oci;
 mod random;
 
 use super::index::Index;
