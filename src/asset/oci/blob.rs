@@ -3,7 +3,7 @@
 use super::image::{digest_text, invalid};
 use crate::digest::{FieldHasher, ObjectDigest, StepKey};
 use crate::error::{Context, Result};
-use crate::lock::oci::{OciLayer, OciPin};
+use crate::lock::{OciLayer, OciPin};
 use crate::store::{Action, Store, TempDir, write_failed};
 use fs_err as fs;
 use sha2::{Digest, Sha256};

@@ -5,7 +5,7 @@ use super::image::{self, MAX_DOCUMENT, digest_of, digest_text, invalid};
 use super::local::{Found, is_named, several, unknown_tag};
 use super::source::Source;
 use crate::error::{Context, Result};
-use crate::lock::oci::{OciLayer, is_digest};
+use crate::lock::{OciLayer, is_digest};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::io::Read;

@@ -1,7 +1,7 @@
 //! What an image's documents say: indexes, manifests and configurations, of OCI and of Docker, turned into a pin.
 
 use crate::error::{Error, Result};
-use crate::lock::oci::{OciConfig, OciLayer, OciPin, is_digest, is_layer_type};
+use crate::lock::{OciConfig, OciLayer, OciPin, is_digest, is_layer_type};
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};

@@ -6,7 +6,7 @@ use super::image::{self, MAX_DOCUMENT, Manifest, invalid};
 use super::source::{Source, blob_path};
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
-use crate::lock::oci::OciPin;
+use crate::lock::OciPin;
 use crate::store::Store;
 use oci_spec::image::{Descriptor, ImageIndex};
 use std::path::Path;
@@ -39,7 +39,8 @@ pub(super) struct Found {
 /// Usage for an unknown tag, or none where one is needed; `oci.invalid`, `oci.no-platform`, `archive.*` for what
 /// cannot be used; nothing of a damaged layer is published.
 pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<LocalImage> {
-    let source = Source::open(store, path)?;
+    let temp = store.temp_dir()?;
+    let source = Source::open(path, temp.path())?;
     let Found { pin, files } = find(&source, tag)?;
     let mut layers = Vec::with_capacity(files.len());
     for (layer, name) in pin.layers.iter().zip(&files) {
@@ -54,8 +55,8 @@ pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<Local
 ///
 /// # Errors
 /// As [`open_local`].
-pub fn inspect_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<OciPin> {
-    Ok(find(&Source::open(store, path)?, tag)?.pin)
+pub fn inspect(path: &Path, tag: Option<&str>) -> Result<OciPin> {
+    Ok(find(&Source::open(path, &std::env::temp_dir())?, tag)?.pin)
 }
 
 fn find(source: &Source, tag: Option<&str>) -> Result<Found> {

@@ -16,6 +16,6 @@ mod trouble;
 mod tests;
 
 pub use blob::{have, stored};
-pub use local::{LocalImage, inspect_local, open_local};
+pub use local::{LocalImage, inspect, open_local};
 pub use pull::{fetch, resolve};
 pub use reference::full_reference;

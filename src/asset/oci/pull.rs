@@ -11,7 +11,7 @@ use crate::asset::parallel::parallel;
 use crate::asset::progress::Progress;
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
-use crate::lock::oci::{OciLayer, OciPin};
+use crate::lock::{OciLayer, OciPin};
 use crate::store::Store;
 use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;

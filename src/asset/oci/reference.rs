@@ -2,7 +2,7 @@
 
 use super::image::digest_of;
 use crate::error::{Error, Result};
-use crate::lock::oci::is_digest;
+use crate::lock::is_digest;
 use oci_spec::distribution::Reference;
 
 /// What answers for docker.io.

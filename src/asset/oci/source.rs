@@ -3,7 +3,6 @@
 use super::image::{digest_of, invalid};
 use crate::error::{Context, Error, Result};
 use crate::image::archive::{Located, locate};
-use crate::store::Store;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use std::collections::HashMap;
@@ -25,18 +24,13 @@ pub(super) struct Opened<'a> {
 }
 
 impl Source {
-    /// Opens a directory or a tar, compressed or not.
-    pub fn open(store: &Store, path: &Path) -> Result<Self> {
+    /// Opens a directory or a tar. A compressed one is unpacked to a nameless file in `scratch_dir`.
+    pub fn open(path: &Path, scratch_dir: &Path) -> Result<Self> {
         let meta = fs::metadata(path).map_err(|e| {
             let error = Error::usage("oci.read", format!("cannot read the image {}", path.display()));
             error.help("name an OCI layout directory, an OCI archive or what `docker save` wrote").because(e)
         })?;
-        let members = if meta.is_dir() {
-            None
-        } else {
-            let temp = store.temp_dir()?;
-            Some(locate(path, temp.path())?)
-        };
+        let members = if meta.is_dir() { None } else { Some(locate(path, scratch_dir)?) };
         Ok(Source { path: path.to_owned(), members })
     }
 

@@ -15,6 +15,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+pub(in crate::image) use path::clean;
+
 /// Bounds on what one archive may unpack to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {

@@ -5,6 +5,7 @@ mod bases;
 pub(crate) mod compare;
 mod kernels;
 mod layers;
+mod members;
 mod oci;
 mod random;
 

@@ -102,7 +102,7 @@ fn an_image_brings_its_defaults_and_its_layers() {
     assert_eq!(s.store.read(&layers[0]).unwrap(), b"lower layer");
     assert_eq!(s.store.read(&layers[1]).unwrap(), b"upper layer");
     assert!(have(&s.store, &pin));
-    assert_eq!(inspect_local(&s.store, &path, None).unwrap(), pin);
+    assert_eq!(inspect(&path, None).unwrap(), pin);
 
     // The same as an archive, plain and compressed.
     let tar = dir.path().join("image.tar");
