@@ -2,9 +2,11 @@
 
 mod archives;
 mod bases;
+pub(crate) mod compare;
 mod kernels;
 mod layers;
 mod members;
+mod oci;
 mod random;
 
 use super::index::Index;
