@@ -5,6 +5,7 @@ pub mod apt;
 mod apt_error;
 pub mod debian;
 mod elf;
+mod ikconfig;
 pub mod kernel;
 mod members;
 mod modules;

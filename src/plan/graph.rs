@@ -52,8 +52,8 @@ impl StepKind {
     /// Raised when the same inputs begin to give another output.
     pub fn version(self) -> u32 {
         match self {
-            // 2: files that cannot be loaded are refused.
-            StepKind::FetchKernel => 2,
+            // 3: a kernel file's own configuration stands beside it; what cannot be loaded is refused.
+            StepKind::FetchKernel => 3,
             _ => 1,
         }
     }
