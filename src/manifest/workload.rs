@@ -7,10 +7,19 @@ use super::table::WORKLOAD;
 use kdl::KdlValue;
 
 /// Archives keep their own owners, modes and contents.
-const ARCHIVES: &[&str] = &[".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst"];
+const ARCHIVES: &[&str] = &[
+    ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2",
+    ".tar.lz4", ".tlz4",
+];
 
 /// 4,294,967,295 is `(uid_t)-1`, which means "leave it" (chown(2)).
 const ID_MAX: u32 = u32::MAX - 1;
+
+/// Whether a workload's name is that of an archive, which is unpacked rather than placed.
+pub fn is_archive(name: &str) -> bool {
+    let lower = name.to_lowercase();
+    ARCHIVES.iter().any(|ending| lower.ends_with(ending))
+}
 
 impl Decoder<'_> {
     pub fn workload(&self, setting: Setting<'_>) -> Option<Spanned<Workload>> {
@@ -34,10 +43,9 @@ impl Decoder<'_> {
             None => Some(false),
         };
         let ignore = self.ignored(setting);
-        let archive = source_text.as_ref().is_some_and(|text| {
-            let lower = text.value.to_lowercase();
-            ARCHIVES.iter().any(|a| lower.ends_with(a)) && !self.dir.join(&text.value).is_dir()
-        });
+        let archive = source_text
+            .as_ref()
+            .is_some_and(|text| is_archive(&text.value) && !self.dir.join(&text.value).is_dir());
         if archive {
             self.only_for_directories(setting);
         }

@@ -6,6 +6,7 @@ use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, BaseSource, WorkloadItem, WorkloadSource};
 use crate::lock::Pin;
+use crate::manifest;
 use crate::manifest::model::{ImageSource, KernelSource, Workload};
 use crate::plan::{Graph, Node, Scan, ScannedSource, Task, asset_of, node_inputs};
 use crate::project;
@@ -205,7 +206,7 @@ fn unpack(workloads: &[Workload], base: ObjectDigest, work: &Work<'_>) -> Result
             source.ok_or_else(|| Error::bug(format!("{} was not scanned", workload.source.display())))?;
         let source = match source {
             ScannedSource::Dir { path, listing, .. } => WorkloadSource::Dir { root: path, listing },
-            ScannedSource::File { path, digest, .. } if is_archive(path) => {
+            ScannedSource::File { path, digest, .. } if manifest::is_archive(&path.to_string_lossy()) => {
                 archives.push((path, *digest));
                 WorkloadSource::Archive(path)
             }
@@ -230,11 +231,4 @@ fn unpack(workloads: &[Workload], base: ObjectDigest, work: &Work<'_>) -> Result
 fn digest_of(object: &Path) -> Result<ObjectDigest> {
     let name = object.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
     name.ok_or_else(|| Error::bug(format!("{} is not an object", object.display())))
-}
-
-/// Whether a workload file is unpacked rather than placed.
-pub fn is_archive(path: &Path) -> bool {
-    const ENDINGS: [&str; 8] = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst"];
-    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
-    ENDINGS.iter().any(|ending| name.ends_with(ending))
 }

@@ -2,6 +2,7 @@
 
 mod archives;
 mod bases;
+mod foreign;
 mod kernels;
 mod layers;
 mod random;

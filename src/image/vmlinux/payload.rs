@@ -22,27 +22,23 @@ pub(super) fn decompress(payload: &[u8]) -> Result<Vec<u8>> {
         return Err(Error::failed(CODE, "the kernel's payload is empty"));
     };
     let size = u32::from_le_bytes(*size);
-    if u64::from(size) > LARGEST {
-        return Err(wrong_size());
-    }
+    let most = u64::from(size).min(LARGEST);
     let kernel = match stream {
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
-            read_all(liblzma::bufread::XzDecoder::new(stream), "xz", size.into())
+            read_all(liblzma::bufread::XzDecoder::new(stream), "xz", most)
         }
         [0x5d, 0, 0, ..] => {
             let lzma = liblzma::stream::Stream::new_lzma_decoder(u64::MAX).or_failed(CODE, || "lzma")?;
-            read_all(liblzma::bufread::XzDecoder::new_stream(stream, lzma), "lzma", size.into())
+            read_all(liblzma::bufread::XzDecoder::new_stream(stream, lzma), "lzma", most)
         }
-        [b'B', b'Z', b'h', ..] => read_all(bzip2::bufread::MultiBzDecoder::new(stream), "bzip2", size.into()),
+        [b'B', b'Z', b'h', ..] => read_all(bzip2::bufread::MultiBzDecoder::new(stream), "bzip2", most),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(stream).or_failed(CODE, || "zstd")?;
             decoder.window_log_max(ZSTD_WINDOW_LOG).or_failed(CODE, || "zstd")?;
-            read_all(decoder.single_frame(), "zstd", size.into())
+            read_all(decoder.single_frame(), "zstd", most)
         }
-        [0x04, 0x22, 0x4d, 0x18, ..] => {
-            read_all(lz4_flex::frame::FrameDecoder::new(stream), "lz4", size.into())
-        }
-        [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4_legacy(blocks, size as usize),
+        [0x04, 0x22, 0x4d, 0x18, ..] => read_all(lz4_flex::frame::FrameDecoder::new(stream), "lz4", most),
+        [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4_legacy(blocks, most as usize),
         [0x89, b'L', b'Z', b'O', ..] => Err(unknown("by lzo, which is not read")),
         _ => Err(unknown("in an unknown way")),
     }?;
