@@ -38,7 +38,7 @@ pub enum WorkloadSource<'a> {
         /// What the scan saw in it.
         listing: &'a Listing,
     },
-    /// A zip, tar, tar.gz, tar.xz or tar.zst.
+    /// A zip or tar, the latter plain or compressed.
     Archive(&'a Path),
     /// A single file.
     File {
