@@ -6,6 +6,7 @@ mod apt_error;
 pub mod debian;
 mod elf;
 pub mod http;
+mod ikconfig;
 pub mod kernel;
 mod members;
 mod modules;

@@ -17,6 +17,8 @@ mod units;
 mod vm;
 mod workload;
 
+pub use workload::is_archive;
+
 use crate::digest::FieldHasher;
 use crate::error::{Context, Error, Result};
 use crate::name::{NAME_MAX, Name};

@@ -119,9 +119,14 @@ impl std::fmt::Display for UrlSource {
 pub enum ImageSource {
     /// The closure of these packages and of `manifest::BASE_PACKAGES`; sorted, without duplicates.
     Debian(Vec<String>),
-    /// A tar (any compression) or ext4 file on this host.
-    Path(PathBuf),
-    /// The same, to be downloaded.
+    /// On this host a tar (any compression), zip or ext4 file, or a directory.
+    Path {
+        /// The file or directory.
+        path: PathBuf,
+        /// Keep the mode bits of a directory instead of 0755/0644.
+        keep_modes: bool,
+    },
+    /// A file of these kinds, to be downloaded.
     Url(UrlSource),
     /// An image of a registry, by its reference as written.
     Oci(String),

@@ -57,7 +57,16 @@ impl Source for ImageSource {
     fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
         match setting.name() {
             "path" => {
-                return d.host_path("the image's path", &d.text_arg(setting)?, true).map(ImageSource::Path);
+                let path = d.host_path("the image's path", &d.text_arg(setting)?, true)?;
+                let keep_modes = match setting.prop("keep") {
+                    Some(_) => {
+                        let text = d.text_prop(setting, "keep")?;
+                        d.choice("`keep` of `path`", &text, &["modes"])?;
+                        true
+                    }
+                    None => false,
+                };
+                return Some(ImageSource::Path { path, keep_modes });
             }
             "url" => return d.url_source(setting).map(ImageSource::Url),
             "oci" => return d.oci_reference(setting).map(ImageSource::Oci),

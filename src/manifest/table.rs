@@ -111,7 +111,15 @@ pub(super) const KERNEL: &[Node] = &[
 /// Sources of a base image.
 pub(super) const IMAGE: &[Node] = &[
     node("debian", (1, MAX), "packages", "Debian packages; those that they depend on come with them"),
-    node("path", (1, 1), "a path", "A tar archive of any compression, or an ext4 image, on this host"),
+    Node {
+        props: &[text("keep", "\"modes\" keeps the mode bits of a directory")],
+        ..node(
+            "path",
+            (1, 1),
+            "a path",
+            "On this host a tar archive of any compression, a zip, an ext4 image or a directory",
+        )
+    },
     URL,
     node(
         "oci",

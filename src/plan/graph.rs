@@ -52,8 +52,8 @@ impl StepKind {
     /// Raised when the same inputs begin to give another output.
     pub fn version(self) -> u32 {
         match self {
-            // 2: files that cannot be loaded are refused.
-            StepKind::FetchKernel => 2,
+            // 3: a kernel file's own configuration stands beside it; what cannot be loaded is refused.
+            StepKind::FetchKernel => 3,
             _ => 1,
         }
     }
@@ -200,7 +200,7 @@ fn kernel_subject(kernel: &KernelSource) -> String {
 /// What an image is called: the packages the user chose (the base packages go without saying), or its source.
 pub fn image_subject(image: &ImageSource) -> String {
     match image {
-        ImageSource::Path(path) | ImageSource::OciPath { path, .. } => path.display().to_string(),
+        ImageSource::Path { path, .. } | ImageSource::OciPath { path, .. } => path.display().to_string(),
         ImageSource::Url(source) => source.to_string(),
         ImageSource::Oci(reference) => reference.clone(),
         ImageSource::Debian(packages) => {
