@@ -19,3 +19,4 @@ mod settings;
 mod signals;
 mod snapshots;
 mod traces;
+mod upkeep;

@@ -118,7 +118,7 @@ fn an_object_is_as_young_as_the_last_use_of_any_step_that_gives_it() {
     depot.record("image", "other inputs", object, vec![], 1);
     age(&depot.s.store.object_path(&object), DAY * 40);
     // Only the record that was not used goes.
-    assert_eq!(depot.chosen(aged(30)), ["record image Age"]);
+    assert_eq!(depot.chosen(aged(30)), ["record image x Age"]);
     depot.collect(aged(30));
     assert!(depot.s.store.has(&object) && depot.s.store.action(&key("other inputs")).is_some());
 }
