@@ -165,7 +165,12 @@ impl Store {
         let areas = [("stat", Area::StatCache), ("partial", Area::Partial), ("quarantine", Area::Quarantine)];
         for (name, area) in areas {
             for (path, meta) in entries(&self.dir(name))? {
-                all.push(Other { area, bytes: allocated(&path)?, used: used(&meta), path });
+                let used = match area {
+                    // What arrives is appended, of which the directory knows nothing.
+                    Area::Partial => used(&path.join("bytes").metadata().unwrap_or(meta)),
+                    _ => used(&meta),
+                };
+                all.push(Other { area, bytes: allocated(&path)?, used, path });
             }
         }
         for (path, meta) in entries(&self.dir("locks"))? {

@@ -13,14 +13,12 @@ pub use needed::{Needed, User};
 
 use super::describe;
 use super::inventory::{Area, Inventory, Object};
+use super::partial::STALE;
 use crate::digest::ObjectDigest;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
-
-/// What an interrupted download is kept for, so that it can be resumed.
-const PARTIAL_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// How much may stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +95,7 @@ pub fn choose(
     let (aged, mut rest): (Vec<Candidate>, Vec<Candidate>) =
         candidates.into_iter().partition(|(used, thing)| {
             let partial = matches!(thing, Thing::Other(n) if inventory.others[*n].area == Area::Partial);
-            old(*used, if partial { caps.age.min(PARTIAL_AGE) } else { caps.age })
+            old(*used, if partial { caps.age.min(STALE) } else { caps.age })
         });
     aged.into_iter().for_each(|(_, thing)| chooser.add(thing, Why::Age));
     // An object that stays keeps the record that gave it last: without one nobody would find it.

@@ -70,12 +70,14 @@ impl Needed {
     pub fn close(&mut self, inventory: &Inventory) {
         for record in &inventory.records {
             let Some(action) = &record.action else { continue };
-            let mut named = action.inputs.iter().flat_map(|(_, value)| digests(value)).peekable();
-            if named.peek().is_none() {
+            // A download's own digest counts, and not what its address may look like.
+            let own = action.inputs.iter().any(|(name, _)| name == "sha256");
+            let inputs = action.inputs.iter().filter(|(name, _)| !own || name == "sha256");
+            let named: Vec<&str> = inputs.flat_map(|(_, value)| digests(value)).collect();
+            if named.is_empty() {
                 continue;
             }
             // All of them: an image of another project may share most of its packages with this one.
-            let named: Vec<&str> = named.collect();
             for (lock, pins) in &self.pins {
                 if named.iter().all(|digest| pins.contains(*digest)) {
                     self.keys.insert(record.key);

@@ -196,8 +196,8 @@ fn caches_go_by_their_own_rules() {
         depot.file("stat/young", 8, 1),
         depot.file("quarantine/old", 8, 40),
         depot.file("quarantine/young", 8, 2),
-        depot.file("partial/yesterday", 8, 2),
-        depot.file("partial/now", 8, 0),
+        depot.file("partial/old/bytes", 8, 8),
+        depot.file("partial/new/bytes", 8, 6),
         depot.file("locks/dead", 0, 0),
         depot.file("apt/updated", 8, 3),
     ];
