@@ -143,9 +143,11 @@ fn a_running_vm_keeps_what_it_reads_and_is_named_when_that_breaks() {
     let Some(_turn) = guests(1) else { return };
     let public = public_dir();
     let project = over_a_copy(public.path(), None);
-    let runs = "vm \"box\" { workload \"./app\" to=\"/app\"; run \"sleep\" \"600\" }";
+    let runs = "vm \"box\" { workload \"./app\" to=\"/app\"; run \"sh\" \"-c\" \"echo up and running; exec sleep 600\" }";
     project.manifest(runs);
-    project.up(&["-d", "--offline"]);
+    // Attached: whoever only follows a VM does not hold the store.
+    let _up = project.command(&["up", "--offline"]).spawn();
+    project.wait_log("box", "up and running");
     let running = built(&project);
     project.write("app/file", "two");
     built(&project);
