@@ -19,4 +19,5 @@ pub mod supervise;
 #[cfg(test)]
 mod testing;
 pub mod ui;
+pub mod upkeep;
 pub mod vmm;

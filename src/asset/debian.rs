@@ -180,6 +180,8 @@ pub fn fetch_debs(store: &Store, apt: &Apt, pins: &[Pin], progress: &dyn Progres
     }
     pins.iter()
         .map(|pin| {
+            // A use, for gc.
+            let _ = store.reuse(&deb_key(&pin.sha256));
             stored(store, pin)
                 .ok_or_else(|| Error::bug(format!("{} was published and is not there", pin.package)))
         })

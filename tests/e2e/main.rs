@@ -21,6 +21,7 @@ mod settings;
 mod signals;
 mod snapshots;
 mod traces;
+mod upkeep;
 
 #[path = "../support/web.rs"]
 #[expect(dead_code, reason = "the library's own tests use the rest of it")]
