@@ -166,7 +166,7 @@ impl Project {
     /// Resolves assets anew and writes their pins. Uses the network.
     pub fn pin(&mut self, assets: Vec<AssetId>, ui: &Ui) -> Result<()> {
         assets.iter().for_each(|asset| ui.note(&format!("pinning {asset} in {LOCK_FILE}")));
-        let apt = Apt::new(&self.home);
+        let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
         let pins = asset::resolve_all(&self.store, &apt, &assets, ui)?;
         for (asset, pins) in assets.into_iter().zip(pins) {
             self.lock.set(asset, pins)?;
@@ -185,6 +185,7 @@ impl Project {
     pub fn work<'a>(&'a self, scan: &'a Scan, offline: bool, ui: &'a Ui) -> Work<'a> {
         Work {
             project: &self.name,
+            dir: &self.manifest.dir,
             home: &self.home,
             store: &self.store,
             lock: &self.lock,

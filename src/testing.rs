@@ -60,6 +60,7 @@ fn fetch() -> crate::error::Result<Artifacts> {
     let (scan, tools) = (Scan::default(), tools());
     let work = Work {
         project: &project,
+        dir: &manifest.dir,
         home: &home,
         store: &store,
         lock: &lock,

@@ -3,24 +3,33 @@
 
 pub mod apt;
 mod apt_error;
+mod apt_run;
+mod apt_sources;
 pub mod debian;
 mod elf;
 pub mod kernel;
 mod members;
+mod mmdebstrap;
 mod modules;
 mod parallel;
 mod parse;
 pub mod progress;
 pub mod qemu;
+mod release;
+mod scripts;
 mod vmm_closure;
 
 #[cfg(test)]
 mod fake_tests;
 #[cfg(test)]
 mod real_tests;
+#[cfg(test)]
+mod scripts_tests;
 
 pub use apt::Apt;
 pub use debian::{fetch_debs, resolve, resolve_all};
 pub use kernel::{kernel_from_path, kernel_tree};
+pub use mmdebstrap::mmdebstrap_tree;
 pub use progress::{Progress, Silent};
 pub use qemu::qemu_tree;
+pub use scripts::run_scripts;

@@ -5,7 +5,7 @@ mod file;
 mod pin;
 mod text;
 
-pub use pin::{AssetId, Origin, Pin, Pins};
+pub use pin::{AssetId, Origin, Pin, Pins, Release};
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -56,12 +56,21 @@ impl Lock {
         self.assets.is_empty()
     }
 
-    /// Pins an asset, replacing what was there. The packages are kept sorted by name and architecture.
+    /// Pins an asset, replacing what was there. The packages are kept sorted by name and architecture. Pins that
+    /// do not move keep the snapshot they were first found in, so that an update without news changes no file.
     ///
     /// # Errors
     /// A bug if a pin or a name could not be read back.
     pub fn set(&mut self, id: AssetId, mut pins: Pins) -> Result<()> {
         pins.packages.sort();
+        pins.snapshot.sort();
+        pins.snapshot.dedup();
+        if let Some(before) = self.assets.get(&id)
+            && (&before.origin, &before.packages) == (&pins.origin, &pins.packages)
+            && !before.snapshot.is_empty()
+        {
+            return Ok(());
+        }
         check(&id, &pins).map_err(|why| Error::bug(format!("a pin of {id} cannot be locked: {why}")))?;
         self.assets.insert(id, pins);
         Ok(())
@@ -95,6 +104,7 @@ impl Lock {
 fn check(id: &AssetId, pins: &Pins) -> std::result::Result<(), String> {
     id.check()?;
     pins.origin.check()?;
+    pins.snapshot.iter().try_for_each(Release::check)?;
     if pins.packages.is_empty() {
         return Err("no packages".to_owned());
     }

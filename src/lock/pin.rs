@@ -1,5 +1,6 @@
 //! What a lock entry is made of, and what each of its fields may hold.
 
+use crate::packages::{PackageSet, PackageSource, is_package_name, is_version};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -8,61 +9,68 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AssetId {
     /// The kernel behind a Debian package name, which may be a metapackage.
-    Kernel(String),
+    Kernel(PackageSet),
     /// QEMU's microvm out of Debian packages.
     Vmm,
-    /// The closure of these Debian packages: sorted, without duplicates (see [`AssetId::image`]).
-    Image(Vec<String>),
+    /// The closure of these Debian packages.
+    Image(PackageSet),
+    /// mmdebstrap and the perl that runs it, for images whose maintainer scripts run.
+    Mmdebstrap,
 }
 
 impl AssetId {
-    /// An image's id, whatever the order of its packages.
-    pub fn image<S: Into<String>>(packages: impl IntoIterator<Item = S>) -> Self {
-        let mut names: Vec<String> = packages.into_iter().map(Into::into).collect();
-        names.sort();
-        names.dedup();
-        AssetId::Image(names)
+    /// A kernel by the name of its package, from the host's sources.
+    pub fn kernel(package: &str) -> Self {
+        AssetId::Kernel(PackageSet::of([package]))
     }
 
-    /// `kernel`, `vmm` or `image`.
+    /// An image's id, whatever the order of its packages, from the host's sources.
+    pub fn image<S: Into<String>>(packages: impl IntoIterator<Item = S>) -> Self {
+        AssetId::Image(PackageSet::of(packages))
+    }
+
+    /// `kernel`, `vmm`, `image` or `tool`.
     pub fn kind(&self) -> &'static str {
         match self {
             AssetId::Kernel(_) => "kernel",
             AssetId::Vmm => "vmm",
             AssetId::Image(_) => "image",
+            AssetId::Mmdebstrap => "tool",
         }
     }
 
-    /// The packages that the asset is named by; for the VMM these are firegopher's own choice.
-    pub fn names(&self) -> &[String] {
+    /// The packages that the asset is named by; for the VMM and tools these are firegopher's own choice.
+    pub fn set(&self) -> Option<&PackageSet> {
         match self {
-            AssetId::Kernel(name) => std::slice::from_ref(name),
-            AssetId::Vmm => &[],
-            AssetId::Image(names) => names,
+            AssetId::Kernel(set) | AssetId::Image(set) => Some(set),
+            AssetId::Vmm | AssetId::Mmdebstrap => None,
         }
+    }
+
+    /// The sources that it comes from; empty for the host's own.
+    pub fn sources(&self) -> &[PackageSource] {
+        self.set().map_or(&[], |set| &set.sources)
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
-        let names = self.names();
-        if names.is_empty() && *self != AssetId::Vmm {
+        let Some(set) = self.set() else { return Ok(()) };
+        if set.packages.is_empty() {
             return Err(format!("a {} needs names", self.kind()));
         }
-        if let Some(bad) = names.iter().find(|name| !is_package_name(name)) {
-            return Err(format!("{bad:?} is no Debian package name"));
+        if matches!(self, AssetId::Kernel(_)) && set.scripts {
+            return Err("a kernel runs no scripts".to_owned());
         }
-        if names.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return Err("its names are not sorted, or one is there twice".to_owned());
-        }
-        Ok(())
+        set.check()
     }
 }
 
 impl fmt::Display for AssetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AssetId::Kernel(name) => write!(f, "kernel {name}"),
+            AssetId::Kernel(set) => write!(f, "kernel {set}"),
             AssetId::Vmm => f.write_str("vmm qemu"),
-            AssetId::Image(names) => write!(f, "image {}", names.join(" ")),
+            AssetId::Image(set) => write!(f, "image {set}"),
+            AssetId::Mmdebstrap => f.write_str("tool mmdebstrap"),
         }
     }
 }
@@ -96,10 +104,43 @@ impl fmt::Display for Origin {
 /// An asset's packages and where they came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pins {
-    /// The distribution that they were resolved on.
+    /// The distribution that they were resolved on, or that the manifest's first source is of.
     pub origin: Origin,
+    /// The package lists that they were resolved with, sorted. What follows from them is in `packages`, so nothing
+    /// depends on them: they say which state of an archive to ask for should it move on.
+    pub snapshot: Vec<Release>,
     /// Sorted by name and architecture.
     pub packages: Vec<Pin>,
+}
+
+/// One suite's package list at one time, as its Release file names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// `Origin`, such as `Debian`; else `Label`; else `unnamed`.
+    pub origin: String,
+    /// `Codename`, such as `bookworm-security`; else `Suite`; else the source's.
+    pub codename: String,
+    /// `Date` in UTC as `20261122T143000Z`, which is how snapshot archives name their states.
+    pub date: String,
+    /// SHA-256 of the InRelease (or Release) file.
+    pub sha256: String,
+}
+
+impl Release {
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (what, value) in [("origin", &self.origin), ("codename", &self.codename), ("date", &self.date)] {
+            let good = |b: u8| b.is_ascii_alphanumeric() || b" ._+~/-".contains(&b);
+            if value.is_empty() || value.len() > 200 || !value.bytes().all(good) {
+                return Err(format!("a release's {what} {value:?} is not a name"));
+            }
+        }
+        is_sha256(&self.sha256).then_some(()).ok_or_else(|| format!("{:?} is no SHA-256", self.sha256))
+    }
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// One exact Debian package.
@@ -127,17 +168,14 @@ impl Pin {
         if !is_package_name(&self.package) {
             return Err("no Debian package name".to_owned());
         }
-        // deb-version(5). These values become apt-get's arguments.
-        let version = |b: u8| b.is_ascii_alphanumeric() || b".+-:~".contains(&b);
-        if !self.version.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
-            || !self.version.bytes().all(version)
-        {
+        // These values become apt-get's arguments.
+        if !is_version(&self.version) {
             return Err(format!("{:?} is no version", self.version));
         }
         if self.arch != "amd64" && self.arch != "all" {
             return Err(format!("architecture {:?} is neither amd64 nor all", self.arch));
         }
-        if self.sha256.len() != 64 || !self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if !is_sha256(&self.sha256) {
             return Err(format!("{:?} is no SHA-256 in lower-case hexadecimal", self.sha256));
         }
         if self.size == 0 || self.size > i64::MAX as u64 {
@@ -149,10 +187,4 @@ impl Pin {
         }
         Ok(())
     }
-}
-
-/// Debian policy 5.6.1, without the minimum length.
-pub(crate) fn is_package_name(name: &str) -> bool {
-    let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    name.bytes().next().is_some_and(lower) && name.bytes().all(|b| lower(b) || b"+-.".contains(&b))
 }

@@ -1,14 +1,17 @@
 //! The lock's text: TOML with one line a package and nothing that depends on time or order, so that two branches
 //! which pin different things merge.
 
-use super::{AssetId, FORMAT, Lock, Origin, Pin, Pins, check};
+use super::{AssetId, FORMAT, Lock, Origin, Pin, Pins, Release, check};
 use crate::error::{Error, Result};
+use crate::packages::{PackageSet, PackageSource, Wanted};
 use serde::Deserialize;
 use std::fmt::Write;
 use std::path::Path;
 
 const HEADER: &str = "# Written by firegopher: every package that is fetched, by version and digest. Commit this file.\n\
                       # `firegopher update` renews it; it is not meant to be edited.\n";
+
+const MMDEBSTRAP: &str = "mmdebstrap";
 
 pub(super) fn render(lock: &Lock) -> String {
     let mut out = String::from(HEADER);
@@ -18,12 +21,40 @@ pub(super) fn render(lock: &Lock) -> String {
     line(format_args!("format = {FORMAT}\n"));
     for (id, pins) in &lock.assets {
         line(format_args!("\n[[asset]]\nkind = \"{}\"\n", id.kind()));
-        if !id.names().is_empty() {
-            let names: Vec<String> = id.names().iter().map(|name| format!("\"{name}\"")).collect();
-            line(format_args!("names = [{}]\n", names.join(", ")));
+        if let Some(PackageSet { packages, suite, sources, scripts }) = id.set() {
+            line(format_args!("names = [{}]\n", list(packages)));
+            if let Some(suite) = suite {
+                line(format_args!("target = \"{suite}\"\n"));
+            }
+            if *scripts {
+                line(format_args!("scripts = true\n"));
+            }
+            if !sources.is_empty() {
+                line(format_args!("sources = [\n"));
+                for PackageSource { url, suite, components, keyring } in sources {
+                    line(format_args!(
+                        "  {{ url = \"{url}\", suite = \"{suite}\", components = [{}], keyring = \"{keyring}\" }},\n",
+                        list(components)
+                    ));
+                }
+                line(format_args!("]\n"));
+            }
+        }
+        if *id == AssetId::Mmdebstrap {
+            line(format_args!("names = [\"{MMDEBSTRAP}\"]\n"));
         }
         let Origin { distribution, suite } = &pins.origin;
-        line(format_args!("distribution = \"{distribution}\"\nsuite = \"{suite}\"\npackages = [\n"));
+        line(format_args!("distribution = \"{distribution}\"\nsuite = \"{suite}\"\n"));
+        if !pins.snapshot.is_empty() {
+            line(format_args!("snapshot = [\n"));
+            for Release { origin, codename, date, sha256 } in &pins.snapshot {
+                line(format_args!(
+                    "  {{ origin = \"{origin}\", codename = \"{codename}\", date = \"{date}\", sha256 = \"{sha256}\" }},\n"
+                ));
+            }
+            line(format_args!("]\n"));
+        }
+        line(format_args!("packages = [\n"));
         for Pin { package, arch, version, size, sha256, pool } in &pins.packages {
             line(format_args!(
                 "  {{ name = \"{package}\", arch = \"{arch}\", version = \"{version}\", size = {size}, \
@@ -33,6 +64,10 @@ pub(super) fn render(lock: &Lock) -> String {
         line(format_args!("]\n"));
     }
     out
+}
+
+fn list<T: std::fmt::Display>(values: &[T]) -> String {
+    values.iter().map(|value| format!("\"{value}\"")).collect::<Vec<_>>().join(", ")
 }
 
 #[derive(Deserialize)]
@@ -55,8 +90,15 @@ struct Asset {
     kind: String,
     #[serde(default)]
     names: Vec<String>,
+    target: Option<String>,
+    #[serde(default)]
+    scripts: bool,
+    #[serde(default)]
+    sources: Vec<PackageSource>,
     distribution: String,
     suite: String,
+    #[serde(default)]
+    snapshot: Vec<Release>,
     packages: Vec<Pin>,
 }
 
@@ -91,17 +133,28 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock> {
     }
     let mut lock = Lock::default();
     for asset in document.asset {
-        let Asset { kind, names, distribution, suite, mut packages } = asset;
+        let Asset { kind, names, target, scripts, sources, distribution, suite, mut snapshot, mut packages } =
+            asset;
+        let plain = target.is_none() && !scripts && sources.is_empty();
+        let set = || PackageSet {
+            packages: names.iter().map(|name| Wanted::parse(name)).collect(),
+            suite: target.clone(),
+            sources: sources.clone(),
+            scripts,
+        };
         let id = match (kind.as_str(), names.as_slice()) {
-            ("kernel", [name]) => AssetId::Kernel(name.clone()),
+            ("kernel", [_]) => AssetId::Kernel(set()),
             ("kernel", _) => return Err(invalid("a kernel has exactly one name".to_owned())),
-            ("vmm", []) => AssetId::Vmm,
-            ("vmm", _) => return Err(invalid("the vmm has no names".to_owned())),
-            ("image", _) => AssetId::Image(names),
-            _ => return Err(invalid(format!("asset kind {kind:?} is none of kernel, vmm, image"))),
+            ("vmm", []) if plain => AssetId::Vmm,
+            ("vmm", _) => return Err(invalid("the vmm has no names, target, sources or scripts".to_owned())),
+            ("image", _) => AssetId::Image(set()),
+            ("tool", [name]) if name == MMDEBSTRAP && plain => AssetId::Mmdebstrap,
+            ("tool", _) => return Err(invalid(format!("the only tool is {MMDEBSTRAP}"))),
+            _ => return Err(invalid(format!("asset kind {kind:?} is none of kernel, vmm, image, tool"))),
         };
         packages.sort();
-        let pins = Pins { origin: Origin { distribution, suite }, packages };
+        snapshot.sort();
+        let pins = Pins { origin: Origin { distribution, suite }, snapshot, packages };
         check(&id, &pins).map_err(|why| invalid(format!("asset {id}: {why}")))?;
         let again = id.to_string();
         if lock.assets.insert(id, pins).is_some() {

@@ -33,6 +33,7 @@ pub fn asset_of(task: &Task) -> Option<AssetId> {
     match task {
         Task::FetchKernel(KernelSource::Debian(package)) => Some(AssetId::Kernel(package.clone())),
         Task::FetchQemu => Some(AssetId::Vmm),
+        Task::FetchMmdebstrap => Some(AssetId::Mmdebstrap),
         Task::FetchImage(ImageSource::Debian(packages)) => Some(AssetId::Image(packages.clone())),
         _ => None,
     }
@@ -76,7 +77,7 @@ pub fn node_inputs(
                 inputs.push(name, value);
             }
         }
-        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchImage(_) => {}
+        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchMmdebstrap | Task::FetchImage(_) => {}
     }
     let unknown: Vec<usize> = node.parents.iter().copied().filter(|&p| outputs[p].is_none()).collect();
     if !unknown.is_empty() {

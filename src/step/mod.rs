@@ -32,6 +32,8 @@ pub fn tools() -> Tools {
 pub struct Work<'a> {
     /// The project.
     pub project: &'a Name,
+    /// The project's directory, where the manifest's paths start.
+    pub dir: &'a std::path::Path,
     /// Paths.
     pub home: &'a Home,
     /// Objects and records.

@@ -5,7 +5,7 @@ use crate::asset::{self, Apt};
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, BaseSource, WorkloadItem, WorkloadSource};
-use crate::lock::Pin;
+use crate::lock::{AssetId, Pin};
 use crate::manifest::model::{ImageSource, KernelSource, Workload};
 use crate::plan::{Graph, Node, Scan, ScannedSource, Task, asset_of, node_inputs};
 use crate::project;
@@ -25,9 +25,9 @@ enum ImageParts {
     File(ObjectDigest),
 }
 
-/// Downloads everything the graph's fetch steps lack, in one go.
+/// Downloads everything the graph's fetch steps lack, in one go for each set of package sources.
 pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
-    let mut pins: Vec<Pin> = Vec::new();
+    let mut lacking: Vec<(AssetId, Vec<Pin>)> = Vec::new();
     for node in &graph.nodes {
         let Some(asset) = asset_of(&node.task) else { continue };
         let Some(pinned) = work.lock.entry(&asset) else { continue };
@@ -37,30 +37,38 @@ pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
             .is_some_and(|action| work.store.has(&action.output));
         if !known {
             if !asset::debian::have_debs(work.store, &pinned.packages) {
-                Apt::new(work.home).check_origin(&pinned.origin)?;
+                apt(work).check_origin(&asset, &pinned.origin)?;
             }
-            pins.extend(pinned.packages.iter().cloned());
+            let pins = pinned.packages.iter().cloned();
+            match lacking.iter_mut().find(|(other, _)| other.sources() == asset.sources()) {
+                Some((_, all)) => all.extend(pins),
+                None => lacking.push((asset, pins.collect())),
+            }
         }
     }
-    if pins.is_empty() {
-        return Ok(());
+    for (asset, mut pins) in lacking {
+        pins.sort_by(|a, b| (&a.package, &a.version).cmp(&(&b.package, &b.version)));
+        pins.dedup();
+        debs(&asset, &pins, work)?;
     }
-    pins.sort_by(|a, b| (&a.package, &a.version).cmp(&(&b.package, &b.version)));
-    pins.dedup();
-    debs(&pins, work).map(drop)
+    Ok(())
 }
 
-fn debs(pins: &[Pin], work: &Work<'_>) -> Result<Vec<PathBuf>> {
+fn apt(work: &Work<'_>) -> Apt {
+    Apt::new(work.home).in_project(work.dir)
+}
+
+fn debs(asset: &AssetId, pins: &[Pin], work: &Work<'_>) -> Result<Vec<PathBuf>> {
     if work.offline && !asset::debian::have_debs(work.store, pins) {
         return Err(project::offline_error("the store lacks packages"));
     }
-    asset::fetch_debs(work.store, &Apt::new(work.home), pins, work.ui)
+    asset::fetch_debs(work.store, &apt(work), asset, pins, work.ui)
 }
 
 fn pinned_debs(task: &Task, work: &Work<'_>) -> Result<Vec<PathBuf>> {
     let asset = asset_of(task).ok_or_else(|| Error::bug("a path source has no pins"))?;
     let pins = work.lock.get(&asset).ok_or_else(|| Error::bug("a fetch step ran without its pins"))?;
-    debs(pins, work)
+    debs(&asset, pins, work)
 }
 
 /// Runs a step and publishes its output.
@@ -86,6 +94,12 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             asset::qemu_tree(&pinned_debs(&node.task, work)?, &out)?;
             store.publish_tree(&out)
         }
+        Task::FetchMmdebstrap => {
+            let temp = store.temp_dir()?;
+            let out = new_dir(temp.path())?;
+            asset::mmdebstrap_tree(&pinned_debs(&node.task, work)?, &out)?;
+            store.publish_tree(&out)
+        }
         Task::FetchImage(source) => {
             let parts = match source {
                 ImageSource::Path(path) => ImageParts::File(scanned(path, work)?.digest()),
@@ -97,7 +111,7 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             };
             store.publish_bytes(&serde_json::to_vec(&parts).map_err(|e| Error::bug(e.to_string()))?)
         }
-        Task::Image(source) => build_image(source, parent(parents)?, work),
+        Task::Image(source) => build_image(source, parents, work),
         Task::Unpack(workloads) => unpack(workloads, parent(parents)?, work),
         Task::Initramfs => {
             let temp = store.temp_dir()?;
@@ -149,12 +163,20 @@ fn modules(kernel: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn build_image(source: &ImageSource, fetched: ObjectDigest, work: &Work<'_>) -> Result<ObjectDigest> {
+fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) -> Result<ObjectDigest> {
+    let fetched = parent(parents)?;
     let parts: ImageParts = serde_json::from_slice(&work.store.read(&fetched)?)
         .map_err(|e| Error::bug(format!("the fetched image's description is unreadable: {e}")))?;
     let temp = work.store.temp_dir()?;
     let out = new_dir(temp.path())?;
     let warnings = match (parts, source) {
+        (ImageParts::Debs(digests), ImageSource::Debian(set)) if set.scripts => {
+            let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
+            let tool = parents.get(1).ok_or_else(|| Error::bug("scripts shall run without their tool"))?;
+            let tool = work.store.object_path(tool);
+            let tar = asset::run_scripts(&tool, &paths, temp.path(), work.ui)?;
+            image::build_base(BaseSource::Tar(&tar), &out, temp.path())?
+        }
         (ImageParts::Debs(digests), _) => {
             let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
             image::build_base(BaseSource::Debs(&paths), &out, temp.path())?
