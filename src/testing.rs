@@ -1,6 +1,9 @@
 //! What tests that boot real guests share: artifacts out of one store, and turns, so that two cores are not
 //! asked for ten emulated CPUs.
 
+#[path = "../tests/support/web.rs"]
+pub mod web;
+
 use crate::home::Home;
 use crate::lock::Lock;
 use crate::plan::{Graph, Scan};
@@ -47,7 +50,7 @@ fn fetch() -> crate::error::Result<Artifacts> {
     let ui = Ui::stderr().quiet();
     let mut lock = Lock::load(&home.root().join("test.lock"))?;
     let guard = crate::store::lock_file(&home.root().join("test.lock.guard"), &|_| ())?;
-    let assets: Vec<_> = graph.nodes.iter().filter_map(|n| crate::plan::asset_of(&n.task)).collect();
+    let assets: Vec<_> = crate::project::needs_of(&graph).into_iter().map(|need| need.id).collect();
     if assets.iter().any(|asset| lock.get(asset).is_none()) {
         let pins = crate::asset::resolve_all(&store, &crate::asset::Apt::new(&home), &assets, &ui)?;
         for (asset, pins) in assets.into_iter().zip(pins) {
@@ -59,8 +62,8 @@ fn fetch() -> crate::error::Result<Artifacts> {
     let project = crate::manifest::project_name(&manifest);
     let (scan, tools) = (Scan::default(), tools());
     let work = Work {
-        project: &project,
         dir: &manifest.dir,
+        project: &project,
         home: &home,
         store: &store,
         lock: &lock,

@@ -82,6 +82,9 @@ fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<
             }
             args.extend(set.packages.iter().map(ToString::to_string));
         }
+        AssetId::File { .. } | AssetId::Oci(_) => {
+            return Err(Error::bug(format!("{id} does not come as packages")));
+        }
     }
     let said = apt.run("apt-get", &args)?;
     if !said.status.success() {

@@ -1,73 +1,148 @@
 //! The lock's text: TOML with one line a package and nothing that depends on time or order, so that two branches
 //! which pin different things merge.
 
-use super::{AssetId, FORMAT, Lock, Origin, Pin, Pins, Release, check};
+use super::{
+    AssetId, FORMAT, FilePin, FileRole, Lock, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins,
+    Release, check,
+};
+use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
 use crate::packages::{PackageSet, PackageSource, Wanted};
 use serde::Deserialize;
 use std::fmt::Write;
 use std::path::Path;
 
-const HEADER: &str = "# Written by firegopher: every package that is fetched, by version and digest. Commit this file.\n\
+const HEADER: &str = "# Written by firegopher: everything that is fetched, by version and digest. Commit this file.\n\
                       # `firegopher update` renews it; it is not meant to be edited.\n";
 
+/// The one tool there is.
 const MMDEBSTRAP: &str = "mmdebstrap";
 
 pub(super) fn render(lock: &Lock) -> String {
     let mut out = String::from(HEADER);
-    // No value needs escaping: `check` has seen all of them.
     let mut line =
         |args: std::fmt::Arguments<'_>| out.write_fmt(args).expect("invariant: a String takes all writes");
     line(format_args!("format = {FORMAT}\n"));
-    for (id, pins) in &lock.assets {
+    for (id, pinned) in &lock.assets {
         line(format_args!("\n[[asset]]\nkind = \"{}\"\n", id.kind()));
-        if let Some(PackageSet { packages, suite, sources, scripts }) = id.set() {
-            line(format_args!("names = [{}]\n", list(packages)));
-            if let Some(suite) = suite {
-                line(format_args!("target = \"{suite}\"\n"));
-            }
-            if *scripts {
-                line(format_args!("scripts = true\n"));
-            }
-            if !sources.is_empty() {
-                line(format_args!("sources = [\n"));
-                for PackageSource { url, suite, components, keyring } in sources {
-                    line(format_args!(
-                        "  {{ url = \"{url}\", suite = \"{suite}\", components = [{}], keyring = \"{keyring}\" }},\n",
-                        list(components)
-                    ));
+        match id {
+            AssetId::File { url, member, .. } => {
+                line(format_args!("url = {}\n", quoted(url)));
+                if let Some(member) = member {
+                    line(format_args!("member = {}\n", quoted(member)));
                 }
-                line(format_args!("]\n"));
             }
+            AssetId::Oci(reference) => line(format_args!("oci = {}\n", quoted(reference))),
+            AssetId::Vmm => {}
+            AssetId::Mmdebstrap => line(format_args!("names = [\"{MMDEBSTRAP}\"]\n")),
+            AssetId::Kernel(set) | AssetId::Image(set) => render_set(&mut line, set),
         }
-        if *id == AssetId::Mmdebstrap {
-            line(format_args!("names = [\"{MMDEBSTRAP}\"]\n"));
-        }
-        let Origin { distribution, suite } = &pins.origin;
-        line(format_args!("distribution = \"{distribution}\"\nsuite = \"{suite}\"\n"));
-        if !pins.snapshot.is_empty() {
-            line(format_args!("snapshot = [\n"));
-            for Release { origin, codename, date, sha256 } in &pins.snapshot {
+        match pinned {
+            Pinned::Packages(pins) => render_packages(&mut line, pins),
+            Pinned::File(FilePin { size, sha256, blake3 }) => {
                 line(format_args!(
-                    "  {{ origin = \"{origin}\", codename = \"{codename}\", date = \"{date}\", sha256 = \"{sha256}\" }},\n"
+                    "size = {size}\nsha256 = \"{sha256}\"\nblake3 = \"{}\"\n",
+                    blake3.to_hex()
                 ));
             }
-            line(format_args!("]\n"));
+            Pinned::Oci(pin) => render_oci(&mut line, pin),
         }
-        line(format_args!("packages = [\n"));
-        for Pin { package, arch, version, size, sha256, pool } in &pins.packages {
-            line(format_args!(
-                "  {{ name = \"{package}\", arch = \"{arch}\", version = \"{version}\", size = {size}, \
-                 sha256 = \"{sha256}\", path = \"{pool}\" }},\n"
-            ));
-        }
-        line(format_args!("]\n"));
     }
     out
 }
 
-fn list<T: std::fmt::Display>(values: &[T]) -> String {
-    values.iter().map(|value| format!("\"{value}\"")).collect::<Vec<_>>().join(", ")
+type Line<'a> = &'a mut dyn FnMut(std::fmt::Arguments<'_>);
+
+fn render_set(line: Line<'_>, PackageSet { packages, suite, sources, scripts }: &PackageSet) {
+    line(format_args!("names = {}\n", list(packages)));
+    if let Some(suite) = suite {
+        line(format_args!("target = \"{suite}\"\n"));
+    }
+    if *scripts {
+        line(format_args!("scripts = true\n"));
+    }
+    if !sources.is_empty() {
+        line(format_args!("sources = [\n"));
+        for PackageSource { url, suite, components, keyring } in sources {
+            line(format_args!(
+                "  {{ url = {}, suite = \"{suite}\", components = {}, keyring = {} }},\n",
+                quoted(url),
+                list(components),
+                quoted(keyring)
+            ));
+        }
+        line(format_args!("]\n"));
+    }
+}
+
+fn render_packages(line: Line<'_>, pins: &Pins) {
+    // No value of these needs escaping: `check` has seen all of them.
+    let Origin { distribution, suite } = &pins.origin;
+    line(format_args!("distribution = \"{distribution}\"\nsuite = \"{suite}\"\n"));
+    if !pins.snapshot.is_empty() {
+        line(format_args!("snapshot = [\n"));
+        for Release { origin, codename, date, sha256 } in &pins.snapshot {
+            line(format_args!(
+                "  {{ origin = \"{origin}\", codename = \"{codename}\", date = \"{date}\", sha256 = \"{sha256}\" }},\n"
+            ));
+        }
+        line(format_args!("]\n"));
+    }
+    line(format_args!("packages = [\n"));
+    for Pin { package, arch, version, size, sha256, pool } in &pins.packages {
+        line(format_args!(
+            "  {{ name = \"{package}\", arch = \"{arch}\", version = \"{version}\", size = {size}, \
+             sha256 = \"{sha256}\", path = \"{pool}\" }},\n"
+        ));
+    }
+    line(format_args!("]\n"));
+}
+
+fn render_oci(line: Line<'_>, pin: &OciPin) {
+    line(format_args!("manifest = \"{}\"\nlayers = [\n", pin.manifest));
+    for OciLayer { digest, size, media } in &pin.layers {
+        line(format_args!("  {{ digest = \"{digest}\", size = {size}, media = \"{media}\" }},\n"));
+    }
+    let OciConfig { digest, entrypoint, cmd, env, user, workdir, ports } = &pin.config;
+    line(format_args!("]\n\n[asset.config]\ndigest = \"{digest}\"\n"));
+    for (name, words) in [("entrypoint", entrypoint), ("cmd", cmd)] {
+        if !words.is_empty() {
+            line(format_args!("{name} = {}\n", list(words)));
+        }
+    }
+    if !env.is_empty() {
+        line(format_args!("env = [\n"));
+        for (name, value) in env {
+            line(format_args!("  [{}, {}],\n", quoted(name), quoted(value)));
+        }
+        line(format_args!("]\n"));
+    }
+    for (name, text) in [("user", user), ("workdir", workdir)] {
+        if !text.is_empty() {
+            line(format_args!("{name} = {}\n", quoted(text)));
+        }
+    }
+    if !ports.is_empty() {
+        line(format_args!("ports = {ports:?}\n"));
+    }
+}
+
+/// On one line, whatever it holds.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out + "\""
+}
+
+fn list<T: ToString>(words: &[T]) -> String {
+    let words: Vec<String> = words.iter().map(|word| quoted(&word.to_string())).collect();
+    format!("[{}]", words.join(", "))
 }
 
 #[derive(Deserialize)]
@@ -84,22 +159,129 @@ struct Document {
     asset: Vec<Asset>,
 }
 
+/// All that an entry of any source may hold; [`Asset::entry`] sorts out what belongs together.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asset {
     kind: String,
-    #[serde(default)]
-    names: Vec<String>,
+    names: Option<Vec<String>>,
     target: Option<String>,
-    #[serde(default)]
-    scripts: bool,
-    #[serde(default)]
-    sources: Vec<PackageSource>,
-    distribution: String,
-    suite: String,
-    #[serde(default)]
-    snapshot: Vec<Release>,
-    packages: Vec<Pin>,
+    scripts: Option<bool>,
+    sources: Option<Vec<PackageSource>>,
+    snapshot: Option<Vec<Release>>,
+    distribution: Option<String>,
+    suite: Option<String>,
+    packages: Option<Vec<Pin>>,
+    url: Option<String>,
+    member: Option<String>,
+    size: Option<u64>,
+    sha256: Option<String>,
+    blake3: Option<ObjectDigest>,
+    oci: Option<String>,
+    manifest: Option<String>,
+    layers: Option<Vec<OciLayer>>,
+    config: Option<OciConfig>,
+}
+
+impl Asset {
+    fn entry(self) -> std::result::Result<(AssetId, Pinned), String> {
+        match self {
+            Asset {
+                kind,
+                url: Some(url),
+                member,
+                size: Some(size),
+                sha256: Some(sha256),
+                blake3: Some(blake3),
+                names: None,
+                target: None,
+                scripts: None,
+                sources: None,
+                snapshot: None,
+                distribution: None,
+                suite: None,
+                packages: None,
+                oci: None,
+                manifest: None,
+                layers: None,
+                config: None,
+            } => {
+                let role = FileRole::ALL.into_iter().find(|role| role.word() == kind);
+                let role = role
+                    .ok_or_else(|| format!("asset kind {kind:?} is none of kernel, vmm, image, workload"))?;
+                let pin = FilePin { size, sha256, blake3 };
+                Ok((AssetId::File { role, url, member }, Pinned::File(pin)))
+            }
+            Asset {
+                kind,
+                oci: Some(reference),
+                manifest: Some(manifest),
+                layers: Some(layers),
+                config: Some(config),
+                names: None,
+                target: None,
+                scripts: None,
+                sources: None,
+                snapshot: None,
+                distribution: None,
+                suite: None,
+                packages: None,
+                url: None,
+                member: None,
+                size: None,
+                sha256: None,
+                blake3: None,
+            } => match kind.as_str() {
+                "image" => Ok((AssetId::Oci(reference), Pinned::Oci(OciPin { manifest, layers, config }))),
+                _ => Err(format!("a {kind} cannot be a container image")),
+            },
+            Asset {
+                kind,
+                names,
+                target,
+                scripts,
+                sources,
+                snapshot,
+                distribution: Some(distribution),
+                suite: Some(suite),
+                packages: Some(packages),
+                url: None,
+                member: None,
+                size: None,
+                sha256: None,
+                blake3: None,
+                oci: None,
+                manifest: None,
+                layers: None,
+                config: None,
+            } => {
+                let names = names.unwrap_or_default();
+                let plain = target.is_none() && scripts.is_none() && sources.is_none();
+                let set = || PackageSet {
+                    packages: names.iter().map(|name| Wanted::parse(name)).collect(),
+                    suite: target.clone(),
+                    sources: sources.clone().unwrap_or_default(),
+                    scripts: scripts.unwrap_or_default(),
+                };
+                let id = match (kind.as_str(), names.as_slice()) {
+                    ("kernel", [_]) => AssetId::Kernel(set()),
+                    ("kernel", _) => return Err("a kernel has exactly one name".to_owned()),
+                    ("vmm", []) if plain => AssetId::Vmm,
+                    ("vmm", _) => return Err("the vmm has no names, target, sources or scripts".to_owned()),
+                    ("image", _) => AssetId::Image(set()),
+                    ("tool", [name]) if name == MMDEBSTRAP && plain => AssetId::Mmdebstrap,
+                    ("tool", _) => return Err(format!("the only tool is {MMDEBSTRAP}")),
+                    _ => return Err(format!("asset kind {kind:?} is none of kernel, vmm, image, tool")),
+                };
+                let origin = Origin { distribution, suite };
+                Ok((id, Pins { origin, snapshot: snapshot.unwrap_or_default(), packages }.into()))
+            }
+            Asset { kind, .. } => Err(format!(
+                "an asset of kind {kind:?} is neither one of packages, nor of a url, nor of oci: fields are \
+                 missing, or too many"
+            )),
+        }
+    }
 }
 
 pub(super) fn parse(text: &str, path: &Path) -> Result<Lock> {
@@ -133,31 +315,10 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock> {
     }
     let mut lock = Lock::default();
     for asset in document.asset {
-        let Asset { kind, names, target, scripts, sources, distribution, suite, mut snapshot, mut packages } =
-            asset;
-        let plain = target.is_none() && !scripts && sources.is_empty();
-        let set = || PackageSet {
-            packages: names.iter().map(|name| Wanted::parse(name)).collect(),
-            suite: target.clone(),
-            sources: sources.clone(),
-            scripts,
-        };
-        let id = match (kind.as_str(), names.as_slice()) {
-            ("kernel", [_]) => AssetId::Kernel(set()),
-            ("kernel", _) => return Err(invalid("a kernel has exactly one name".to_owned())),
-            ("vmm", []) if plain => AssetId::Vmm,
-            ("vmm", _) => return Err(invalid("the vmm has no names, target, sources or scripts".to_owned())),
-            ("image", _) => AssetId::Image(set()),
-            ("tool", [name]) if name == MMDEBSTRAP && plain => AssetId::Mmdebstrap,
-            ("tool", _) => return Err(invalid(format!("the only tool is {MMDEBSTRAP}"))),
-            _ => return Err(invalid(format!("asset kind {kind:?} is none of kernel, vmm, image, tool"))),
-        };
-        packages.sort();
-        snapshot.sort();
-        let pins = Pins { origin: Origin { distribution, suite }, snapshot, packages };
-        check(&id, &pins).map_err(|why| invalid(format!("asset {id}: {why}")))?;
+        let (id, pinned) = asset.entry().map_err(invalid)?;
+        check(&id, &pinned).map_err(|why| invalid(format!("asset {id}: {why}")))?;
         let again = id.to_string();
-        if lock.assets.insert(id, pins).is_some() {
+        if lock.assets.insert(id, pinned).is_some() {
             return Err(invalid(format!("asset {again} is there twice")));
         }
     }

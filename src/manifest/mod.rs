@@ -5,6 +5,7 @@ pub mod model;
 
 mod debian;
 mod decode;
+mod download;
 mod excerpt;
 mod path;
 mod prescan;
