@@ -56,7 +56,8 @@ Dir::Cache::pkgcache "pkgcache.bin";
 Dir::Cache::srcpkgcache "";
 "##;
 
-/// For sources that a manifest names: nothing of the host's may vouch for them, and each of them counts.
+/// For sources that a manifest names: nothing of the host's may vouch for them, and each of them counts. How old lists
+/// may be stays the host's decision (`Acquire::Check-Valid-Until`): snapshots of an archive are always old.
 const FOREIGN_CONF: &str = r##"
 Dir::Etc::sourceparts "/dev/null";
 Dir::Etc::trusted "/dev/null";
@@ -66,7 +67,6 @@ Dir::Etc::preferencesparts "/dev/null";
 Acquire::AllowInsecureRepositories "false";
 Acquire::AllowWeakRepositories "false";
 Acquire::AllowDowngradeToInsecureRepositories "false";
-Acquire::Check-Valid-Until "true";
 APT::Get::AllowUnauthenticated "false";
 APT::Update::Error-Mode "any";
 "##;

@@ -90,6 +90,11 @@ impl Complaints {
         self.lines().any(|line| signs.iter().any(|sign| line.contains(sign)))
     }
 
+    /// Whether bytes came that a list or its Release file does not promise.
+    pub(super) fn other_bytes(&self) -> bool {
+        self.any(&["Hash Sum mismatch", "Hash sum mismatch", "File has unexpected size"])
+    }
+
     /// At most three of them, in apt's words.
     pub(super) fn quoted(&self) -> String {
         if self.0.is_empty() {
@@ -142,8 +147,8 @@ pub(super) fn source_error(complaints: &Complaints) -> Error {
     ];
     if complaints.any(&["is expired (invalid since", "is not valid yet"]) {
         Error::failed("asset.expired", message)
-            .help("the archive's Release file is outside of its own time: its mirror is stale, or this host's clock is wrong")
-    } else if complaints.any(&["Hash Sum mismatch", "File has unexpected size", "Hash sum mismatch"]) {
+            .help("the archive's Release file is outside of its own time: its mirror is stale, or this host's clock is wrong; for a snapshot on purpose, set Acquire::Check-Valid-Until \"false\" in this host's apt.conf")
+    } else if complaints.other_bytes() {
         Error::failed("asset.digest", message).help(
             "the archive's lists are not those that its Release file signs: it is being updated, or somebody changed them",
         )

@@ -298,7 +298,7 @@ fn download(store: &Store, apt: &Apt, wanted: &BTreeMap<&str, &Pin>, progress: &
         return Err(Error::failed("asset.gone", message)
             .help("run `firegopher update` to pin the versions that it serves now"));
     }
-    if said.is_empty() {
+    if said.is_empty() || said.other_bytes() {
         return Err(other_bytes(first));
     }
     Err(network_error(&format!("download {} {}", first.package, first.version), &said))

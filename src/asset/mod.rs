@@ -22,6 +22,8 @@ mod scripts;
 mod vmm_closure;
 
 #[cfg(test)]
+mod archive_tests;
+#[cfg(test)]
 mod fake_tests;
 #[cfg(test)]
 mod real_tests;
