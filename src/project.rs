@@ -221,7 +221,8 @@ impl Project {
         let mut lock = self.lock.clone();
         if !debian.is_empty() {
             let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
-            let pins = asset::resolve_all(&self.store, &Apt::new(&self.home), &assets, ui)?;
+            let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
+            let pins = asset::resolve_all(&self.store, &apt, &assets, ui)?;
             for (asset, pins) in assets.into_iter().zip(pins) {
                 lock.set(asset, pins)?;
             }

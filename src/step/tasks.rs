@@ -56,6 +56,12 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             asset::qemu_tree(&pinned_debs(&node.task, work)?, &out)?;
             store.publish_tree(&out)
         }
+        Task::FetchMmdebstrap => {
+            let temp = store.temp_dir()?;
+            let out = new_dir(temp.path())?;
+            asset::mmdebstrap_tree(&pinned_debs(&node.task, work)?, &out)?;
+            store.publish_tree(&out)
+        }
         Task::FetchImage(source) => {
             let parts = match source {
                 ImageSource::Path { path, keep_modes } => match base(path, *keep_modes, work)? {
@@ -79,7 +85,7 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             };
             store.publish_bytes(&serde_json::to_vec(&parts).map_err(|e| Error::bug(e.to_string()))?)
         }
-        Task::Image(source) => build_image(source, parent(parents)?, work),
+        Task::Image(source) => build_image(source, parents, work),
         Task::Unpack(workloads) => unpack(&node.task, workloads, parent(parents)?, work),
         Task::Initramfs => {
             let temp = store.temp_dir()?;
@@ -120,12 +126,19 @@ fn modules(kernel: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn build_image(source: &ImageSource, fetched: ObjectDigest, work: &Work<'_>) -> Result<ObjectDigest> {
+fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) -> Result<ObjectDigest> {
+    let fetched = parent(parents)?;
     let parts: ImageParts = serde_json::from_slice(&work.store.read(&fetched)?)
         .map_err(|e| Error::bug(format!("the fetched image's description is unreadable: {e}")))?;
     let temp = work.store.temp_dir()?;
     let out = new_dir(temp.path())?;
     let warnings = match (parts, source) {
+        (ImageParts::Debs(digests), ImageSource::Debian(set)) if set.scripts => {
+            let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
+            let tool = parents.get(1).ok_or_else(|| Error::bug("scripts shall run without their tool"))?;
+            let tar = asset::run_scripts(&work.store.object_path(tool), &paths, temp.path(), work.ui)?;
+            image::build_base(BaseSource::Tar(&tar), &out, temp.path())?
+        }
         (ImageParts::Debs(digests), _) => {
             let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
             image::build_base(BaseSource::Debs(&paths), &out, temp.path())?
