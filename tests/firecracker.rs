@@ -142,8 +142,8 @@ impl Project {
             let group = Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(id);
             assert!(!group.exists(), "{} is left", group.display());
         }
-        let leases = std::fs::read_to_string(self.home.leases()).unwrap_or_default();
-        assert!(!leases.contains(&format!("\"{}\"", spec.vm)), "a uid lease is left: {leases}");
+        let lease = firegopher::vmm::jail::lease::held(&self.home, &self.name, &spec.vm);
+        assert_eq!(lease, None, "a uid lease is left");
         assert_eq!(processes_of(id), 0);
     }
 
@@ -169,6 +169,11 @@ fn processes_of(id: &str) -> usize {
         std::fs::read(e.path().join("cmdline")).is_ok_and(|c| String::from_utf8_lossy(&c).contains(id))
     };
     entries.filter(names).count()
+}
+
+fn children_of(pid: i32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 fn state(spec: &SuperviseSpec) -> State {
@@ -275,6 +280,28 @@ fn a_killed_vmm_and_a_killed_supervisor_leave_nothing_while_a_neighbour_runs() {
     wait_for_console(&spec);
     let before = state(&spec);
     assert!(before.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap());
+    // Nobody asks for it: the process that waits for this does it.
+    let begin = Instant::now();
+    let vmm = before.vmm.unwrap();
+    while vmm.is_alive() || state(&spec).status != Status::Failed {
+        assert!(begin.elapsed() < Duration::from_secs(10), "the VMM outlives its supervisor");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("all was gone {:?} after the supervisor", begin.elapsed());
+    project.assert_clean(&spec);
+
+    // Nor does it take the one that waits: then the next command cleans up.
+    let _client = project.up(&spec);
+    wait_for_console(&spec);
+    let before = state(&spec);
+    for pid in children_of(before.supervisor.pid) {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        if name.trim() == "firegopher-wait" {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+    }
+    before.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
     assert!(project.has_tap(&spec.vm_spec.id.tap_name()), "it is there until somebody cleans up");
     supervise::reclaim(&project.home, &project.name, &spec.vm).unwrap();
     assert_eq!(state(&spec).status, Status::Failed);

@@ -222,8 +222,8 @@ impl Bench {
                 assert!(!dir.exists(), "{} is left", dir.display());
             }
         }
-        let leases = std::fs::read_to_string(self.home.leases()).unwrap_or_default();
-        assert!(!leases.contains(&format!("{}", self.spec.vm)), "a uid lease is left: {leases}");
+        let lease = firegopher::vmm::jail::lease::held(&self.home, &self.spec.project, &self.spec.vm);
+        assert_eq!(lease, None, "a uid lease is left");
     }
 }
 

@@ -61,7 +61,7 @@ pub fn checks(home: &Home, firecracker: Option<&Path>) -> Vec<Check> {
     let root = nix::unistd::geteuid().is_root();
     let mut all = vec![architecture(), user(root), check_kvm(), tsc(), apt(), disk(home), memory()];
     if root {
-        all.extend([network(), jail(home), uids(home), cgroups()]);
+        all.extend([network(), jail(home), uids(), cgroups()]);
     }
     all.extend(firecracker.map(|dir| check_firecracker(home, dir, root)));
     all.extend([ports(root), swap(), smt(), ksm(), mitigations()]);
@@ -204,8 +204,8 @@ fn cgroups() -> Check {
     }
 }
 
-fn uids(home: &Home) -> Check {
-    match lease::free(home) {
+fn uids() -> Check {
+    match lease::free() {
         Ok(uid) => Check::new("uids", Status::Ok, format!("each jail gets a uid of its own, such as {uid}")),
         Err(e) => failed("uids", &e)
             .help("ids from 1900000000 on are given to others: see /etc/subuid, /etc/passwd"),
@@ -220,7 +220,7 @@ fn check_firecracker(home: &Home, dir: &Path, root: bool) -> Check {
             .help("run `firegopher doctor` as root");
     }
     let existing = home.root().ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-    let trial = lease::free(home).and_then(|uid| firecracker::trial(dir, existing, uid));
+    let trial = lease::free().and_then(|uid| firecracker::trial(dir, existing, uid));
     match trial {
         Ok(trial) => {
             let took = trial.took.as_millis();
