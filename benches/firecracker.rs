@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Project, Series, children_cpu, heading, mono_ns, rounds};
+use common::{Project, Series, children_cpu, heading, mono_ns, rounds, wanted};
 use firegopher::name::{Name, VmId};
 use firegopher::net::netns::Netns;
 use firegopher::net::tap::{self, TapConfig};
@@ -26,6 +26,9 @@ const ID: &str = "bench-by-hand";
 const PARENT: &str = "firegopher-bench";
 
 fn main() {
+    if !wanted("firecracker") {
+        return;
+    }
     let Some(dir) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER").map(PathBuf::from) else {
         return println!("skipped: FIREGOPHER_TEST_FIRECRACKER names no directory");
     };
@@ -72,6 +75,7 @@ fn main() {
     heading("to the guest's first byte");
     up.report("firegopher up -d", "ms", None);
     hand.report("the bare jailer, all staged", "ms", None);
+    up.over(&hand).report("ratio of each pair", "", None);
     more.report("difference of each pair", "ms", 25.0);
 }
 
@@ -118,6 +122,7 @@ impl Bare {
             mac: [6, 0, 172, 19, 0, 2],
             owner: Some(UID),
             persist: true,
+            mtu: None,
         };
         let programs = programs.canonicalize().expect("it is there");
         Bare { dir, programs, netns: Netns::create().expect("a namespace"), tap }
@@ -182,7 +187,7 @@ impl Bare {
             kvm: true,
             kernel: "/kernel".into(),
             initramfs: "/initramfs".into(),
-            wordy: false,
+            tuning: Default::default(),
             cpus: 1,
             memory: 256 << 20,
             drives: vec![drive("base", true), drive("scratch", false)],

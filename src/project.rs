@@ -64,6 +64,9 @@ impl Project {
             if let ImageSource::Path(path) = &vm.image {
                 self.scan_plain(&mut scan, path)?;
             }
+            if !matches!(vm.vmm, VmmSource::FirecrackerPath(_)) {
+                vm.tuning.check_qemu(vm.name.as_str())?;
+            }
             match &vm.vmm {
                 VmmSource::QemuPath(path) => self.scan_plain(&mut scan, path)?,
                 VmmSource::FirecrackerPath(dir) => {
@@ -72,7 +75,9 @@ impl Project {
                         self.scan_plain(&mut scan, program)?;
                     }
                     let modular = matches!(vm.kernel, KernelSource::Debian(_));
-                    firecracker::usable(&self.canonical(&firecracker)?, &self.canonical(&jailer)?, modular)?;
+                    let version =
+                        firecracker::usable(&self.canonical(&firecracker)?, &self.canonical(&jailer)?, modular)?;
+                    firecracker::version::check(version, &vm.tuning.needs())?;
                 }
                 VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
             }

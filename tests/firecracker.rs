@@ -68,7 +68,7 @@ impl Project {
                 kvm: true,
                 kernel: self.dir.path().join(kernel),
                 initramfs: self.dir.path().join("initramfs"),
-                wordy: false,
+                tuning: Default::default(),
                 cpus: 1,
                 memory: 128 << 20,
                 drives: vec![scratch],
@@ -397,7 +397,7 @@ fn a_debian_kernel_prints_its_first_lines() {
     spec.vm_spec.kernel = PathBuf::from(tree).join("vmlinux");
     spec.boot_timeout = Duration::from_secs(120);
     spec.vm_spec.memory = 256 << 20;
-    spec.vm_spec.wordy = true;
+    spec.vm_spec.tuning.console = firegopher::vmm::tuning::Console::All;
     let begin = Instant::now();
     let _client = project.up(&spec);
     let text = loop {

@@ -2,6 +2,7 @@
 //! Defaults are filled in; spans stay in the decoder.
 
 use crate::name::Name;
+use crate::vmm::tuning::Tuning;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub struct Vm {
     pub boot_timeout: Duration,
     /// The guest's host name; the VM's name unless set.
     pub hostname: String,
+    /// How its machine differs from the plain one.
+    pub tuning: Tuning,
 }
 
 /// Where a kernel comes from.

@@ -1,6 +1,7 @@
 use super::model::*;
 use super::table::{Block, Node, TOP};
 use super::*;
+use crate::vmm::tuning::{Console, HugePages, Rate, Tuning};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,7 +50,7 @@ fn a_vm_needs_only_run() {
 fn the_example_means_what_its_comments_say() {
     let manifest = good(EXAMPLE);
     assert_eq!(manifest.project, Some(Name::new("example").unwrap()));
-    let [web, worker] = manifest.vms.as_slice() else { panic!("two VMs") };
+    let [web, worker, tuned] = manifest.vms.as_slice() else { panic!("three VMs") };
     assert_eq!(web.workloads.len(), 2);
     assert_eq!(
         web.workloads[0],
@@ -72,6 +73,19 @@ fn the_example_means_what_its_comments_say() {
     assert_eq!(worker.kernel, KernelSource::Path("boot/vmlinux".into()));
     assert_eq!(worker.vmm, VmmSource::QemuPath(PathBuf::from("/usr/bin/qemu-system-x86_64")));
     assert_eq!(worker.root, Root::Tmpfs);
+    let rate = |mib: u64, ops| Rate { bandwidth: Some(mib << 20), ops: Some(ops) };
+    assert_eq!((web.tuning.scratch, web.tuning.volumes["data"]), (rate(200, 5000), rate(50, 1000)));
+    assert_eq!(worker.tuning, Tuning::default());
+    let wanted = Tuning {
+        console: Console::All,
+        huge_pages: Some(HugePages::Reserved),
+        cpu_template: Some(crate::vmm::firecracker::config::CpuTemplate::T2),
+        mtu: Some(1400),
+        receive: rate(10, 10_000),
+        send: rate(10, 10_000),
+        ..Tuning::default()
+    };
+    assert_eq!(tuned.tuning, wanted);
     assert!(worker.run[3].ends_with("done") && worker.run[3].contains("line.\nwhile"));
 }
 
@@ -269,6 +283,20 @@ fn firecracker_is_named_by_its_directory() {
     assert_eq!(vmm("\"qemu\" { firecracker \"/opt/fc\"; }"), Err(vec!["manifest.other-source"]));
     assert_eq!(vmm("\"auto\" { path \"/usr/bin/qemu\"; }"), Err(vec!["manifest.other-source"]));
     assert_eq!(vmm("\"firecracker\" { url \"https://example.org/x\"; }"), Err(vec!["manifest.not-yet"]));
+}
+
+#[test]
+fn a_machine_is_tuned_within_bounds() {
+    let of = |text: &str| codes(&format!("vm \"a\" {{ run \"x\"; {text}; }}"));
+    assert_eq!(of("memory \"65MiB\"; huge-pages \"2MiB\""), ["manifest.out-of-range"]);
+    assert_eq!(of("huge-pages \"1GiB\""), ["manifest.unknown-value"]);
+    assert_eq!(of("console \"loud\""), ["manifest.unknown-value"]);
+    assert_eq!(of("cpu-template \"t2\""), ["manifest.unknown-value"]);
+    assert_eq!(of("network mtu=20"), ["manifest.out-of-range"]);
+    assert_eq!(of("network send=\"1KiB\""), ["manifest.out-of-range"]);
+    assert_eq!(of("network receive=\"10MB\" send-packets=0"), ["manifest.bad-size", "manifest.out-of-range"]);
+    assert_eq!(of("root \"tmpfs\" ops=5"), ["manifest.unused-property"]);
+    assert_eq!(of("volume \"v\" at=\"/v\" size=\"1GiB\" bandwidth=\"5\""), ["manifest.bad-size"]);
 }
 
 /// `FIREGOPHER_UPDATE_SCHEMA=1 cargo test` writes the file anew.

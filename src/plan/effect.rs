@@ -90,7 +90,14 @@ pub fn desired(
         jail.push(format!("volume {}", volume.name), volume.size);
     }
 
+    for (name, value) in vm.tuning.machine_fields() {
+        jail.push(name, value);
+    }
+
     let mut tap = Inputs::default();
+    for (name, value) in vm.tuning.network_fields() {
+        tap.push(name, value);
+    }
     for port in &vm.ports {
         tap.push(format!("port {}:{}", port.address, port.host), port.guest);
     }

@@ -77,7 +77,7 @@ pub fn supervise_spec(
             kvm: host.kvm,
             kernel: object(nodes.kernel).join("vmlinux"),
             initramfs: object(nodes.initramfs),
-            wordy: false,
+            tuning: vm.tuning.clone(),
             cpus: vm.cpus,
             memory: vm.memory,
             drives,

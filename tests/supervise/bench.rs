@@ -65,7 +65,7 @@ pub fn bench(vm: &str) -> Option<Bench> {
             kvm: false,
             kernel: artifacts.join("kernel/vmlinux"),
             initramfs: artifacts.join("init.cpio.gz"),
-            wordy: false,
+            tuning: Default::default(),
             cpus: 1,
             memory: 256 << 20,
             drives: vec![

@@ -25,6 +25,7 @@ pub use trial::{Trial, trial};
 use super::jail::cgroup::{self, Limits};
 use super::monitor::{Monitor, ProcessMonitor};
 use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
+use super::tuning::Console;
 use super::{Control, Launched, Serial, Timings, Vmm};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
@@ -61,6 +62,7 @@ impl Vmm for Firecracker {
         })?;
         inspect(firecracker, jailer)?;
         kvm_opens()?;
+        spec.tuning.check_host(spec.memory)?;
         let mut timings = Timings::default();
 
         let start = Instant::now();
@@ -85,7 +87,7 @@ impl Vmm for Firecracker {
             log: None,
             metrics: None,
         };
-        let config = config::config(spec, &paths, &kernel_args::build(spec.wordy))?;
+        let config = config::config(spec, &paths, &kernel_args::build(spec.tuning.console == Console::All))?;
         stage::write_config(&staged.root, &config.to_json())?;
         timings.jail = start.elapsed();
 
@@ -167,6 +169,7 @@ fn make_tap(spec: &VmSpec, jail: &JailSpec, net: Option<&Netns>) -> Result<()> {
         mac: *mac,
         owner: Some(jail.uid),
         persist: true,
+        mtu: spec.tuning.mtu,
     };
     tap::create(ns, &config).map(drop)
 }

@@ -66,7 +66,7 @@ fn vm_of(programs: [PathBuf; 2], tag: &str, kernel: &[u8]) -> Vm {
         kvm: true,
         kernel: put("kernel", kernel),
         initramfs: put("initramfs", &[0; 512]),
-        wordy: false,
+        tuning: Default::default(),
         cpus: 1,
         memory: 128 << 20,
         drives: vec![drive("base", true), drive("scratch", false)],

@@ -159,6 +159,7 @@ fn network() -> Check {
         mac: [2, 0, 172, 19, 0, 2],
         owner: None,
         persist: false,
+        mtu: None,
     };
     match Netns::create().and_then(|ns| tap::create(&ns, &config)) {
         Ok(_) => Check::new("network", Status::Ok, "a namespace and a tap in it were made"),
