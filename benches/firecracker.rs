@@ -92,7 +92,9 @@ fn project(dir: &Path) -> Project {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Directory);
     header.set_mode(0o755);
-    header.set_size(0);
+    for set in [tar::Header::set_uid, tar::Header::set_gid, tar::Header::set_mtime, tar::Header::set_size] {
+        set(&mut header, 0);
+    }
     tar.append_data(&mut header, "etc/", std::io::empty()).expect("a directory");
     put("root.tar", &tar.into_inner().expect("a whole archive"));
     project.run(&["build"]);

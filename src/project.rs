@@ -1,18 +1,19 @@
 //! A project on this host: its manifest, name, lock and store, opened together and guarded by one lock.
 
-use crate::asset::{self, Apt};
+use crate::asset::{self, Apt, oci};
 use crate::digest::{ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::listing::Listing;
-use crate::lock::{AssetId, Lock};
-use crate::manifest::model::{ImageSource, KernelSource, Manifest, VmmSource, Workload};
+use crate::lock::{AssetId, Lock, OciPin};
+use crate::manifest::model::{ImageSource, KernelSource, Manifest, VmmSource, Workload, WorkloadFrom};
 use crate::manifest::{self};
 use crate::name::Name;
 use crate::plan::{
-    Graph, Host, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools, asset_of,
+    Graph, Host, Need, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools,
+    fill_defaults, needs,
 };
-use crate::step::{Work, tools};
+use crate::step::{Work, resolve, tools};
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
@@ -45,10 +46,9 @@ pub struct Project {
 impl Project {
     /// Opens the project in `dir`: its manifest, its lock, the store.
     pub fn open(dir: &Path) -> Result<Project> {
-        let mut manifest = manifest::load(dir)?;
-        decide_vmms(&mut manifest, || probe::kvm().is_usable());
+        let manifest = manifest::load(dir)?;
         let name = manifest::project_name(&manifest);
-        let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
+        let (manifest, lock) = complete(manifest)?;
         let home = Home::from_env()?;
         let store = Store::open(home.clone())?;
         Ok(Project { manifest, name, home, store, lock, tools: tools() })
@@ -61,8 +61,15 @@ impl Project {
             if let KernelSource::Path(path) = &vm.kernel {
                 self.scan_plain(&mut scan, path)?;
             }
-            if let ImageSource::Path(path) = &vm.image {
-                self.scan_plain(&mut scan, path)?;
+            match &vm.image {
+                ImageSource::Path(path) => self.scan_plain(&mut scan, path)?,
+                ImageSource::OciPath { path, tag } => {
+                    let id = Scan::image_id(path, tag.as_deref());
+                    if let Some(pin) = local_image(&self.manifest.dir, &vm.image)? {
+                        scan.images.insert(id, pin);
+                    }
+                }
+                ImageSource::Debian(_) | ImageSource::Url(_) | ImageSource::Oci(_) => {}
             }
             if !matches!(vm.vmm, VmmSource::FirecrackerPath(_)) {
                 vm.tuning.check_qemu(vm.name.as_str())?;
@@ -112,10 +119,11 @@ impl Project {
 
     fn scan_workload(&self, scan: &mut Scan, workload: &Workload, ui: &Ui) -> Result<()> {
         let id = Scan::workload_id(workload);
+        let WorkloadFrom::Path(path) = &workload.source else { return Ok(()) };
         if scan.sources.contains_key(&id) {
             return Ok(());
         }
-        let path = self.canonical(&workload.source)?;
+        let path = self.canonical(path)?;
         let source = if path.is_dir() {
             let options = ScanOptions { ignore: &workload.ignore, keep_modes: workload.keep_modes };
             let scanned = scan_dir(&self.store, &path, &options)?;
@@ -123,7 +131,7 @@ impl Project {
             let digest = scanned.listing.digest();
             ScannedSource::Dir { path, listing: scanned.listing, digest }
         } else {
-            self.file(&workload.source)?
+            self.file(&path)?
         };
         scan.sources.insert(id, source);
         Ok(())
@@ -150,46 +158,68 @@ impl Project {
     }
 
     /// Pins what the manifest needs and the lock lacks; returns whether anything was added. Uses the network.
-    pub fn pin_missing(&mut self, ui: &Ui, locked: bool, offline: bool) -> Result<bool> {
-        let mut missing = self.assets();
-        missing.retain(|asset| self.lock.get(asset).is_none());
-        if missing.is_empty() {
-            return Ok(false);
-        }
+    /// `trust` lets a download without a digest in the manifest be pinned to whatever comes.
+    pub fn pin_missing(&mut self, ui: &Ui, locked: bool, offline: bool, trust: bool) -> Result<bool> {
+        let graph = Graph::of(&self.manifest);
+        let mut missing = needs_of(&graph);
+        missing.retain(|need| need.pinned(&self.lock).is_none());
+        let Some(first) = missing.first() else { return Ok(false) };
         if locked {
-            let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+            let names: Vec<String> = missing
+                .iter()
+                .map(|need| match self.lock.pinned(&need.id) {
+                    Some(_) => format!("{} with the digest of the manifest", need.id),
+                    None => need.id.to_string(),
+                })
+                .collect();
             return Err(Error::usage("lock.missing", format!("{LOCK_FILE} lacks: {}", names.join("; ")))
                 .help("Run `firegopher lock` without --locked and check the file in."));
         }
         if offline {
-            return Err(offline_error(&format!("{LOCK_FILE} lacks {}", missing[0])));
+            return Err(offline_error(&format!("{LOCK_FILE} lacks {}", first.id)));
         }
-        self.pin(missing, ui)?;
+        if let (false, Some(need)) = (trust, missing.iter().find(|need| need.is_blind())) {
+            return Err(Error::usage(
+                "lock.no-digest",
+                format!("{} has no `sha256` in the manifest and no pin in {LOCK_FILE}", need.id),
+            )
+            .help(
+                "Write sha256=\"…\" as its publisher names it behind the url, or run `firegopher lock`, which \
+                 downloads it once and pins what comes.",
+            ));
+        }
+        self.pin(&missing, ui)?;
         Ok(true)
     }
 
     /// Resolves assets anew and writes their pins. Uses the network.
-    pub fn pin(&mut self, assets: Vec<AssetId>, ui: &Ui) -> Result<()> {
-        assets.iter().for_each(|asset| ui.note(&format!("pinning {asset} in {LOCK_FILE}")));
-        let apt = Apt::new(&self.home);
-        let pins = asset::resolve_all(&self.store, &apt, &assets, ui)?;
-        for (asset, pins) in assets.into_iter().zip(pins) {
-            self.lock.set(asset, pins)?;
+    pub fn pin(&mut self, wanted: &[Need<'_>], ui: &Ui) -> Result<()> {
+        for need in wanted {
+            let trust = if need.is_blind() { ", trusting what comes: check its sha256" } else { "" };
+            ui.note(&format!("pinning {} in {LOCK_FILE}{trust}", need.id));
         }
-        self.lock.save(&self.manifest.dir.join(LOCK_FILE))?;
-        Ok(())
-    }
-
-    /// The assets the manifest needs pins for.
-    pub fn assets(&self) -> Vec<AssetId> {
-        let graph = Graph::of(&self.manifest);
-        graph.nodes.iter().filter_map(|n| asset_of(&n.task)).collect()
+        let (debian, others): (Vec<&Need<'_>>, Vec<_>) = wanted.iter().partition(|n| n.id.is_debian());
+        let mut lock = self.lock.clone();
+        if !debian.is_empty() {
+            let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
+            let pins = asset::resolve_all(&self.store, &Apt::new(&self.home), &assets, ui)?;
+            for (asset, pins) in assets.into_iter().zip(pins) {
+                lock.set(asset, pins)?;
+            }
+        }
+        for need in others {
+            lock.set(need.id.clone(), resolve(need, &self.store, ui)?)?;
+        }
+        lock.save(&self.manifest.dir.join(LOCK_FILE))?;
+        self.lock = lock;
+        fill(&mut self.manifest, &self.lock)
     }
 
     /// What steps work with.
     pub fn work<'a>(&'a self, scan: &'a Scan, offline: bool, ui: &'a Ui) -> Work<'a> {
         Work {
             project: &self.name,
+            dir: &self.manifest.dir,
             home: &self.home,
             store: &self.store,
             lock: &self.lock,
@@ -205,8 +235,7 @@ impl Project {
     pub fn guard(&mut self, ui: &Ui) -> Result<ProjectGuard> {
         loop {
             let guard = take(&self.home, &self.name, ui)?;
-            self.manifest = manifest::load(&self.manifest.dir)?;
-            self.lock = Lock::load(&self.manifest.dir.join(LOCK_FILE))?;
+            (self.manifest, self.lock) = complete(manifest::load(&self.manifest.dir)?)?;
             let name = manifest::project_name(&self.manifest);
             if name == self.name {
                 let claimed = self.home.project(&self.name).join("project.json");
@@ -216,6 +245,39 @@ impl Project {
             // It was given another name, which has a lock of its own.
             self.name = name;
         }
+    }
+}
+
+/// The assets that a graph needs pins for, each once.
+pub fn needs_of(graph: &Graph) -> Vec<Need<'_>> {
+    let mut all: Vec<Need<'_>> = Vec::new();
+    for need in graph.nodes.iter().flat_map(|node| needs(&node.task)) {
+        if !all.iter().any(|other| other.id == need.id) {
+            all.push(need);
+        }
+    }
+    all
+}
+
+/// A manifest with its lock, and with what only this host and the lock know filled in.
+fn complete(mut manifest: Manifest) -> Result<(Manifest, Lock)> {
+    decide_vmms(&mut manifest, || probe::kvm().is_usable());
+    let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
+    fill(&mut manifest, &lock)?;
+    Ok((manifest, lock))
+}
+
+/// Fills in what container images say of running them.
+fn fill(manifest: &mut Manifest, lock: &Lock) -> Result<()> {
+    let dir = manifest.dir.clone();
+    fill_defaults(manifest, lock, |image| local_image(&dir, image))
+}
+
+/// What a container image on this host holds; `None` for other sources.
+fn local_image(dir: &Path, image: &ImageSource) -> Result<Option<OciPin>> {
+    match image {
+        ImageSource::OciPath { path, tag } => oci::inspect(&dir.join(path), tag.as_deref()).map(Some),
+        _ => Ok(None),
     }
 }
 

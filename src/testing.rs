@@ -47,7 +47,7 @@ fn fetch() -> crate::error::Result<Artifacts> {
     let ui = Ui::stderr().quiet();
     let mut lock = Lock::load(&home.root().join("test.lock"))?;
     let guard = crate::store::lock_file(&home.root().join("test.lock.guard"), &|_| ())?;
-    let assets: Vec<_> = graph.nodes.iter().filter_map(|n| crate::plan::asset_of(&n.task)).collect();
+    let assets: Vec<_> = crate::project::needs_of(&graph).into_iter().map(|need| need.id).collect();
     if assets.iter().any(|asset| lock.get(asset).is_none()) {
         let pins = crate::asset::resolve_all(&store, &crate::asset::Apt::new(&home), &assets, &ui)?;
         for (asset, pins) in assets.into_iter().zip(pins) {
@@ -59,6 +59,7 @@ fn fetch() -> crate::error::Result<Artifacts> {
     let project = crate::manifest::project_name(&manifest);
     let (scan, tools) = (Scan::default(), tools());
     let work = Work {
+        dir: &manifest.dir,
         project: &project,
         home: &home,
         store: &store,

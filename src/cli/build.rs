@@ -48,7 +48,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let guard = project.guard(&ui)?;
     target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
-    project.pin_missing(&ui, args.locked, args.offline)?;
+    project.pin_missing(&ui, args.locked, args.offline, false)?;
     drop(guard);
     let graph = Graph::of(&project.manifest);
     let work = project.work(&scan, args.offline, &ui);

@@ -19,7 +19,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let mut project = Project::open(dir)?;
     let signals = signals::Signals::block(&project.store);
     let guard = project.guard(&ui)?;
-    let changed = project.pin_missing(&ui, args.locked, false)?;
+    let changed = project.pin_missing(&ui, args.locked, false, true)?;
     drop(guard);
     ui.clear();
     drop(signals);

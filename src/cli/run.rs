@@ -46,7 +46,7 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let vm = throw_away(choose(&mut project, args.vm.as_deref())?, &args.command)?;
     project.manifest.vms = vec![vm];
     let scan = project.scan(&ui)?;
-    project.pin_missing(&ui, args.locked, args.offline)?;
+    project.pin_missing(&ui, args.locked, args.offline, false)?;
     let graph = Graph::of(&project.manifest);
     let work = project.work(&scan, args.offline, &ui);
     let done = execute(&graph, &work)?;

@@ -38,7 +38,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let guard = project.guard(&ui)?;
     let selected = target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
-    project.pin_missing(&ui, args.locked, args.offline)?;
+    project.pin_missing(&ui, args.locked, args.offline, false)?;
     let observed = selected.observed(&project)?;
     let until = if args.detach { Until::Running } else { Until::Ended };
     let plan = project.plan(&scan, &observed);

@@ -6,7 +6,7 @@ use super::place::Placer;
 use super::tree::Meta;
 use super::writer::{Ext4, ImageWriter as _, create_file, write_error};
 use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use fs_err as fs;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,8 @@ pub enum BaseSource<'a> {
     Tar(&'a Path),
     /// A finished ext4 image, which is copied.
     Ext4(&'a Path),
+    /// The layers of a container image, lowest first: tars, plain or compressed.
+    Layers(&'a [PathBuf]),
 }
 
 /// Writes `out_dir/base.ext4` and `out_dir/index.json`; gives warnings back. Large temporary files, nameless, go to
@@ -44,6 +46,9 @@ pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) ->
             archive::place(entries, &name, &mut placer)?;
             Ext4.write(&placer.tree, Role::Base, &image)?;
             Index::of_tree(&placer.tree)
+        }
+        BaseSource::Layers(_) => {
+            return Err(Error::failed("image.layers", "this version cannot apply layers yet"));
         }
         BaseSource::Ext4(path) => {
             let index = Index::of_ext4(path)?;

@@ -2,10 +2,12 @@
 //! what the pins mean is `asset`'s.
 
 mod file;
+mod oci;
 mod pin;
 mod text;
 
-pub use pin::{AssetId, Origin, Pin, Pins};
+pub use oci::{OciConfig, OciLayer, OciPin, is_digest, is_layer_type};
+pub use pin::{AssetId, FilePin, FileRole, Origin, Pin, Pinned, Pins};
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -20,7 +22,7 @@ pub const FORMAT: i64 = 1;
 /// What a lock file holds: one entry an asset, in the order of `AssetId`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lock {
-    assets: BTreeMap<AssetId, Pins>,
+    assets: BTreeMap<AssetId, Pinned>,
 }
 
 impl Lock {
@@ -36,18 +38,42 @@ impl Lock {
         }
     }
 
-    /// The pins of an asset, if the lock has them.
+    /// An asset's packages, if it is pinned to packages.
     pub fn get(&self, id: &AssetId) -> Option<&[Pin]> {
-        self.assets.get(id).map(|pins| pins.packages.as_slice())
+        self.entry(id).map(|pins| pins.packages.as_slice())
     }
 
-    /// The pins of an asset with the distribution that they came from.
+    /// An asset's packages with the distribution that they came from.
     pub fn entry(&self, id: &AssetId) -> Option<&Pins> {
+        match self.assets.get(id) {
+            Some(Pinned::Packages(pins)) => Some(pins),
+            _ => None,
+        }
+    }
+
+    /// What a download is pinned to.
+    pub fn file(&self, id: &AssetId) -> Option<&FilePin> {
+        match self.assets.get(id) {
+            Some(Pinned::File(pin)) => Some(pin),
+            _ => None,
+        }
+    }
+
+    /// What a container image is pinned to.
+    pub fn oci(&self, id: &AssetId) -> Option<&OciPin> {
+        match self.assets.get(id) {
+            Some(Pinned::Oci(pin)) => Some(pin),
+            _ => None,
+        }
+    }
+
+    /// Whatever an asset is pinned to.
+    pub fn pinned(&self, id: &AssetId) -> Option<&Pinned> {
         self.assets.get(id)
     }
 
     /// All entries, sorted by asset.
-    pub fn iter(&self) -> impl Iterator<Item = (&AssetId, &Pins)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&AssetId, &Pinned)> {
         self.assets.iter()
     }
 
@@ -56,12 +82,12 @@ impl Lock {
         self.assets.is_empty()
     }
 
-    /// Pins an asset, replacing what was there. The packages are kept sorted by name and architecture.
+    /// Pins an asset, replacing what was there. Packages are kept sorted by name and architecture.
     ///
     /// # Errors
     /// A bug if a pin or a name could not be read back.
-    pub fn set(&mut self, id: AssetId, mut pins: Pins) -> Result<()> {
-        pins.packages.sort();
+    pub fn set(&mut self, id: AssetId, pins: impl Into<Pinned>) -> Result<()> {
+        let pins = pins.into();
         check(&id, &pins).map_err(|why| Error::bug(format!("a pin of {id} cannot be locked: {why}")))?;
         self.assets.insert(id, pins);
         Ok(())
@@ -91,22 +117,18 @@ impl Lock {
     }
 }
 
-/// What `text::parse` and `Lock::set` both demand of an entry whose packages are sorted.
-fn check(id: &AssetId, pins: &Pins) -> std::result::Result<(), String> {
+/// What `text::parse` and `Lock::set` both demand of an entry.
+fn check(id: &AssetId, pinned: &Pinned) -> std::result::Result<(), String> {
     id.check()?;
-    pins.origin.check()?;
-    if pins.packages.is_empty() {
-        return Err("no packages".to_owned());
+    let fits = match pinned {
+        Pinned::Packages(_) => id.is_debian(),
+        Pinned::File(_) => matches!(id, AssetId::File { .. }),
+        Pinned::Oci(_) => matches!(id, AssetId::Oci(_)),
+    };
+    if !fits {
+        return Err("its pin is that of another source".to_owned());
     }
-    for pin in &pins.packages {
-        pin.check().map_err(|why| format!("package {:?}: {why}", pin.package))?;
-    }
-    for pair in pins.packages.windows(2) {
-        if pair[0].package == pair[1].package && pair[0].arch == pair[1].arch {
-            return Err(format!("package {:?} is there twice", pair[0].package));
-        }
-    }
-    Ok(())
+    pinned.check()
 }
 
 #[cfg(test)]

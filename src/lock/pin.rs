@@ -1,5 +1,7 @@
 //! What a lock entry is made of, and what each of its fields may hold.
 
+use super::oci::OciPin;
+use crate::digest::ObjectDigest;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -13,6 +15,45 @@ pub enum AssetId {
     Vmm,
     /// The closure of these Debian packages: sorted, without duplicates (see [`AssetId::image`]).
     Image(Vec<String>),
+    /// A download, by what it is for, its first URL and the member that is taken out of it.
+    File {
+        /// What it is for.
+        role: FileRole,
+        /// The first URL of the manifest.
+        url: String,
+        /// The file in the archive, if it is one.
+        member: Option<String>,
+    },
+    /// A container image, by its reference as the manifest writes it.
+    Oci(String),
+}
+
+/// What a download is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileRole {
+    /// A vmlinux or bzImage.
+    Kernel,
+    /// A release of Firecracker.
+    Vmm,
+    /// A root file system.
+    Image,
+    /// What is placed over a base image.
+    Workload,
+}
+
+impl FileRole {
+    /// All of them.
+    pub const ALL: [FileRole; 4] = [FileRole::Kernel, FileRole::Vmm, FileRole::Image, FileRole::Workload];
+
+    /// The word in the lock file.
+    pub fn word(self) -> &'static str {
+        match self {
+            FileRole::Kernel => "kernel",
+            FileRole::Vmm => "vmm",
+            FileRole::Image => "image",
+            FileRole::Workload => "workload",
+        }
+    }
 }
 
 impl AssetId {
@@ -24,26 +65,46 @@ impl AssetId {
         AssetId::Image(names)
     }
 
-    /// `kernel`, `vmm` or `image`.
+    /// `kernel`, `vmm`, `image` or `workload`.
     pub fn kind(&self) -> &'static str {
         match self {
             AssetId::Kernel(_) => "kernel",
             AssetId::Vmm => "vmm",
-            AssetId::Image(_) => "image",
+            AssetId::Image(_) | AssetId::Oci(_) => "image",
+            AssetId::File { role, .. } => role.word(),
         }
     }
 
-    /// The packages that the asset is named by; for the VMM these are firegopher's own choice.
+    /// What the manifest names the asset by: packages, a URL, a reference; for QEMU, which is firegopher's own
+    /// choice, nothing.
     pub fn names(&self) -> &[String] {
         match self {
-            AssetId::Kernel(name) => std::slice::from_ref(name),
+            AssetId::Kernel(name) | AssetId::Oci(name) | AssetId::File { url: name, .. } => {
+                std::slice::from_ref(name)
+            }
             AssetId::Vmm => &[],
             AssetId::Image(names) => names,
         }
     }
 
+    /// Whether it comes as Debian packages.
+    pub fn is_debian(&self) -> bool {
+        matches!(self, AssetId::Kernel(_) | AssetId::Vmm | AssetId::Image(_))
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         let names = self.names();
+        if !self.is_debian() {
+            let bad = |text: &String| text.is_empty() || text.chars().any(char::is_control);
+            let member = match self {
+                AssetId::File { member, .. } => member.as_ref(),
+                _ => None,
+            };
+            return match names.iter().chain(member).find(|text| bad(text)) {
+                Some(text) => Err(format!("{text:?} names nothing")),
+                None => Ok(()),
+            };
+        }
         if names.is_empty() && *self != AssetId::Vmm {
             return Err(format!("a {} needs names", self.kind()));
         }
@@ -63,6 +124,14 @@ impl fmt::Display for AssetId {
             AssetId::Kernel(name) => write!(f, "kernel {name}"),
             AssetId::Vmm => f.write_str("vmm qemu"),
             AssetId::Image(names) => write!(f, "image {}", names.join(" ")),
+            AssetId::Oci(reference) => write!(f, "image {reference}"),
+            AssetId::File { role, url, member } => {
+                write!(f, "{} {url}", role.word())?;
+                match member {
+                    Some(member) => write!(f, " ({member})"),
+                    None => Ok(()),
+                }
+            }
         }
     }
 }
@@ -93,6 +162,66 @@ impl fmt::Display for Origin {
     }
 }
 
+/// What an asset is pinned to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pinned {
+    /// Debian packages.
+    Packages(Pins),
+    /// One downloaded file.
+    File(FilePin),
+    /// A container image.
+    Oci(OciPin),
+}
+
+impl Pinned {
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self {
+            Pinned::Packages(pins) => pins.check(),
+            Pinned::File(pin) => pin.check(),
+            Pinned::Oci(pin) => pin.check(),
+        }
+    }
+}
+
+impl From<Pins> for Pinned {
+    fn from(mut pins: Pins) -> Self {
+        pins.packages.sort();
+        Pinned::Packages(pins)
+    }
+}
+
+/// The bytes of a downloaded file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePin {
+    /// In bytes, at least 1.
+    pub size: u64,
+    /// As publishers name it: 64 lower-case hexadecimal digits.
+    pub sha256: String,
+    /// As the store names it.
+    pub blake3: ObjectDigest,
+}
+
+impl FilePin {
+    fn check(&self) -> Result<(), String> {
+        check_sha256(&self.sha256)?;
+        check_size(self.size)
+    }
+}
+
+fn check_sha256(text: &str) -> Result<(), String> {
+    if text.len() != 64 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(format!("{text:?} is no SHA-256 in lower-case hexadecimal"));
+    }
+    Ok(())
+}
+
+fn check_size(size: u64) -> Result<(), String> {
+    if size == 0 || size > i64::MAX as u64 {
+        return Err(format!("a size of {size} bytes"));
+    }
+    Ok(())
+}
+
 /// An asset's packages and where they came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pins {
@@ -100,6 +229,25 @@ pub struct Pins {
     pub origin: Origin,
     /// Sorted by name and architecture.
     pub packages: Vec<Pin>,
+}
+
+impl Pins {
+    /// Demands that the packages are sorted.
+    fn check(&self) -> Result<(), String> {
+        self.origin.check()?;
+        if self.packages.is_empty() {
+            return Err("no packages".to_owned());
+        }
+        for pin in &self.packages {
+            pin.check().map_err(|why| format!("package {:?}: {why}", pin.package))?;
+        }
+        for pair in self.packages.windows(2) {
+            if pair[0].package == pair[1].package && pair[0].arch == pair[1].arch {
+                return Err(format!("package {:?} is there twice", pair[0].package));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One exact Debian package.
@@ -137,12 +285,8 @@ impl Pin {
         if self.arch != "amd64" && self.arch != "all" {
             return Err(format!("architecture {:?} is neither amd64 nor all", self.arch));
         }
-        if self.sha256.len() != 64 || !self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(format!("{:?} is no SHA-256 in lower-case hexadecimal", self.sha256));
-        }
-        if self.size == 0 || self.size > i64::MAX as u64 {
-            return Err(format!("a size of {} bytes", self.size));
-        }
+        check_sha256(&self.sha256)?;
+        check_size(self.size)?;
         let path = |b: u8| b.is_ascii_graphic() && !b"\"\\'".contains(&b);
         if !self.pool.bytes().all(path) || self.pool.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return Err(format!("{:?} is no path in an archive", self.pool));

@@ -37,6 +37,65 @@ fn load(text: impl AsRef<[u8]>) -> Result<Lock> {
     Lock::load(&path)
 }
 
+/// What is pinned to other things than packages.
+fn others() -> Lock {
+    let mut lock = Lock::default();
+    let file = |role, member: Option<&str>| AssetId::File {
+        role,
+        url: "https://example.org/a \"b\".tar".to_owned(),
+        member: member.map(str::to_owned),
+    };
+    let pin =
+        |size| FilePin { size, sha256: "0123456789abcdef".repeat(4), blake3: blake3::hash(b"a").into() };
+    lock.set(file(FileRole::Image, None), Pinned::File(pin(7))).unwrap();
+    lock.set(file(FileRole::Workload, Some("bin/tool")), Pinned::File(pin(1 << 40))).unwrap();
+    let digest = |byte: &str| format!("sha256:{}", byte.repeat(32));
+    let layer = OciLayer {
+        digest: digest("0b"),
+        size: 9,
+        media: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+    };
+    let config = OciConfig {
+        digest: digest("0c"),
+        entrypoint: vec!["/bin/sh".to_owned()],
+        cmd: vec!["-c".to_owned(), "echo \"a\\b\"\n\u{7f}ü".to_owned()],
+        env: vec![("PATH".to_owned(), "/bin".to_owned()), ("EMPTY".to_owned(), String::new())],
+        user: "www-data".to_owned(),
+        workdir: "/srv".to_owned(),
+        ports: vec![80, 443],
+    };
+    let image = OciPin { manifest: digest("0a"), layers: vec![layer], config };
+    lock.set(AssetId::Oci("docker.io/library/python:3".to_owned()), Pinned::Oci(image)).unwrap();
+    lock
+}
+
+#[test]
+fn downloads_and_container_images_read_back_as_they_were() {
+    let lock = others();
+    assert_eq!(load(lock.render()).unwrap(), lock);
+    insta::assert_snapshot!(lock.render());
+}
+
+#[test]
+fn an_entry_is_of_one_source() {
+    let text = others().render();
+    for (old, new) in [
+        ("size = 7\n", ""),
+        ("size = 7\n", "size = 0\n"),
+        ("size = 7\n", "size = 7\nsuite = \"bookworm\"\n"),
+        ("kind = \"workload\"", "kind = \"volume\""),
+        ("oci = \"docker.io/library/python:3\"\n", ""),
+        ("digest = \"sha256:0b", "digest = \"sha256:0x"),
+        ("ports = [80, 443]", "ports = [443, 80]"),
+    ] {
+        assert!(text.contains(old), "{old}");
+        let error = load(text.replacen(old, new, 1)).unwrap_err();
+        assert_eq!(error.code(), "lock.invalid", "{old} -> {new}");
+    }
+    let mut lock = Lock::default();
+    assert!(lock.set(AssetId::Oci("a".to_owned()), pins(&["dash"])).is_err());
+}
+
 #[test]
 fn an_absent_file_is_an_empty_lock() {
     let dir = tempfile::tempdir().unwrap();
@@ -46,7 +105,7 @@ fn an_absent_file_is_an_empty_lock() {
 #[test]
 fn a_lock_has_one_line_a_package_and_sorted_assets() {
     insta::assert_snapshot!(sample().render(), @r#"
-    # Written by firegopher: every package that is fetched, by version and digest. Commit this file.
+    # Written by firegopher: everything that is fetched, by version and digest. Commit this file.
     # `firegopher update` renews it; it is not meant to be edited.
     format = 1
 

@@ -1,38 +1,113 @@
 //! The lock's text: TOML with one line a package and nothing that depends on time or order, so that two branches
 //! which pin different things merge.
 
-use super::{AssetId, FORMAT, Lock, Origin, Pin, Pins, check};
+use super::{
+    AssetId, FORMAT, FilePin, FileRole, Lock, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins, check,
+};
+use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use std::fmt::Write;
 use std::path::Path;
 
-const HEADER: &str = "# Written by firegopher: every package that is fetched, by version and digest. Commit this file.\n\
+const HEADER: &str = "# Written by firegopher: everything that is fetched, by version and digest. Commit this file.\n\
                       # `firegopher update` renews it; it is not meant to be edited.\n";
 
 pub(super) fn render(lock: &Lock) -> String {
     let mut out = String::from(HEADER);
-    // No value needs escaping: `check` has seen all of them.
     let mut line =
         |args: std::fmt::Arguments<'_>| out.write_fmt(args).expect("invariant: a String takes all writes");
     line(format_args!("format = {FORMAT}\n"));
-    for (id, pins) in &lock.assets {
+    for (id, pinned) in &lock.assets {
         line(format_args!("\n[[asset]]\nkind = \"{}\"\n", id.kind()));
-        if !id.names().is_empty() {
-            let names: Vec<String> = id.names().iter().map(|name| format!("\"{name}\"")).collect();
-            line(format_args!("names = [{}]\n", names.join(", ")));
+        match id {
+            AssetId::File { url, member, .. } => {
+                line(format_args!("url = {}\n", quoted(url)));
+                if let Some(member) = member {
+                    line(format_args!("member = {}\n", quoted(member)));
+                }
+            }
+            AssetId::Oci(reference) => line(format_args!("oci = {}\n", quoted(reference))),
+            AssetId::Kernel(_) | AssetId::Vmm | AssetId::Image(_) => {
+                if !id.names().is_empty() {
+                    line(format_args!("names = {}\n", list(id.names())));
+                }
+            }
         }
-        let Origin { distribution, suite } = &pins.origin;
-        line(format_args!("distribution = \"{distribution}\"\nsuite = \"{suite}\"\npackages = [\n"));
-        for Pin { package, arch, version, size, sha256, pool } in &pins.packages {
-            line(format_args!(
-                "  {{ name = \"{package}\", arch = \"{arch}\", version = \"{version}\", size = {size}, \
-                 sha256 = \"{sha256}\", path = \"{pool}\" }},\n"
-            ));
+        match pinned {
+            Pinned::Packages(pins) => render_packages(&mut line, pins),
+            Pinned::File(FilePin { size, sha256, blake3 }) => {
+                line(format_args!(
+                    "size = {size}\nsha256 = \"{sha256}\"\nblake3 = \"{}\"\n",
+                    blake3.to_hex()
+                ));
+            }
+            Pinned::Oci(pin) => render_oci(&mut line, pin),
+        }
+    }
+    out
+}
+
+type Line<'a> = &'a mut dyn FnMut(std::fmt::Arguments<'_>);
+
+fn render_packages(line: Line<'_>, pins: &Pins) {
+    // No value of these needs escaping: `check` has seen all of them.
+    let Origin { distribution, suite } = &pins.origin;
+    line(format_args!("distribution = \"{distribution}\"\nsuite = \"{suite}\"\npackages = [\n"));
+    for Pin { package, arch, version, size, sha256, pool } in &pins.packages {
+        line(format_args!(
+            "  {{ name = \"{package}\", arch = \"{arch}\", version = \"{version}\", size = {size}, \
+             sha256 = \"{sha256}\", path = \"{pool}\" }},\n"
+        ));
+    }
+    line(format_args!("]\n"));
+}
+
+fn render_oci(line: Line<'_>, pin: &OciPin) {
+    line(format_args!("manifest = \"{}\"\nlayers = [\n", pin.manifest));
+    for OciLayer { digest, size, media } in &pin.layers {
+        line(format_args!("  {{ digest = \"{digest}\", size = {size}, media = \"{media}\" }},\n"));
+    }
+    let OciConfig { digest, entrypoint, cmd, env, user, workdir, ports } = &pin.config;
+    line(format_args!("]\n\n[asset.config]\ndigest = \"{digest}\"\n"));
+    for (name, words) in [("entrypoint", entrypoint), ("cmd", cmd)] {
+        if !words.is_empty() {
+            line(format_args!("{name} = {}\n", list(words)));
+        }
+    }
+    if !env.is_empty() {
+        line(format_args!("env = [\n"));
+        for (name, value) in env {
+            line(format_args!("  [{}, {}],\n", quoted(name), quoted(value)));
         }
         line(format_args!("]\n"));
     }
-    out
+    for (name, text) in [("user", user), ("workdir", workdir)] {
+        if !text.is_empty() {
+            line(format_args!("{name} = {}\n", quoted(text)));
+        }
+    }
+    if !ports.is_empty() {
+        line(format_args!("ports = {ports:?}\n"));
+    }
+}
+
+/// On one line, whatever it holds.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out + "\""
+}
+
+fn list(words: &[String]) -> String {
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    format!("[{}]", words.join(", "))
 }
 
 #[derive(Deserialize)]
@@ -49,15 +124,103 @@ struct Document {
     asset: Vec<Asset>,
 }
 
+/// All that an entry of any source may hold; [`Asset::entry`] sorts out what belongs together.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asset {
     kind: String,
-    #[serde(default)]
-    names: Vec<String>,
-    distribution: String,
-    suite: String,
-    packages: Vec<Pin>,
+    names: Option<Vec<String>>,
+    distribution: Option<String>,
+    suite: Option<String>,
+    packages: Option<Vec<Pin>>,
+    url: Option<String>,
+    member: Option<String>,
+    size: Option<u64>,
+    sha256: Option<String>,
+    blake3: Option<ObjectDigest>,
+    oci: Option<String>,
+    manifest: Option<String>,
+    layers: Option<Vec<OciLayer>>,
+    config: Option<OciConfig>,
+}
+
+impl Asset {
+    fn entry(self) -> std::result::Result<(AssetId, Pinned), String> {
+        match self {
+            Asset {
+                kind,
+                url: Some(url),
+                member,
+                size: Some(size),
+                sha256: Some(sha256),
+                blake3: Some(blake3),
+                names: None,
+                distribution: None,
+                suite: None,
+                packages: None,
+                oci: None,
+                manifest: None,
+                layers: None,
+                config: None,
+            } => {
+                let role = FileRole::ALL.into_iter().find(|role| role.word() == kind);
+                let role = role
+                    .ok_or_else(|| format!("asset kind {kind:?} is none of kernel, vmm, image, workload"))?;
+                let pin = FilePin { size, sha256, blake3 };
+                Ok((AssetId::File { role, url, member }, Pinned::File(pin)))
+            }
+            Asset {
+                kind,
+                oci: Some(reference),
+                manifest: Some(manifest),
+                layers: Some(layers),
+                config: Some(config),
+                names: None,
+                distribution: None,
+                suite: None,
+                packages: None,
+                url: None,
+                member: None,
+                size: None,
+                sha256: None,
+                blake3: None,
+            } => match kind.as_str() {
+                "image" => Ok((AssetId::Oci(reference), Pinned::Oci(OciPin { manifest, layers, config }))),
+                _ => Err(format!("a {kind} cannot be a container image")),
+            },
+            Asset {
+                kind,
+                names,
+                distribution: Some(distribution),
+                suite: Some(suite),
+                packages: Some(packages),
+                url: None,
+                member: None,
+                size: None,
+                sha256: None,
+                blake3: None,
+                oci: None,
+                manifest: None,
+                layers: None,
+                config: None,
+            } => {
+                let names = names.unwrap_or_default();
+                let id = match (kind.as_str(), names.as_slice()) {
+                    ("kernel", [name]) => AssetId::Kernel(name.clone()),
+                    ("kernel", _) => return Err("a kernel has exactly one name".to_owned()),
+                    ("vmm", []) => AssetId::Vmm,
+                    ("vmm", _) => return Err("the vmm has no names".to_owned()),
+                    ("image", _) => AssetId::Image(names),
+                    _ => return Err(format!("asset kind {kind:?} is none of kernel, vmm, image")),
+                };
+                Ok((id, Pins { origin: Origin { distribution, suite }, packages }.into()))
+            }
+            Asset { kind, .. } => Err(format!(
+                "an asset of kind {kind:?} is neither one of packages, nor of a url, nor of oci: fields are \
+                 missing, or too many"
+            )),
+        }
+    }
 }
 
 pub(super) fn parse(text: &str, path: &Path) -> Result<Lock> {
@@ -91,20 +254,10 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock> {
     }
     let mut lock = Lock::default();
     for asset in document.asset {
-        let Asset { kind, names, distribution, suite, mut packages } = asset;
-        let id = match (kind.as_str(), names.as_slice()) {
-            ("kernel", [name]) => AssetId::Kernel(name.clone()),
-            ("kernel", _) => return Err(invalid("a kernel has exactly one name".to_owned())),
-            ("vmm", []) => AssetId::Vmm,
-            ("vmm", _) => return Err(invalid("the vmm has no names".to_owned())),
-            ("image", _) => AssetId::Image(names),
-            _ => return Err(invalid(format!("asset kind {kind:?} is none of kernel, vmm, image"))),
-        };
-        packages.sort();
-        let pins = Pins { origin: Origin { distribution, suite }, packages };
-        check(&id, &pins).map_err(|why| invalid(format!("asset {id}: {why}")))?;
+        let (id, pinned) = asset.entry().map_err(invalid)?;
+        check(&id, &pinned).map_err(|why| invalid(format!("asset {id}: {why}")))?;
         let again = id.to_string();
-        if lock.assets.insert(id, pins).is_some() {
+        if lock.assets.insert(id, pinned).is_some() {
             return Err(invalid(format!("asset {again} is there twice")));
         }
     }

@@ -4,6 +4,7 @@ pub mod diagnostic;
 pub mod model;
 
 mod decode;
+mod download;
 mod excerpt;
 mod path;
 mod prescan;

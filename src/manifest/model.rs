@@ -31,12 +31,12 @@ pub struct Vm {
     pub vmm: VmmSource,
     /// What is placed over the base image, in order.
     pub workloads: Vec<Workload>,
-    /// The argument vector; never split, never empty.
+    /// The argument vector; never split. Empty only while an OCI image's own program is not known.
     pub run: Vec<String>,
-    /// Absolute path in the guest; `/` unless set.
-    pub workdir: String,
-    /// Whom the workload runs as.
-    pub user: User,
+    /// Absolute path in the guest; the OCI image's or `/` unless set.
+    pub workdir: Option<String>,
+    /// Whom the workload runs as; the OCI image's user or root unless set.
+    pub user: Option<User>,
     /// Plain environment, in the order of the manifest.
     pub env: Vec<(String, String)>,
     /// Values taken from the host at boot and never stored.
@@ -75,6 +75,45 @@ pub enum KernelSource {
     Debian(String),
     /// A vmlinux or bzImage on this host, without modules.
     Path(PathBuf),
+    /// The same, to be downloaded.
+    Url(UrlSource),
+}
+
+/// A file to be downloaded.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct UrlSource {
+    /// `http`, `https` or `file`; mirrors of the same bytes, tried in this order. Never empty.
+    pub urls: Vec<String>,
+    /// What the download must have: 64 lower-case hexadecimal digits.
+    pub sha256: Option<String>,
+    /// The file to take out of a downloaded tar or zip.
+    pub member: Option<String>,
+}
+
+impl UrlSource {
+    /// The first URL, by which the asset is known.
+    pub fn url(&self) -> &str {
+        self.urls.first().map(String::as_str).unwrap_or_default()
+    }
+
+    /// The name of the file that is wanted, without directories.
+    pub fn file_name(&self) -> &str {
+        let path = match &self.member {
+            Some(member) => member,
+            None => self.url().split('?').next().unwrap_or_default(),
+        };
+        path.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+    }
+}
+
+impl std::fmt::Display for UrlSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.url())?;
+        match &self.member {
+            Some(member) => write!(f, " ({member})"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Where a base image comes from.
@@ -85,6 +124,17 @@ pub enum ImageSource {
     Debian(Vec<String>),
     /// A tar (any compression) or ext4 file on this host.
     Path(PathBuf),
+    /// The same, to be downloaded.
+    Url(UrlSource),
+    /// An image of a registry, by its reference as written.
+    Oci(String),
+    /// An OCI layout or archive, or a docker archive, on this host.
+    OciPath {
+        /// Directory or tar.
+        path: PathBuf,
+        /// Which of several images.
+        tag: Option<String>,
+    },
 }
 
 /// Which VMM, and where it comes from.
@@ -106,8 +156,8 @@ pub enum VmmSource {
 /// A tree placed over the base image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Workload {
-    /// Directory, zip, tar[.gz|.xz|.zst] or single file; as written, relative to the manifest.
-    pub source: PathBuf,
+    /// Directory, zip, tar[.gz|.xz|.zst] or single file.
+    pub source: WorkloadFrom,
     /// Absolute path in the guest; a directory, or for a single file its own path unless it ends in '/'.
     pub to: String,
     /// Numeric owner of everything, 0:0 unless set; only for directories and single files.
@@ -116,6 +166,25 @@ pub struct Workload {
     pub keep_modes: bool,
     /// gitignore patterns of what stays out; only for directories.
     pub ignore: Vec<String>,
+}
+
+/// Where a workload comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkloadFrom {
+    /// On this host; as written, relative to the manifest.
+    Path(PathBuf),
+    /// An archive or single file, to be downloaded.
+    Url(UrlSource),
+}
+
+impl std::fmt::Display for WorkloadFrom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            WorkloadFrom::Path(path) => path.display().fmt(f),
+            WorkloadFrom::Url(source) => source.fmt(f),
+        }
+    }
 }
 
 /// Whom the workload runs as.

@@ -45,6 +45,7 @@ impl Source for KernelSource {
     fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
         match setting.name() {
             "debian" => d.package(setting.args().next()?).map(|p| KernelSource::Debian(p.value)),
+            "url" => d.url_source(setting).map(KernelSource::Url),
             _ => d.host_path("the kernel's path", &d.text_arg(setting)?, true).map(KernelSource::Path),
         }
     }
@@ -54,8 +55,21 @@ impl Source for ImageSource {
     const KIND: &'static str = "image";
     const TABLE: &'static [Node] = IMAGE;
     fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
-        if setting.name() == "path" {
-            return d.host_path("the image's path", &d.text_arg(setting)?, true).map(ImageSource::Path);
+        match setting.name() {
+            "path" => {
+                return d.host_path("the image's path", &d.text_arg(setting)?, true).map(ImageSource::Path);
+            }
+            "url" => return d.url_source(setting).map(ImageSource::Url),
+            "oci" => return d.oci_reference(setting).map(ImageSource::Oci),
+            "oci-path" => {
+                let path = d.host_path("the image's path", &d.text_arg(setting)?, true)?;
+                let tag = match setting.prop("tag") {
+                    Some(_) => Some(d.text_prop(setting, "tag")?.value),
+                    None => None,
+                };
+                return Some(ImageSource::OciPath { path, tag });
+            }
+            _ => {}
         }
         let mut packages: BTreeMap<String, Range<usize>> = BTreeMap::new();
         for entry in setting.args() {

@@ -89,16 +89,40 @@ pub(super) const TOP: &[Node] = &[
     Node { block: Block::Nodes(VM), many: true, ..node("vm", (1, 1), "a name", "One microVM") },
 ];
 
+/// A download, wherever a source may stand.
+const URL: Node = Node {
+    props: &[
+        text(
+            "sha256",
+            "The digest that the download must have; without it `firegopher lock` pins what comes",
+        ),
+        text("member", "The file to take out of a downloaded tar or zip"),
+    ],
+    ..node("url", (1, 16), "an address", "A download by http, https or file; further ones are mirrors")
+};
+
 /// Sources of a kernel.
 pub(super) const KERNEL: &[Node] = &[
     node("debian", (1, 1), "a package", "A Debian kernel package, or a metapackage that depends on one"),
     node("path", (1, 1), "a path", "A vmlinux or bzImage on this host, without modules"),
+    URL,
 ];
 
 /// Sources of a base image.
 pub(super) const IMAGE: &[Node] = &[
     node("debian", (1, MAX), "packages", "Debian packages; those that they depend on come with them"),
     node("path", (1, 1), "a path", "A tar archive of any compression, or an ext4 image, on this host"),
+    URL,
+    node(
+        "oci",
+        (1, 1),
+        "a reference",
+        "A container image of a registry, such as \"docker.io/library/python:3\"",
+    ),
+    Node {
+        props: &[text("tag", "Which of several images it is")],
+        ..node("oci-path", (1, 1), "a path", "An OCI layout or archive, or a docker archive, on this host")
+    },
 ];
 
 /// Sources of a VMM.
@@ -113,8 +137,10 @@ pub(super) const VMM: &[Node] = &[
 ];
 
 /// The block of a workload.
-pub(super) const WORKLOAD: &[Node] =
-    &[Node { many: true, ..node("ignore", (1, MAX), "patterns", "What stays out, as gitignore patterns") }];
+pub(super) const WORKLOAD: &[Node] = &[
+    Node { many: true, ..node("ignore", (1, MAX), "patterns", "What stays out, as gitignore patterns") },
+    URL,
+];
 
 /// The settings of a VM.
 pub(super) const VM: &[Node] = &[
@@ -148,7 +174,12 @@ pub(super) const VM: &[Node] = &[
         ],
         block: Block::Nodes(WORKLOAD),
         many: true,
-        ..node("workload", (1, 1), "a path", "A directory, archive or file placed over the base image")
+        ..node(
+            "workload",
+            (0, 1),
+            "a path",
+            "A directory, archive or file placed over the base image: a path in the project, or a `url` in the block",
+        )
     },
     node("run", (1, MAX), "the program and its arguments", "The argument vector; never split on spaces"),
     node("workdir", (1, 1), "a path", "The directory in which the workload starts"),
@@ -246,10 +277,7 @@ const fn later(parent: &'static str, name: &'static str, instead: &'static str) 
 
 /// Settings that have a name already and come in a later version.
 pub(super) const LATER: &[Later] = &[
-    later("kernel", "url", "download the file and name it with `path`, or use `debian`"),
-    later("kernel", "oci", "use `debian` or `path`"),
-    later("image", "url", "download the file and name it with `path`, or use `debian`"),
-    later("image", "oci", "export the image as a tar archive and name it with `path`, or use `debian`"),
+    later("kernel", "oci", "use `debian`, `path` or `url`"),
     later("vmm", "url", "install the program and name it with `path`"),
     later("vmm", "oci", "install the program and name it with `path`"),
     later("vmm", "debian", "`vmm \"qemu\"` takes QEMU from Debian packages already"),

@@ -38,8 +38,7 @@ fn a_vm_needs_only_run() {
     assert_eq!(vm.image, ImageSource::Debian(base.map(String::from).to_vec()));
     assert_eq!(vm.vmm, VmmSource::Auto);
     assert_eq!((vm.cpus, vm.memory), (1, 256 << 20));
-    assert_eq!(vm.user, User::Name("root".into()));
-    assert_eq!((vm.workdir.as_str(), vm.hostname.as_str()), ("/", "app"));
+    assert_eq!((vm.user.clone(), vm.workdir.clone(), vm.hostname.as_str()), (None, None, "app"));
     assert_eq!((vm.egress, vm.restart, vm.root), (Egress::None, Restart::No, Root::Scratch(2 << 30)));
     assert_eq!((vm.grace, vm.boot_timeout), (Duration::from_secs(10), Duration::from_secs(60)));
     assert!(vm.workloads.is_empty() && vm.env.is_empty() && vm.secrets.is_empty());
@@ -51,11 +50,11 @@ fn the_example_means_what_its_comments_say() {
     let manifest = good(EXAMPLE);
     assert_eq!(manifest.project, Some(Name::new("example").unwrap()));
     let [web, worker, tuned] = manifest.vms.as_slice() else { panic!("three VMs") };
-    assert_eq!(web.workloads.len(), 2);
+    assert_eq!(web.workloads.len(), 3);
     assert_eq!(
         web.workloads[0],
         Workload {
-            source: "app".into(),
+            source: WorkloadFrom::Path("app".into()),
             to: "/app".into(),
             owner: (1000, 1000),
             keep_modes: true,
@@ -63,7 +62,7 @@ fn the_example_means_what_its_comments_say() {
         }
     );
     assert_eq!(web.run, ["python3", "server.py", "--port", "8000"]);
-    assert_eq!(web.user, User::Id { uid: 1000, gid: 1000 });
+    assert_eq!(web.user, Some(User::Id { uid: 1000, gid: 1000 }));
     assert_eq!(web.env[1], ("LOG_LEVEL".to_owned(), "info".to_owned()));
     assert_eq!(web.secrets, [Secret { name: "API_KEY".into(), env: "MY_API_KEY".into() }]);
     assert_eq!(web.ports, [Port { address: "127.0.0.1".parse().unwrap(), host: 8080, guest: 8000 }]);
@@ -121,10 +120,10 @@ fn the_example_has_every_setting_that_exists() {
     let (mut known, mut shown) = (BTreeSet::new(), BTreeSet::new());
     names("", TOP, &mut known);
     used("", &kdl::KdlDocument::parse_v2(EXAMPLE).unwrap(), &mut shown);
-    // A VM's own kernel is the same block as a shared one.
+    // A VM's own kernel is the same block as a shared one, a download everywhere the same.
     let missing: Vec<_> = known
         .difference(&shown)
-        .filter(|n| !["vm/kernel/", "vm/image/"].iter().any(|p| n.starts_with(p)))
+        .filter(|n| !["vm/kernel/", "vm/image/", "image/url"].iter().any(|p| n.starts_with(p)))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
@@ -217,7 +216,7 @@ fn links_inside_the_project_are_fine() {
     let manifest =
         good("vm \"a\" { run \"x\"; workload \"./link-in/../app\" to=\"/x/\"; workload \".\" to=\"/\"; }");
     assert_eq!(manifest.vms[0].workloads[0].to, "/x/");
-    assert_eq!(manifest.vms[0].workloads[1].source, PathBuf::from("."));
+    assert_eq!(manifest.vms[0].workloads[1].source, WorkloadFrom::Path(PathBuf::from(".")));
 }
 
 #[test]

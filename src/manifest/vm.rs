@@ -2,7 +2,7 @@
 
 use super::decode::{Decoder, Setting, Spanned, Wrong, not_yet};
 use super::diagnostic::Problem;
-use super::model::{Egress, Port, Restart, Root, Secret, User, Vm, Volume};
+use super::model::{Egress, ImageSource, Port, Restart, Root, Secret, Vm, Volume};
 use super::source::{Sources, default_image, default_kernel};
 use super::table::{self, Block};
 use super::{model, tuning, units};
@@ -49,8 +49,12 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
     let one = |name: &str| settings.iter().copied().find(|s| s.name() == name);
     let many = |name: &'static str| settings.iter().copied().filter(move |s| s.name() == name);
 
+    let kernel = one("kernel").map_or_else(|| Some(default_kernel()), |s| sources.kernel(d, s));
+    let image = one("image").map_or_else(|| Some(default_image()), |s| sources.image(d, s));
     let run = match one("run") {
         Some(run) => d.argv(run),
+        // It may bring a program of its own.
+        None if matches!(image, Some(ImageSource::Oci(_) | ImageSource::OciPath { .. })) => Some(vec![]),
         // A misspelt `run` has been reported as unknown; saying that it is missing helps all the same.
         None => d.report(
             Problem::new(
@@ -69,14 +73,10 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
     let mounts: Vec<_> = many("volume").filter_map(|s| d.volume(s)).collect();
     let workloads: Vec<_> = many("workload").filter_map(|s| d.workload(s)).collect();
 
-    let kernel = one("kernel").map_or_else(|| Some(default_kernel()), |s| sources.kernel(d, s));
-    let image = one("image").map_or_else(|| Some(default_image()), |s| sources.image(d, s));
     let vmm = one("vmm").map_or(Some(model::VmmSource::Auto), |s| sources.vmm(d, s));
-    let workdir = one("workdir").map_or_else(
-        || Some("/".to_owned()),
-        |s| d.text_arg(s).and_then(|text| d.guest_path("`workdir`", &text)),
-    );
-    let user = one("user").map_or_else(|| Some(User::Name("root".to_owned())), |s| d.user(s));
+    let workdir = one("workdir")
+        .map_or(Some(None), |s| d.text_arg(s).and_then(|text| d.guest_path("`workdir`", &text)).map(Some));
+    let user = one("user").map_or(Some(None), |s| d.user(s).map(Some));
     let cpus = one("cpus")
         .map_or(Some(1), |s| s.args().next().and_then(|e| d.number_of("`cpus`", e, 1, 32)).map(|n| n.value));
     let memory = one("memory")

@@ -2,7 +2,7 @@
 
 use super::decode::{Decoder, Setting, Spanned, Wrong};
 use super::diagnostic::Problem;
-use super::model::{User, Workload};
+use super::model::{User, Workload, WorkloadFrom};
 use super::table::WORKLOAD;
 use kdl::KdlValue;
 
@@ -14,8 +14,10 @@ const ID_MAX: u32 = u32::MAX - 1;
 
 impl Decoder<'_> {
     pub fn workload(&self, setting: Setting<'_>) -> Option<Spanned<Workload>> {
-        let source_text = self.text_arg(setting);
-        let source = source_text.as_ref().and_then(|text| self.host_path("a workload's path", text, false));
+        let source_text = setting.args().next().and_then(|_| self.text_arg(setting));
+        let block = setting.node.children().map(|block| self.settings("workload", block, WORKLOAD));
+        let block = block.unwrap_or_default();
+        let source = self.workload_source(setting, &block);
         let to_text = self.needed_prop(setting, "to", "workload \"./app\" to=\"/app\"");
         let to = to_text.as_ref().and_then(|text| {
             let path = self.guest_path("`to` of a workload", text)?;
@@ -33,13 +35,17 @@ impl Decoder<'_> {
                 .map(|_| true),
             None => Some(false),
         };
-        let ignore = self.ignored(setting);
-        let archive = source_text.as_ref().is_some_and(|text| {
-            let lower = text.value.to_lowercase();
-            ARCHIVES.iter().any(|a| lower.ends_with(a)) && !self.dir.join(&text.value).is_dir()
-        });
+        let ignore = self.ignored(&block);
+        let archive = match &source {
+            Some(WorkloadFrom::Url(source)) => is_archive(source.file_name()),
+            _ => source_text
+                .as_ref()
+                .is_some_and(|text| is_archive(&text.value) && !self.dir.join(&text.value).is_dir()),
+        };
         if archive {
-            self.only_for_directories(setting);
+            self.only_for_directories(setting, "an archive", &["owner", "keep"]);
+        } else if matches!(source, Some(WorkloadFrom::Url(_))) {
+            self.only_for_directories(setting, "a single file", &["keep"]);
         }
         Some(Spanned {
             value: Workload {
@@ -53,10 +59,40 @@ impl Decoder<'_> {
         })
     }
 
-    fn ignored(&self, setting: Setting<'_>) -> Option<Vec<String>> {
-        let Some(block) = setting.node.children() else { return Some(vec![]) };
+    /// A path, or the `url` in the block.
+    fn workload_source(&self, setting: Setting<'_>, block: &[Setting<'_>]) -> Option<WorkloadFrom> {
+        let urls: Vec<_> = block.iter().copied().filter(|s| s.name() == "url").collect();
+        match (setting.args().next(), urls.as_slice()) {
+            (Some(_), []) => {
+                let text = self.text_arg(setting)?;
+                self.host_path("a workload's path", &text, false).map(WorkloadFrom::Path)
+            }
+            (None, [url]) => self.url_source(*url).map(WorkloadFrom::Url),
+            (Some(path), [url, ..]) => self.report(
+                Problem::new(
+                    "manifest.two-sources",
+                    url.span(),
+                    "another source",
+                    "`workload` has a path and a `url`".to_owned(),
+                )
+                .also(self.entry_span(path), "one source")
+                .help("keep one of them"),
+            ),
+            (None, _) => self.report(
+                Problem::new(
+                    "manifest.missing-argument",
+                    setting.span(),
+                    "needs a path",
+                    "`workload` does not say what is placed".to_owned(),
+                )
+                .help("write a path in the project behind it, in quotes, or a `url` in its block"),
+            ),
+        }
+    }
+
+    fn ignored(&self, block: &[Setting<'_>]) -> Option<Vec<String>> {
         let mut patterns = Some(vec![]);
-        for ignore in self.settings("workload", block, WORKLOAD) {
+        for ignore in block.iter().filter(|s| s.name() == "ignore") {
             for entry in ignore.args() {
                 let text = self.text_of("a pattern of `ignore`", entry);
                 let text = text.and_then(|text| {
@@ -72,14 +108,17 @@ impl Decoder<'_> {
         patterns
     }
 
-    fn only_for_directories(&self, setting: Setting<'_>) {
-        let report = |span, what: &str| {
+    fn only_for_directories(&self, setting: Setting<'_>, what: &str, props: &[&str]) {
+        let report = |span, name: &str| {
             self.report::<()>(
-                Problem::new("manifest.unused-property", span, "has no use", format!("an archive has no `{what}`"))
-                    .help("archives keep their own contents, owners and modes: remove it, or unpack the archive into a directory"),
+                Problem::new("manifest.unused-property", span, "has no use", format!("{what} has no `{name}`"))
+                    .help(match what {
+                        "an archive" => "archives keep their own contents, owners and modes: remove it, or unpack the archive into a directory",
+                        _ => "remove it",
+                    }),
             );
         };
-        for name in ["owner", "keep"] {
+        for name in props {
             if let Some(entry) = setting.prop(name) {
                 report(self.entry_span(entry), name);
             }
@@ -113,6 +152,11 @@ impl Decoder<'_> {
         };
         self.checked("manifest.bad-user", &text.span, user(&text.value))
     }
+}
+
+fn is_archive(name: &str) -> bool {
+    let lower = name.to_lowercase();
+    ARCHIVES.iter().any(|ending| lower.ends_with(ending))
 }
 
 /// `uid` or `uid:gid`; the gid equals the uid unless set.

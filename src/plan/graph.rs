@@ -167,8 +167,7 @@ impl Graph {
         let fetched = self.node(vm, Task::FetchImage(vm.image.clone()), subject.clone(), vec![]);
         let image = self.node(vm, Task::Image(vm.image.clone()), subject, vec![fetched]);
         let unpack = (!vm.workloads.is_empty()).then(|| {
-            let subject =
-                vm.workloads.iter().map(|w| w.source.display().to_string()).collect::<Vec<_>>().join(", ");
+            let subject = vm.workloads.iter().map(|w| w.source.to_string()).collect::<Vec<_>>().join(", ");
             self.node(vm, Task::Unpack(vm.workloads.clone()), subject, vec![image])
         });
         let initramfs = self.node(vm, Task::Initramfs, kernel_subject(&vm.kernel), vec![kernel]);
@@ -194,13 +193,16 @@ fn kernel_subject(kernel: &KernelSource) -> String {
     match kernel {
         KernelSource::Debian(package) => package.clone(),
         KernelSource::Path(path) => path.display().to_string(),
+        KernelSource::Url(source) => source.to_string(),
     }
 }
 
 /// The packages the user chose; the base packages go without saying.
 fn image_subject(image: &ImageSource) -> String {
     match image {
-        ImageSource::Path(path) => path.display().to_string(),
+        ImageSource::Path(path) | ImageSource::OciPath { path, .. } => path.display().to_string(),
+        ImageSource::Url(source) => source.to_string(),
+        ImageSource::Oci(reference) => reference.clone(),
         ImageSource::Debian(packages) => {
             let chosen: Vec<&str> = packages
                 .iter()

@@ -1,6 +1,7 @@
 //! Decides, and says why: from a manifest, a lock, a scan and what is observed to a plan. Pure: no clock, no
 //! environment, no disk and no network in here; what it needs to know of the store comes in as `StoreView`.
 
+mod defaults;
 mod effect;
 mod graph;
 mod key;
@@ -8,10 +9,11 @@ mod pure;
 pub mod render;
 mod view;
 
+pub use defaults::fill as fill_defaults;
 pub use effect::{Desired, desired};
 pub use graph::{Graph, Node, StepKind, Task, VmNodes};
 pub use key::{Input, Inputs, digest_of_inputs};
-pub use pure::{Missing, Tools, asset_of, node_inputs};
+pub use pure::{Missing, Need, Tools, needs, node_inputs};
 pub use view::{Host, ObservedVm, Running, Scan, ScannedSource, StoreView};
 
 use crate::digest::{ObjectDigest, StepKey};

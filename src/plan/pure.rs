@@ -3,8 +3,8 @@
 use super::{Action, Graph, Inputs, Node, PlannedStep, Reason, Scan, ScannedSource, Situation, Task};
 use crate::digest::ObjectDigest;
 use crate::listing::{Change, Listing};
-use crate::lock::{AssetId, Lock};
-use crate::manifest::model::{ImageSource, KernelSource, Workload};
+use crate::lock::{AssetId, FileRole, Lock, Pinned};
+use crate::manifest::model::{ImageSource, KernelSource, UrlSource, Workload, WorkloadFrom};
 use crate::step::run_config;
 
 /// At most this many changed files are named; the rest are counted.
@@ -28,13 +28,62 @@ pub enum Missing {
     Pin(AssetId),
 }
 
-/// The lock entry a fetch step needs.
-pub fn asset_of(task: &Task) -> Option<AssetId> {
+/// An asset that a step needs pinned, and for a download what the manifest says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need<'a> {
+    /// Its entry in the lock.
+    pub id: AssetId,
+    /// The download behind it.
+    pub source: Option<&'a UrlSource>,
+}
+
+impl<'a> Need<'a> {
+    fn file(role: FileRole, source: &'a UrlSource) -> Need<'a> {
+        let id = AssetId::File { role, url: source.url().to_owned(), member: source.member.clone() };
+        Need { id, source: Some(source) }
+    }
+
+    /// Whether nothing but the download itself says what its bytes shall be.
+    pub fn is_blind(&self) -> bool {
+        self.source.is_some_and(|source| source.sha256.is_none())
+    }
+
+    /// What the lock says of it; `None` also if the manifest demands another digest than the lock has.
+    pub fn pinned<'l>(&self, lock: &'l Lock) -> Option<&'l Pinned> {
+        let pinned = lock.pinned(&self.id)?;
+        match (pinned, self.source.and_then(|source| source.sha256.as_ref())) {
+            (Pinned::File(pin), Some(wanted)) if pin.sha256 != *wanted => None,
+            _ => Some(pinned),
+        }
+    }
+}
+
+/// The lock entries that a step needs.
+pub fn needs(task: &Task) -> Vec<Need<'_>> {
+    let plain = |id| vec![Need { id, source: None }];
     match task {
-        Task::FetchKernel(KernelSource::Debian(package)) => Some(AssetId::Kernel(package.clone())),
-        Task::FetchQemu => Some(AssetId::Vmm),
-        Task::FetchImage(ImageSource::Debian(packages)) => Some(AssetId::Image(packages.clone())),
-        _ => None,
+        Task::FetchKernel(KernelSource::Debian(package)) => plain(AssetId::Kernel(package.clone())),
+        Task::FetchKernel(KernelSource::Url(source)) => vec![Need::file(FileRole::Kernel, source)],
+        Task::FetchQemu => plain(AssetId::Vmm),
+        Task::FetchImage(ImageSource::Debian(packages)) => plain(AssetId::Image(packages.clone())),
+        Task::FetchImage(ImageSource::Url(source)) => vec![Need::file(FileRole::Image, source)],
+        Task::FetchImage(ImageSource::Oci(reference)) => plain(AssetId::Oci(reference.clone())),
+        Task::Unpack(workloads) => workloads
+            .iter()
+            .filter_map(|workload| match &workload.source {
+                WorkloadFrom::Url(source) => Some(Need::file(FileRole::Workload, source)),
+                WorkloadFrom::Path(_) => None,
+            })
+            .collect(),
+        Task::Init(vm) => match &vm.image {
+            // The image's own settings are in its pin.
+            ImageSource::Oci(reference) => plain(AssetId::Oci(reference.clone())),
+            _ => Vec::new(),
+        },
+        Task::FetchKernel(KernelSource::Path(_))
+        | Task::FetchImage(ImageSource::Path(_) | ImageSource::OciPath { .. })
+        | Task::Image(_)
+        | Task::Initramfs => Vec::new(),
     }
 }
 
@@ -48,10 +97,22 @@ pub fn node_inputs(
     tools: &Tools,
 ) -> Result<Inputs, Missing> {
     let mut inputs = Inputs::default();
-    if let Some(asset) = asset_of(&node.task) {
-        let Some(pins) = lock.get(&asset) else { return Err(Missing::Pin(asset)) };
-        for pin in pins {
-            inputs.push(&pin.package, format!("{} {}", pin.version, pin.sha256));
+    for need in needs(&node.task) {
+        let Some(pinned) = need.pinned(lock) else { return Err(Missing::Pin(need.id)) };
+        match pinned {
+            Pinned::Packages(pins) => {
+                for pin in &pins.packages {
+                    inputs.push(&pin.package, format!("{} {}", pin.version, pin.sha256));
+                }
+            }
+            // Bytes from another address are the same bytes.
+            Pinned::File(pin) => match &need.id {
+                AssetId::File { member: Some(member), .. } => inputs.push(member, &pin.sha256),
+                _ => inputs.push("download", &pin.sha256),
+            },
+            // Its settings are in the init step's own inputs.
+            Pinned::Oci(_) if matches!(node.task, Task::Init(_)) => {}
+            Pinned::Oci(pin) => inputs.push("manifest", &pin.manifest),
         }
     }
     match &node.task {
@@ -60,12 +121,18 @@ pub fn node_inputs(
                 inputs.push(path.display().to_string(), source.digest());
             }
         }
+        Task::FetchImage(ImageSource::OciPath { path, tag }) => {
+            if let Some(pin) = scan.images.get(&Scan::image_id(path, tag.as_deref())) {
+                inputs.push(path.display().to_string(), &pin.manifest);
+            }
+        }
         Task::Image(_) => inputs.push("image writer", &tools.writer),
         Task::Unpack(workloads) => {
             inputs.push("image writer", &tools.writer);
             for workload in workloads {
-                if let Some(source) = scan.sources.get(&Scan::workload_id(workload)) {
-                    push_workload(&mut inputs, workload, source);
+                match scan.sources.get(&Scan::workload_id(workload)) {
+                    Some(source) => push_workload(&mut inputs, workload, source),
+                    None => push_place(&mut inputs, workload),
                 }
             }
         }
@@ -91,9 +158,13 @@ pub fn node_inputs(
     Ok(inputs)
 }
 
+fn push_place(inputs: &mut Inputs, workload: &Workload) {
+    inputs.push(format!("{} to", workload.source), &workload.to);
+}
+
 fn push_workload(inputs: &mut Inputs, workload: &Workload, source: &ScannedSource) {
-    let name = workload.source.display().to_string();
-    inputs.push(format!("{name} to"), &workload.to);
+    let name = workload.source.to_string();
+    push_place(inputs, workload);
     if !matches!(source, ScannedSource::File { .. }) || workload.owner != (0, 0) {
         inputs.push(format!("{name} owner"), format!("{}:{}", workload.owner.0, workload.owner.1));
     }
@@ -187,7 +258,7 @@ fn file_changes(
     situation: &Situation<'_>,
 ) -> Option<Vec<Reason>> {
     let Task::Unpack(workloads) = &node.task else { return None };
-    let workload = workloads.iter().find(|w| w.source.display().to_string() == change.what)?;
+    let workload = workloads.iter().find(|w| w.source.to_string() == change.what)?;
     let ScannedSource::Dir { listing, .. } = situation.scan.sources.get(&Scan::workload_id(workload))? else {
         return None;
     };
@@ -223,7 +294,7 @@ fn describe(workload: &str, changes: &[Change]) -> Vec<Reason> {
 impl Scan {
     /// The id of a workload's scan: its path and what decides which entries are seen.
     pub fn workload_id(workload: &Workload) -> String {
-        let mut id = format!("workload {}", workload.source.display());
+        let mut id = format!("workload {}", workload.source);
         if workload.keep_modes {
             id.push_str(" modes");
         }
@@ -232,6 +303,11 @@ impl Scan {
             id.push_str(pattern);
         }
         id
+    }
+
+    /// The id of a container image on this host.
+    pub fn image_id(path: &std::path::Path, tag: Option<&str>) -> String {
+        format!("{} {}", path.display(), tag.unwrap_or_default())
     }
 
     /// The id of a plain file's scan.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::listing::{Listed, ListedKind, Listing};
-use crate::lock::{AssetId, Origin, Pin, Pins};
+use crate::lock::{AssetId, FilePin, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins};
+use crate::manifest::model::User;
 use crate::manifest::parse;
 use crate::store;
 use std::cell::RefCell;
@@ -86,8 +87,8 @@ impl World {
 
     fn pin_all(&mut self) {
         for node in Graph::of(&self.manifest).nodes {
-            if let Some(asset) = asset_of(&node.task) {
-                self.pin(asset, "1.0");
+            for need in needs(&node.task) {
+                self.pin(need.id, "1.0");
             }
         }
     }
@@ -392,4 +393,89 @@ fn planning_is_pure() {
     let world = World::new(WEB);
     assert_eq!(world.plan(), world.plan());
     assert!(actions(&world.plan()).len() >= 9);
+}
+
+const URLS: &str = r#"vm "web" {
+    kernel { url "https://example.org/vmlinux" "https://mirror.example.org/vmlinux"; }
+    image { oci "example.org/python:3"; }
+    workload to="/tool" { url "https://example.org/tool.tar" sha256="aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"; }
+}
+"#;
+
+/// A world whose downloads and image are pinned.
+fn downloads(text: &str) -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = parse(text, "firegopher.kdl", dir.path()).map_err(|d| d.render(false, 100)).unwrap();
+    let mut world = World::new(WEB);
+    world.manifest = manifest;
+    world.lock = Lock::default();
+    world.pin(AssetId::Vmm, "1.0");
+    let graph = Graph::of(&world.manifest);
+    for need in graph.nodes.iter().flat_map(|node| needs(&node.task)) {
+        let pinned = match &need.id {
+            AssetId::File { url, .. } => Pinned::File(FilePin {
+                size: 1,
+                sha256: need.source.and_then(|s| s.sha256.clone()).unwrap_or_else(|| "b".repeat(64)),
+                blake3: digest(url),
+            }),
+            AssetId::Oci(_) => Pinned::Oci(OciPin {
+                manifest: format!("sha256:{}", "c".repeat(64)),
+                layers: vec![OciLayer {
+                    digest: format!("sha256:{}", "d".repeat(64)),
+                    size: 1,
+                    media: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+                }],
+                config: OciConfig {
+                    digest: format!("sha256:{}", "e".repeat(64)),
+                    entrypoint: vec!["python3".to_owned()],
+                    env: vec![("A".to_owned(), "image".to_owned()), ("B".to_owned(), "image".to_owned())],
+                    user: "1000".to_owned(),
+                    ports: vec![8000],
+                    ..OciConfig::default()
+                },
+            }),
+            _ => continue,
+        };
+        world.lock.set(need.id, pinned).unwrap();
+    }
+    fill_defaults(&mut world.manifest, &world.lock, |_| Ok(None)).unwrap();
+    world
+}
+
+#[test]
+fn the_same_bytes_from_another_address_rerun_nothing() {
+    let key = |world: &World, kind| world.plan().step(kind, &world.manifest.vms[0].name).unwrap().key;
+    let here = downloads(URLS);
+    let moved = downloads(&URLS.replace("example.org/vmlinux", "example.net/kernel"));
+    assert!(key(&here, StepKind::FetchKernel).is_some());
+    assert_eq!(key(&here, StepKind::FetchKernel), key(&moved, StepKind::FetchKernel));
+}
+
+#[test]
+fn a_pin_with_another_digest_than_the_manifest_is_none() {
+    let mut world = downloads(URLS);
+    let other = downloads(&URLS.replace("aaaa", "0000"));
+    let graph = Graph::of(&world.manifest);
+    let unpack = graph.nodes.iter().find(|n| n.task.kind() == StepKind::Unpack).unwrap();
+    assert!(needs(&unpack.task)[0].pinned(&world.lock).is_some());
+    assert!(needs(&unpack.task)[0].pinned(&other.lock).is_none());
+    world.lock = other.lock;
+    let plan = world.plan();
+    let step = plan.step(StepKind::Unpack, &world.manifest.vms[0].name).unwrap();
+    assert_eq!(step.reasons, [Reason::note("not in firegopher.lock yet")]);
+}
+
+#[test]
+fn a_container_image_gives_the_defaults_and_the_manifest_wins() {
+    let vm = &downloads(URLS).manifest.vms[0];
+    assert_eq!(vm.run, ["python3"]);
+    assert_eq!(vm.env.len(), 2);
+    assert_eq!(vm.user, Some(User::Id { uid: 1000, gid: 1000 }));
+    assert_eq!((vm.ports[0].host, vm.ports[0].guest), (8000, 8000));
+    let own = URLS.replace("workload", "run \"sh\"; user \"app\"; port 1; env { A \"own\"; }; workload");
+    let vm = &downloads(&own).manifest.vms[0];
+    assert_eq!(vm.run, ["sh"]);
+    assert_eq!(vm.env, [("B".to_owned(), "image".to_owned()), ("A".to_owned(), "own".to_owned())]);
+    assert_eq!(vm.user, Some(User::Name("app".to_owned())));
+    assert_eq!(vm.ports.len(), 1);
 }

@@ -2,6 +2,7 @@
 
 use crate::digest::{ObjectDigest, StepKey};
 use crate::listing::Listing;
+use crate::lock::OciPin;
 use crate::name::Name;
 use crate::store::{Action, Last};
 use std::collections::BTreeMap;
@@ -21,6 +22,8 @@ pub struct Host {
 pub struct Scan {
     /// By path as the manifest writes it, with the workload's options for directories.
     pub sources: BTreeMap<String, ScannedSource>,
+    /// Container images on this host, by [`Scan::image_id`].
+    pub images: BTreeMap<String, OciPin>,
 }
 
 /// One scanned path.

@@ -1,7 +1,7 @@
 //! Runs the pure steps of a graph: each as soon as its parents are done, several at a time, each key once
 //! even among processes.
 
-use super::{Work, tasks};
+use super::{Work, sources, tasks};
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
 use crate::plan::{Graph, Inputs, Missing, node_inputs};
@@ -36,7 +36,7 @@ struct Progress {
 /// Runs what has to be run. On an error the steps under way are finished, no other is started, and the first
 /// error is returned; what was published stays.
 pub fn execute(graph: &Graph, work: &Work<'_>) -> Result<Outputs> {
-    tasks::download(graph, work)?;
+    sources::download(graph, work)?;
     let count = graph.nodes.len();
     let progress = Mutex::new(Progress {
         outputs: vec![None; count],

@@ -4,10 +4,12 @@ pub mod boot;
 mod execute;
 mod record;
 pub mod run_config;
+mod sources;
 mod tasks;
 
 pub use execute::{Outputs, execute};
 pub use record::record_last;
+pub use sources::resolve;
 
 use crate::digest::ObjectDigest;
 use crate::home::Home;
@@ -16,6 +18,7 @@ use crate::name::Name;
 use crate::plan::{Scan, Tools};
 use crate::store::Store;
 use crate::ui::Ui;
+use std::path::Path;
 
 /// The guest's PID 1, built by build.rs.
 pub static GUEST_INIT: &[u8] = include_bytes!(env!("FIREGOPHER_INIT"));
@@ -32,6 +35,8 @@ pub fn tools() -> Tools {
 pub struct Work<'a> {
     /// The project.
     pub project: &'a Name,
+    /// The project's directory.
+    pub dir: &'a Path,
     /// Paths.
     pub home: &'a Home,
     /// Objects and records.

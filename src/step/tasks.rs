@@ -1,14 +1,13 @@
 //! What each pure step does: from its parents' objects to a published object.
 
+use super::sources::{digest_of, downloaded, layers, pinned_debs, scanned, scanned_file, unchanged};
 use super::{GUEST_INIT, Work, run_config};
-use crate::asset::{self, Apt};
+use crate::asset;
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, BaseSource, WorkloadItem, WorkloadSource};
-use crate::lock::Pin;
-use crate::manifest::model::{ImageSource, KernelSource, Workload};
-use crate::plan::{Graph, Node, Scan, ScannedSource, Task, asset_of, node_inputs};
-use crate::project;
+use crate::manifest::model::{ImageSource, KernelSource, Workload, WorkloadFrom};
+use crate::plan::{Node, Scan, ScannedSource, Task};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Seek, SeekFrom};
@@ -21,46 +20,10 @@ use std::path::{Path, PathBuf};
 enum ImageParts {
     /// Debian packages, as objects, in the order of their names.
     Debs(Vec<ObjectDigest>),
-    /// The digest of a tar or ext4 file on the host.
+    /// The digest of a tar or ext4 file, on the host or in the store.
     File(ObjectDigest),
-}
-
-/// Downloads everything the graph's fetch steps lack, in one go.
-pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
-    let mut pins: Vec<Pin> = Vec::new();
-    for node in &graph.nodes {
-        let Some(asset) = asset_of(&node.task) else { continue };
-        let Some(pinned) = work.lock.entry(&asset) else { continue };
-        let known = node_inputs(graph, node, &[], work.lock, work.scan, work.tools)
-            .ok()
-            .and_then(|inputs| work.store.action(&inputs.key(node.task.kind())))
-            .is_some_and(|action| work.store.has(&action.output));
-        if !known {
-            if !asset::debian::have_debs(work.store, &pinned.packages) {
-                Apt::new(work.home).check_origin(&pinned.origin)?;
-            }
-            pins.extend(pinned.packages.iter().cloned());
-        }
-    }
-    if pins.is_empty() {
-        return Ok(());
-    }
-    pins.sort_by(|a, b| (&a.package, &a.version).cmp(&(&b.package, &b.version)));
-    pins.dedup();
-    debs(&pins, work).map(drop)
-}
-
-fn debs(pins: &[Pin], work: &Work<'_>) -> Result<Vec<PathBuf>> {
-    if work.offline && !asset::debian::have_debs(work.store, pins) {
-        return Err(project::offline_error("the store lacks packages"));
-    }
-    asset::fetch_debs(work.store, &Apt::new(work.home), pins, work.ui)
-}
-
-fn pinned_debs(task: &Task, work: &Work<'_>) -> Result<Vec<PathBuf>> {
-    let asset = asset_of(task).ok_or_else(|| Error::bug("a path source has no pins"))?;
-    let pins = work.lock.get(&asset).ok_or_else(|| Error::bug("a fetch step ran without its pins"))?;
-    debs(pins, work)
+    /// The layers of a container image, as objects, lowest first.
+    Layers(Vec<ObjectDigest>),
 }
 
 /// Runs a step and publishes its output.
@@ -77,6 +40,9 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
                     asset::kernel_from_path(&file, &out)?;
                     unchanged(&file, scanned(path, work)?.digest(), work)?;
                 }
+                KernelSource::Url(source) => {
+                    asset::kernel_from_path(&downloaded(&node.task, source, work)?, &out)?;
+                }
             }
             store.publish_tree(&out)
         }
@@ -89,6 +55,15 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
         Task::FetchImage(source) => {
             let parts = match source {
                 ImageSource::Path(path) => ImageParts::File(scanned(path, work)?.digest()),
+                ImageSource::Url(source) => {
+                    ImageParts::File(digest_of(&downloaded(&node.task, source, work)?)?)
+                }
+                ImageSource::Oci(reference) => ImageParts::Layers(layers(reference, work)?),
+                ImageSource::OciPath { path, tag } => {
+                    let image =
+                        asset::oci::open_local(work.store, &project_path(path, work), tag.as_deref())?;
+                    ImageParts::Layers(image.layers)
+                }
                 ImageSource::Debian(_) => {
                     let paths = pinned_debs(&node.task, work)?;
                     let digests = paths.iter().map(|path| digest_of(path)).collect::<Result<_>>()?;
@@ -98,7 +73,7 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             store.publish_bytes(&serde_json::to_vec(&parts).map_err(|e| Error::bug(e.to_string()))?)
         }
         Task::Image(source) => build_image(source, parent(parents)?, work),
-        Task::Unpack(workloads) => unpack(workloads, parent(parents)?, work),
+        Task::Unpack(workloads) => unpack(&node.task, workloads, parent(parents)?, work),
         Task::Initramfs => {
             let temp = store.temp_dir()?;
             let out = temp.path().join("init.cpio.gz");
@@ -121,17 +96,6 @@ fn new_dir(temp: &Path) -> Result<PathBuf> {
     let out = temp.join("out");
     fs::create_dir(&out).or_failed("store.temp", || "cannot make a temporary directory in the store")?;
     Ok(out)
-}
-
-fn scanned<'a>(path: &Path, work: &'a Work<'_>) -> Result<&'a ScannedSource> {
-    let source = work.scan.sources.get(&Scan::file_id(path));
-    source.ok_or_else(|| Error::bug(format!("{} was not scanned before its step", path.display())))
-}
-
-fn scanned_file(path: &Path, work: &Work<'_>) -> Result<PathBuf> {
-    match scanned(path, work)? {
-        ScannedSource::File { path, .. } | ScannedSource::Dir { path, .. } => Ok(path.clone()),
-    }
 }
 
 /// The kernel's modules in load order: their names start with their position.
@@ -159,19 +123,26 @@ fn build_image(source: &ImageSource, fetched: ObjectDigest, work: &Work<'_>) -> 
             let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
             image::build_base(BaseSource::Debs(&paths), &out, temp.path())?
         }
+        (ImageParts::Layers(digests), _) => {
+            let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
+            image::build_base(BaseSource::Layers(&paths), &out, temp.path())?
+        }
         (ImageParts::File(digest), ImageSource::Path(path)) => {
             let file = scanned_file(path, work)?;
-            let base = if is_ext4(&file)? { BaseSource::Ext4(&file) } else { BaseSource::Tar(&file) };
-            let warnings = image::build_base(base, &out, temp.path())?;
+            let warnings = image::build_base(base_file(&file)?, &out, temp.path())?;
             unchanged(&file, digest, work)?;
             warnings
         }
-        (ImageParts::File(_), ImageSource::Debian(_)) => {
-            return Err(Error::bug("a package image came as a file"));
+        (ImageParts::File(digest), _) => {
+            image::build_base(base_file(&work.store.object_path(&digest))?, &out, temp.path())?
         }
     };
     warnings.iter().for_each(|w| work.ui.warning(w));
     work.store.publish_tree(&out)
+}
+
+fn base_file(path: &Path) -> Result<BaseSource<'_>> {
+    Ok(if is_ext4(path)? { BaseSource::Ext4(path) } else { BaseSource::Tar(path) })
 }
 
 fn is_ext4(path: &Path) -> Result<bool> {
@@ -186,31 +157,36 @@ fn is_ext4(path: &Path) -> Result<bool> {
     read().or_failed("image.read", || format!("cannot read the image {}", path.display()))
 }
 
-/// A file that is read long after it was hashed must still be the same.
-fn unchanged(path: &Path, digest: ObjectDigest, work: &Work<'_>) -> Result<()> {
-    let now = crate::store::scan::scan_file(work.store, path)?;
-    if now.digest == digest {
-        return Ok(());
-    }
-    Err(Error::failed("source.changed", format!("{} changed while it was read", path.display()))
-        .help("Run the command again once nothing writes to it."))
-}
-
-fn unpack(workloads: &[Workload], base: ObjectDigest, work: &Work<'_>) -> Result<ObjectDigest> {
+fn unpack(task: &Task, workloads: &[Workload], base: ObjectDigest, work: &Work<'_>) -> Result<ObjectDigest> {
+    let files = workloads
+        .iter()
+        .map(|workload| match &workload.source {
+            WorkloadFrom::Url(source) => downloaded(task, source, work).map(Some),
+            WorkloadFrom::Path(_) => Ok(None),
+        })
+        .collect::<Result<Vec<_>>>()?;
     let mut items = Vec::with_capacity(workloads.len());
     let mut archives = Vec::new();
-    for workload in workloads {
-        let source = work.scan.sources.get(&Scan::workload_id(workload));
-        let source =
-            source.ok_or_else(|| Error::bug(format!("{} was not scanned", workload.source.display())))?;
-        let source = match source {
-            ScannedSource::Dir { path, listing, .. } => WorkloadSource::Dir { root: path, listing },
-            ScannedSource::File { path, digest, .. } if is_archive(path) => {
-                archives.push((path, *digest));
-                WorkloadSource::Archive(path)
+    for (workload, file) in workloads.iter().zip(&files) {
+        let source = match (file, &workload.source) {
+            (Some(file), WorkloadFrom::Url(source)) if is_archive(Path::new(source.file_name())) => {
+                WorkloadSource::Archive(file)
             }
-            ScannedSource::File { path, digest, executable } => {
-                WorkloadSource::File { path, digest: *digest, executable: *executable }
+            (Some(file), _) => {
+                WorkloadSource::File { path: file, digest: digest_of(file)?, executable: is_program(file)? }
+            }
+            (None, _) => {
+                let scanned = work.scan.sources.get(&Scan::workload_id(workload));
+                match scanned.ok_or_else(|| Error::bug(format!("{} was not scanned", workload.source)))? {
+                    ScannedSource::Dir { path, listing, .. } => WorkloadSource::Dir { root: path, listing },
+                    ScannedSource::File { path, digest, .. } if is_archive(path) => {
+                        archives.push((path, *digest));
+                        WorkloadSource::Archive(path)
+                    }
+                    ScannedSource::File { path, digest, executable } => {
+                        WorkloadSource::File { path, digest: *digest, executable: *executable }
+                    }
+                }
             }
         };
         items.push(WorkloadItem { source, to: &workload.to, owner: workload.owner });
@@ -226,10 +202,16 @@ fn unpack(workloads: &[Workload], base: ObjectDigest, work: &Work<'_>) -> Result
     work.store.publish_file(&out.join("workload.ext4"), false)
 }
 
-/// The digest in an object's path.
-fn digest_of(object: &Path) -> Result<ObjectDigest> {
-    let name = object.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-    name.ok_or_else(|| Error::bug(format!("{} is not an object", object.display())))
+/// Whether a downloaded file, which has no mode, is one to be executed: an ELF file or a script.
+fn is_program(path: &Path) -> Result<bool> {
+    let mut head = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(4).read_to_end(&mut head));
+    read.or_failed("store.read", || format!("cannot read {}", path.display()))?;
+    Ok(head.starts_with(b"\x7fELF") || head.starts_with(b"#!"))
+}
+
+fn project_path(path: &Path, work: &Work<'_>) -> PathBuf {
+    work.dir.join(path)
 }
 
 /// Whether a workload file is unpacked rather than placed.

@@ -1,0 +1,78 @@
+//! What a container image says of running it becomes its VM's defaults; what the manifest says wins.
+
+use crate::error::{Error, Result};
+use crate::lock::{AssetId, Lock, OciConfig, OciPin};
+use crate::manifest::model::{ImageSource, Manifest, Port, User, Vm};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// Fills in what the manifest leaves open. VMs whose image has yet to be pinned are left as they are. `local`
+/// describes images on this host.
+///
+/// # Errors
+/// Usage for a VM without a program, of its own or of its image's; those of `local`.
+pub fn fill(
+    manifest: &mut Manifest,
+    lock: &Lock,
+    local: impl Fn(&ImageSource) -> Result<Option<OciPin>>,
+) -> Result<()> {
+    for vm in &mut manifest.vms {
+        match &vm.image {
+            ImageSource::Oci(reference) => {
+                if let Some(pin) = lock.oci(&AssetId::Oci(reference.clone())) {
+                    apply(vm, &pin.config)?;
+                }
+            }
+            image => {
+                if let Some(pin) = local(image)? {
+                    apply(vm, &pin.config)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn apply(vm: &mut Vm, config: &OciConfig) -> Result<()> {
+    if vm.run.is_empty() {
+        vm.run = config.argv();
+    }
+    if vm.run.is_empty() {
+        let text = format!("VM {} has no `run`, and its image names no program", vm.name);
+        return Err(Error::usage("manifest.missing-run", text)
+            .help("say what it shall do, for example `run \"python3\" \"server.py\"`"));
+    }
+    let mut env: Vec<(String, String)> = config.env.clone();
+    env.retain(|(name, _)| {
+        !vm.env.iter().any(|(own, _)| own == name) && !vm.secrets.iter().any(|own| own.name == *name)
+    });
+    env.append(&mut vm.env);
+    vm.env = env;
+    if vm.workdir.is_none() && !config.workdir.is_empty() {
+        vm.workdir = Some(config.workdir.clone());
+    }
+    if vm.user.is_none() && !config.user.is_empty() {
+        vm.user = Some(user(vm, &config.user)?);
+    }
+    if vm.ports.is_empty() {
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        vm.ports = config.ports.iter().map(|&port| Port { address, host: port, guest: port }).collect();
+    }
+    Ok(())
+}
+
+fn user(vm: &Vm, text: &str) -> Result<User> {
+    let number = |part: &str| part.parse::<u32>().ok();
+    match text.split_once(':') {
+        None => {
+            Ok(number(text).map_or_else(|| User::Name(text.to_owned()), |id| User::Id { uid: id, gid: id }))
+        }
+        Some((uid, gid)) => match (number(uid), number(gid)) {
+            (Some(uid), Some(gid)) => Ok(User::Id { uid, gid }),
+            _ => Err(Error::usage(
+                "image.user",
+                format!("VM {}: its image runs as {text:?}, a user with a group by name", vm.name),
+            )
+            .help("say whom it runs as with `user`: a name, or uid:gid")),
+        },
+    }
+}

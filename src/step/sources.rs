@@ -1,0 +1,205 @@
+//! The bytes that steps start from: Debian packages, downloads, container images, files on this host.
+
+use super::Work;
+use crate::asset::{self, Apt, http, oci};
+use crate::digest::ObjectDigest;
+use crate::error::{Context, Error, Result};
+use crate::lock::{AssetId, FilePin, OciPin, Pin, Pinned};
+use crate::manifest::model::UrlSource;
+use crate::plan::{Graph, Need, Scan, ScannedSource, Task, needs, node_inputs};
+use crate::project;
+use fs_err as fs;
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The most that a download may have, in bytes, where no pin says how much it has.
+const MOST: u64 = 64 << 30;
+
+/// Downloads everything the graph's fetch steps lack, in one go for each kind of source.
+pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
+    let mut pins: Vec<Pin> = Vec::new();
+    let mut files: Vec<(&UrlSource, &FilePin)> = Vec::new();
+    for node in &graph.nodes {
+        let wanted = needs(&node.task);
+        if wanted.is_empty() || matches!(node.task, Task::Init(_)) || done(graph, node, work) {
+            continue;
+        }
+        for need in wanted {
+            match (need.pinned(work.lock), need.source) {
+                (Some(Pinned::Packages(pinned)), _) => {
+                    if !asset::debian::have_debs(work.store, &pinned.packages) {
+                        Apt::new(work.home).check_origin(&pinned.origin)?;
+                    }
+                    pins.extend(pinned.packages.iter().cloned());
+                }
+                (Some(Pinned::File(pin)), Some(source)) if !work.store.has(&pin.blake3) => {
+                    files.push((source, pin));
+                }
+                // Container images are fetched by their own step, layers in parallel.
+                _ => {}
+            }
+        }
+    }
+    if !pins.is_empty() {
+        pins.sort_by(|a, b| (&a.package, &a.version).cmp(&(&b.package, &b.version)));
+        pins.dedup();
+        debs(&pins, work)?;
+    }
+    fetch_files(&files, work)
+}
+
+/// Whether the store has the output of a step without parents already.
+fn done(graph: &Graph, node: &crate::plan::Node, work: &Work<'_>) -> bool {
+    node.parents.is_empty()
+        && node_inputs(graph, node, &[], work.lock, work.scan, work.tools)
+            .ok()
+            .and_then(|inputs| work.store.action(&inputs.key(node.task.kind())))
+            .is_some_and(|action| work.store.has(&action.output))
+}
+
+fn debs(pins: &[Pin], work: &Work<'_>) -> Result<Vec<PathBuf>> {
+    if work.offline && !asset::debian::have_debs(work.store, pins) {
+        return Err(project::offline_error("the store lacks packages"));
+    }
+    asset::fetch_debs(work.store, &Apt::new(work.home), pins, work.ui)
+}
+
+/// The packages that a step is pinned to.
+pub(super) fn pinned_debs(task: &Task, work: &Work<'_>) -> Result<Vec<PathBuf>> {
+    match only_need(task)?.pinned(work.lock) {
+        Some(Pinned::Packages(pins)) => debs(&pins.packages, work),
+        _ => Err(Error::bug("a fetch step ran without its packages")),
+    }
+}
+
+/// The one asset that a fetch step needs.
+fn only_need(task: &Task) -> Result<Need<'_>> {
+    needs(task).pop().ok_or_else(|| Error::bug("a step without pins asked for one"))
+}
+
+fn fetch_files(files: &[(&UrlSource, &FilePin)], work: &Work<'_>) -> Result<()> {
+    let Some((first, _)) = files.first() else { return Ok(()) };
+    if work.offline {
+        return Err(project::offline_error(&format!("the store lacks {first}")));
+    }
+    let wanted: Vec<http::Wanted> = files
+        .iter()
+        .map(|(source, pin)| http::Wanted {
+            urls: source.urls.clone(),
+            sha256: Some(pin.sha256.clone()),
+            size: Some(pin.size),
+            max: pin.size,
+        })
+        .collect();
+    let fetched = http::fetch(work.store, &wanted, work.ui)?;
+    for ((source, pin), fetched) in files.iter().zip(fetched) {
+        if fetched.object != pin.blake3 {
+            return Err(contradiction(source));
+        }
+    }
+    Ok(())
+}
+
+fn contradiction(source: &UrlSource) -> Error {
+    Error::failed(
+        "lock.contradiction",
+        format!("{} gives {source} a sha256 and a blake3 of different bytes", project::LOCK_FILE),
+    )
+    .help("It was edited by hand: restore it from version control, or run `firegopher update`.")
+}
+
+/// A download that a step of `task` needs, or the member that is meant in it: a file in the store.
+pub(super) fn downloaded(task: &Task, source: &UrlSource, work: &Work<'_>) -> Result<PathBuf> {
+    let need = needs(task).into_iter().find(|need| need.source == Some(source));
+    let need = need.ok_or_else(|| Error::bug(format!("nothing needs {source}")))?;
+    let Some(Pinned::File(pin)) = need.pinned(work.lock) else {
+        return Err(Error::bug(format!("{source} was not pinned before its step")));
+    };
+    if work.store.has(&pin.blake3) {
+        // The lock names the bytes twice; here it shows whether both names are right.
+        if sha256(&work.store.object_path(&pin.blake3))? != pin.sha256 {
+            return Err(contradiction(source));
+        }
+    } else {
+        fetch_files(&[(source, pin)], work)?;
+    }
+    let path = work.store.object_path(&pin.blake3);
+    match &source.member {
+        None => Ok(path),
+        Some(member) => Ok(work.store.object_path(&http::member(work.store, &path, member)?)),
+    }
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut read = || {
+        let mut file = fs::File::open(path)?;
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok::<_, std::io::Error>(()),
+                count => hasher.update(&buffer[..count]),
+            }
+        }
+    };
+    read().or_failed("store.read", || format!("cannot read {}", path.display()))?;
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The layers of a registry's image, lowest first.
+pub(super) fn layers(reference: &str, work: &Work<'_>) -> Result<Vec<ObjectDigest>> {
+    let id = AssetId::Oci(reference.to_owned());
+    let pin: &OciPin =
+        work.lock.oci(&id).ok_or_else(|| Error::bug(format!("{id} was not pinned before its step")))?;
+    if work.offline && !oci::have(work.store, pin) {
+        return Err(project::offline_error(&format!("the store lacks layers of {reference}")));
+    }
+    oci::fetch(work.store, reference, pin, work.ui)
+}
+
+/// Resolves downloads and container images for the lock.
+pub fn resolve(need: &Need<'_>, store: &crate::store::Store, ui: &crate::ui::Ui) -> Result<Pinned> {
+    match (&need.id, need.source) {
+        (AssetId::Oci(reference), _) => Ok(Pinned::Oci(oci::resolve(reference, ui)?)),
+        (_, Some(source)) => {
+            let wanted = http::Wanted {
+                urls: source.urls.clone(),
+                sha256: source.sha256.clone(),
+                size: None,
+                max: MOST,
+            };
+            let fetched = http::fetch(store, std::slice::from_ref(&wanted), ui)?.pop();
+            let fetched = fetched.ok_or_else(|| Error::bug("a download without a result"))?;
+            Ok(Pinned::File(FilePin { size: fetched.size, sha256: fetched.sha256, blake3: fetched.object }))
+        }
+        (id, None) => Err(Error::bug(format!("{id} is neither a download nor a container image"))),
+    }
+}
+
+pub(super) fn scanned<'a>(path: &Path, work: &'a Work<'_>) -> Result<&'a ScannedSource> {
+    let source = work.scan.sources.get(&Scan::file_id(path));
+    source.ok_or_else(|| Error::bug(format!("{} was not scanned before its step", path.display())))
+}
+
+pub(super) fn scanned_file(path: &Path, work: &Work<'_>) -> Result<PathBuf> {
+    match scanned(path, work)? {
+        ScannedSource::File { path, .. } | ScannedSource::Dir { path, .. } => Ok(path.clone()),
+    }
+}
+
+/// A file that is read long after it was hashed must still be the same.
+pub(super) fn unchanged(path: &Path, digest: ObjectDigest, work: &Work<'_>) -> Result<()> {
+    let now = crate::store::scan::scan_file(work.store, path)?;
+    if now.digest == digest {
+        return Ok(());
+    }
+    Err(Error::failed("source.changed", format!("{} changed while it was read", path.display()))
+        .help("Run the command again once nothing writes to it."))
+}
+
+/// The digest in an object's path.
+pub(super) fn digest_of(object: &Path) -> Result<ObjectDigest> {
+    let name = object.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+    name.ok_or_else(|| Error::bug(format!("{} is not an object", object.display())))
+}
