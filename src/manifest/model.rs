@@ -2,6 +2,7 @@
 //! Defaults are filled in; spans stay in the decoder.
 
 use crate::name::Name;
+use crate::vmm::firecracker::version::Version;
 use crate::vmm::tuning::Tuning;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -147,10 +148,29 @@ pub enum VmmSource {
     Qemu,
     /// An explicit `qemu-system-x86_64` on this host.
     QemuPath(PathBuf),
+    /// Firecracker and its jailer.
+    Firecracker(Firecracker),
+    /// The same where the host's KVM has hardware behind it, else QEMU.
+    AutoFirecracker(Firecracker),
+}
+
+/// Which Firecracker.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Firecracker {
+    /// Where it comes from.
+    pub from: FirecrackerFrom,
+    /// What it must say that it is.
+    pub version: Option<Version>,
+}
+
+/// Where Firecracker and its jailer come from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirecrackerFrom {
     /// A directory on this host that holds `firecracker` and `jailer`.
-    FirecrackerPath(PathBuf),
-    /// That directory where the host's KVM has hardware behind it, else QEMU.
-    AutoFirecracker(PathBuf),
+    Dir(PathBuf),
+    /// The archive of a release, to be downloaded.
+    Release(UrlSource),
 }
 
 /// A tree placed over the base image.

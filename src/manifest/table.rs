@@ -83,6 +83,7 @@ pub(super) const TOP: &[Node] = &[
     },
     Node {
         block: Block::Nodes(VMM),
+        props: &[text("version", "What Firecracker must say that it is, such as 1.16.1")],
         many: true,
         ..node("vmm", (1, 1), "a name", "A VMM under a name that several VMs share")
     },
@@ -134,6 +135,13 @@ pub(super) const VMM: &[Node] = &[
         "An explicit qemu-system-x86_64 on this host; in `vmm \"firecracker\"` a directory as below",
     ),
     node("firecracker", (1, 1), "a path", "A directory on this host that holds firecracker and jailer"),
+    Node {
+        props: &[text(
+            "sha256",
+            "The digest that the download must have; without it `firegopher lock` pins what comes",
+        )],
+        ..node("url", (1, 16), "an address", "The archive of a Firecracker release; further ones are mirrors")
+    },
 ];
 
 /// The block of a workload.
@@ -154,6 +162,7 @@ pub(super) const VM: &[Node] = &[
     },
     Node {
         block: Block::Nodes(VMM),
+        props: &[text("version", "What Firecracker must say that it is, such as 1.16.1")],
         ..node(
             "vmm",
             (1, 1),
@@ -278,7 +287,6 @@ const fn later(parent: &'static str, name: &'static str, instead: &'static str) 
 /// Settings that have a name already and come in a later version.
 pub(super) const LATER: &[Later] = &[
     later("kernel", "oci", "use `debian`, `path` or `url`"),
-    later("vmm", "url", "install the program and name it with `path`"),
     later("vmm", "oci", "install the program and name it with `path`"),
     later("vmm", "debian", "`vmm \"qemu\"` takes QEMU from Debian packages already"),
     later("vm", "health", "remove it; `restart` acts on the workload's end alone"),

@@ -120,7 +120,7 @@ fn the_example_has_every_setting_that_exists() {
     let (mut known, mut shown) = (BTreeSet::new(), BTreeSet::new());
     names("", TOP, &mut known);
     used("", &kdl::KdlDocument::parse_v2(EXAMPLE).unwrap(), &mut shown);
-    // A VM's own kernel is the same block as a shared one, a download everywhere the same.
+    // A VM's own source is the same block as a shared one. a download everywhere the same.
     let missing: Vec<_> = known
         .difference(&shown)
         .filter(|n| !["vm/kernel/", "vm/image/", "image/url"].iter().any(|p| n.starts_with(p)))
@@ -274,14 +274,35 @@ fn firecracker_is_named_by_its_directory() {
             format!("vm \"a\" {{ run \"x\"; vmm {text}; }}\nvmm \"fast\" {{ firecracker \"/opt/fc\"; }}\n");
         super::parse(&text, "test", Path::new("/")).map(|m| m.vms[0].vmm.clone()).map_err(|_| codes(&text))
     };
-    let dir = || PathBuf::from("/opt/fc");
-    assert_eq!(vmm("\"firecracker\" { path \"/opt/fc\"; }"), Ok(VmmSource::FirecrackerPath(dir())));
-    assert_eq!(vmm("\"fast\""), Ok(VmmSource::FirecrackerPath(dir())));
-    assert_eq!(vmm("\"auto\" { firecracker \"/opt/fc\"; }"), Ok(VmmSource::AutoFirecracker(dir())));
+    let fast = |version: Option<&str>| Firecracker {
+        from: FirecrackerFrom::Dir("/opt/fc".into()),
+        version: version.map(|v| v.parse().unwrap()),
+    };
+    let release = |version: &str| {
+        let urls = vec!["https://example.org/fc.tgz".to_owned()];
+        let source = UrlSource { urls, sha256: None, member: None };
+        Firecracker { from: FirecrackerFrom::Release(source), version: Some(version.parse().unwrap()) }
+    };
+    assert_eq!(vmm("\"firecracker\" { path \"/opt/fc\"; }"), Ok(VmmSource::Firecracker(fast(None))));
+    assert_eq!(vmm("\"fast\""), Ok(VmmSource::Firecracker(fast(None))));
+    assert_eq!(vmm("\"auto\" { firecracker \"/opt/fc\"; }"), Ok(VmmSource::AutoFirecracker(fast(None))));
     assert_eq!(vmm("\"firecracker\""), Err(vec!["manifest.missing-source"]));
     assert_eq!(vmm("\"qemu\" { firecracker \"/opt/fc\"; }"), Err(vec!["manifest.other-source"]));
     assert_eq!(vmm("\"auto\" { path \"/usr/bin/qemu\"; }"), Err(vec!["manifest.other-source"]));
-    assert_eq!(vmm("\"firecracker\" { url \"https://example.org/x\"; }"), Err(vec!["manifest.not-yet"]));
+    let url = "url \"https://example.org/fc.tgz\"";
+    assert_eq!(
+        vmm(&format!("\"firecracker\" version=\"1.16.1\" {{ {url}; }}")),
+        Ok(VmmSource::Firecracker(release("1.16.1")))
+    );
+    assert_eq!(
+        vmm(&format!("\"auto\" version=\"1.6.0\" {{ {url}; }}")),
+        Ok(VmmSource::AutoFirecracker(release("1.6.0")))
+    );
+    assert_eq!(vmm("\"fast\" version=\"1.9.0\""), Ok(VmmSource::Firecracker(fast(Some("1.9.0")))));
+    assert_eq!(vmm("\"fast\" version=\"newest\""), Err(vec!["manifest.bad-version"]));
+    assert_eq!(vmm("\"qemu\" version=\"7.2\""), Err(vec!["manifest.unused-property"]));
+    assert_eq!(vmm(&format!("\"qemu\" {{ {url}; }}")), Err(vec!["manifest.other-source"]));
+    assert_eq!(vmm(&format!("\"firecracker\" {{ {url} member=\"x\"; }}")), Err(vec!["manifest.unknown-property"]));
 }
 
 #[test]
@@ -326,7 +347,6 @@ fn what_comes_later_is_not_called_unknown() {
         "egress \"all\"",
         "egress { allow \"x\"; }",
         "egress \"public\" { x; }",
-        "vmm \"firecracker\" { url \"x\"; }",
     ] {
         let codes = codes(&format!("vm \"a\" {{ run \"x\"; {text} }}"));
         assert!(codes.iter().all(|c| *c == "manifest.not-yet"), "{text} {codes:?}");

@@ -1,7 +1,8 @@
 //! The graph of pure steps that a manifest asks for. Steps with the same task and parents are one node, so
 //! that VMs share kernels, images and workloads.
 
-use crate::manifest::model::{ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload};
+use crate::manifest::model::{Firecracker, FirecrackerFrom, UrlSource, ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload};
+use crate::vmm::firecracker::version::Version;
 use crate::name::Name;
 use serde::Serialize;
 use std::fmt;
@@ -77,6 +78,8 @@ pub enum Task {
     FetchKernel(KernelSource),
     /// Assembles QEMU's tree from packages.
     FetchQemu,
+    /// Takes Firecracker and its jailer out of a release; it must be of this version.
+    FetchFirecracker(UrlSource, Option<Version>),
     /// Collects what the image is made of.
     FetchImage(ImageSource),
     /// Builds the base image.
@@ -94,7 +97,7 @@ impl Task {
     pub fn kind(&self) -> StepKind {
         match self {
             Task::FetchKernel(_) => StepKind::FetchKernel,
-            Task::FetchQemu => StepKind::FetchVmm,
+            Task::FetchQemu | Task::FetchFirecracker(..) => StepKind::FetchVmm,
             Task::FetchImage(_) => StepKind::FetchImage,
             Task::Image(_) => StepKind::Image,
             Task::Unpack(_) => StepKind::Unpack,
@@ -161,7 +164,11 @@ impl Graph {
             VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {
                 Some(self.node(vm, Task::FetchQemu, "qemu".to_owned(), vec![]))
             }
-            VmmSource::QemuPath(_) | VmmSource::FirecrackerPath(_) => None,
+            VmmSource::Firecracker(Firecracker { from: FirecrackerFrom::Release(source), version }) => {
+                let task = Task::FetchFirecracker(source.clone(), *version);
+                Some(self.node(vm, task, source.to_string(), vec![]))
+            }
+            VmmSource::QemuPath(_) | VmmSource::Firecracker(_) => None,
         };
         let subject = image_subject(&vm.image);
         let fetched = self.node(vm, Task::FetchImage(vm.image.clone()), subject.clone(), vec![]);

@@ -65,6 +65,7 @@ pub fn needs(task: &Task) -> Vec<Need<'_>> {
         Task::FetchKernel(KernelSource::Debian(package)) => plain(AssetId::Kernel(package.clone())),
         Task::FetchKernel(KernelSource::Url(source)) => vec![Need::file(FileRole::Kernel, source)],
         Task::FetchQemu => plain(AssetId::Vmm),
+        Task::FetchFirecracker(source, _) => vec![Need::file(FileRole::Vmm, source)],
         Task::FetchImage(ImageSource::Debian(packages)) => plain(AssetId::Image(packages.clone())),
         Task::FetchImage(ImageSource::Url(source)) => vec![Need::file(FileRole::Image, source)],
         Task::FetchImage(ImageSource::Oci(reference)) => plain(AssetId::Oci(reference.clone())),
@@ -143,7 +144,8 @@ pub fn node_inputs(
                 inputs.push(name, value);
             }
         }
-        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchImage(_) => {}
+        Task::FetchFirecracker(_, Some(version)) => inputs.push("declared version", version),
+        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchFirecracker(..) | Task::FetchImage(_) => {}
     }
     let unknown: Vec<usize> = node.parents.iter().copied().filter(|&p| outputs[p].is_none()).collect();
     if !unknown.is_empty() {

@@ -2,11 +2,12 @@
 
 use super::{Outputs, Work, run_config};
 use crate::error::{Error, Result};
-use crate::manifest::model::{Root, Vm, VmmSource};
+use crate::manifest::model::{Firecracker, FirecrackerFrom, KernelSource, Root, Vm, VmmSource};
 use crate::name::{Name, VmId};
 use crate::net::address;
 use crate::plan::{Desired, Host, Scan, ScannedSource, VmNodes};
 use crate::supervise::{SuperviseSpec, VolumeSpec};
+use crate::vmm::firecracker;
 use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
 use std::path::Path;
 
@@ -29,7 +30,7 @@ pub fn supervise_spec(
     options: BootOptions,
     work: &Work<'_>,
 ) -> Result<SuperviseSpec> {
-    if matches!(vm.vmm, VmmSource::FirecrackerPath(_)) && !host.root {
+    if matches!(vm.vmm, VmmSource::Firecracker(_)) && !host.root {
         return Err(Error::host(
             "vmm.firecracker-root",
             format!("VM {}: Firecracker's jail needs root", vm.name),
@@ -108,7 +109,15 @@ fn vmm_binary(vm: &Vm, nodes: &VmNodes, done: &Outputs, work: &Work<'_>) -> Resu
     };
     match (&vm.vmm, nodes.vmm) {
         (VmmSource::QemuPath(path), _) => scanned(path).map(VmmBinary::QemuPath),
-        (VmmSource::FirecrackerPath(dir), _) => {
+        (VmmSource::Firecracker(_), Some(node)) => {
+            let tree = work.store.object_path(&done.outputs[node]);
+            let [firecracker, jailer] = firecracker_programs(&tree);
+            let modular = matches!(vm.kernel, KernelSource::Debian(_));
+            let version = firecracker::usable(&firecracker, &jailer, modular)?;
+            firecracker::version::check(version, &vm.tuning.needs())?;
+            Ok(VmmBinary::Firecracker { firecracker, jailer })
+        }
+        (VmmSource::Firecracker(Firecracker { from: FirecrackerFrom::Dir(dir), .. }), None) => {
             let [firecracker, jailer] = firecracker_programs(dir);
             Ok(VmmBinary::Firecracker { firecracker: scanned(&firecracker)?, jailer: scanned(&jailer)? })
         }

@@ -23,6 +23,7 @@ pub use programs::{inspect, usable};
 pub use trial::{Trial, trial};
 
 use super::jail::cgroup::{self, Limits};
+use super::jail::name_of;
 use super::monitor::{Monitor, ProcessMonitor};
 use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
 use super::tuning::Console;
@@ -72,7 +73,7 @@ impl Vmm for Firecracker {
             // One more for emulated devices and the API.
             cpu_percent: u64::from(spec.cpus + 1) * 100,
         };
-        let mut groups = cgroup::create(spec.id.as_str(), limits, &cgroup::journal(&jail.root))?;
+        let mut groups = cgroup::create(&name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
         let cgroups = groups.hand_to_jailer();
         let mut warnings = std::mem::take(&mut groups.warnings);
         let mut staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;

@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cli;
+mod stopping;
+
 use firegopher::digest::StepKey;
 use firegopher::home::Home;
 use firegopher::manifest::model::Restart;
@@ -41,6 +44,7 @@ fn project() -> Option<Project> {
         ("resetting", Stub::Reset.elf()),
         ("halting", Stub::Halt.elf()),
         ("flooding", Stub::Flood.elf()),
+        ("typed-at", Stub::Keys.elf()),
         ("initramfs", vec![0; 512]),
     ] {
         let path = dir.path().join(name);
@@ -139,8 +143,10 @@ impl Project {
         let (tap, id) = (spec.vm_spec.id.tap_name(), spec.vm_spec.id.as_str());
         assert!(!self.has_tap(&tap), "the tap {tap} is left");
         for controller in ["memory", "pids", "cpu", "."] {
-            let group = Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(id);
-            assert!(!group.exists(), "{} is left", group.display());
+            let parent = Path::new("/sys/fs/cgroup").join(controller).join("firegopher");
+            let groups = std::fs::read_dir(parent).into_iter().flatten().flatten();
+            let left = groups.filter(|g| g.file_name().to_string_lossy().starts_with(id)).count();
+            assert_eq!(left, 0, "a group of {controller} is left");
         }
         let lease = firegopher::vmm::jail::lease::held(&self.home, &self.name, &spec.vm);
         assert_eq!(lease, None, "a uid lease is left");
