@@ -13,6 +13,7 @@ pub mod name;
 pub mod net;
 pub mod plan;
 pub mod project;
+mod replace;
 pub mod step;
 pub mod store;
 pub mod supervise;

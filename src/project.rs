@@ -6,14 +6,16 @@ use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::listing::Listing;
 use crate::lock::{AssetId, Lock, OciPin};
-use crate::manifest::model::{Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, VmmSource, Workload, WorkloadFrom};
+use crate::manifest::model::{
+    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, VmmSource, Workload, WorkloadFrom,
+};
 use crate::manifest::{self};
 use crate::name::Name;
 use crate::plan::{
     Graph, Host, Need, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools,
     fill_defaults, needs,
 };
-use crate::step::{Work, resolve, tools};
+use crate::step::{self, Work, resolve, tools};
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
@@ -76,16 +78,25 @@ impl Project {
             }
             match &vm.vmm {
                 VmmSource::QemuPath(path) => self.scan_plain(&mut scan, path)?,
-                VmmSource::Firecracker(Firecracker { from: FirecrackerFrom::Dir(dir), version: declared }) => {
+                VmmSource::Firecracker(Firecracker {
+                    from: FirecrackerFrom::Dir(dir),
+                    version: declared,
+                }) => {
                     let [firecracker, jailer] = firecracker_programs(dir);
                     for program in [&firecracker, &jailer] {
                         self.scan_plain(&mut scan, program)?;
                     }
-                    let modular = matches!(vm.kernel, KernelSource::Debian(_));
-                    let version =
-                        firecracker::usable(&self.canonical(&firecracker)?, &self.canonical(&jailer)?, modular)?;
-                    firecracker::version::check_declared(version, *declared, &firecracker.display().to_string())?;
-                    firecracker::version::check(version, &vm.tuning.needs())?;
+                    let program = self.canonical(&firecracker)?;
+                    firecracker::inspect(&program, &self.canonical(&jailer)?)?;
+                    let digest = scan.sources.get(&Scan::file_id(&firecracker)).map(ScannedSource::digest);
+                    let digest = digest.ok_or_else(|| Error::bug("a program was not scanned"))?;
+                    let version = step::firecracker_version(&self.store, &program, digest)?;
+                    firecracker::version::check_declared(
+                        version,
+                        *declared,
+                        &firecracker.display().to_string(),
+                    )?;
+                    firecracker::version::check(version, &step::firecracker_needs(vm))?;
                 }
                 VmmSource::Firecracker(_)
                 | VmmSource::Auto
@@ -164,11 +175,7 @@ impl Project {
             lock: &self.lock,
             scan,
             tools: &self.tools,
-            store: &View {
-                store: &self.store,
-                project: &self.name,
-                elsewhere: self.store_is_elsewhere(),
-            },
+            store: &View { store: &self.store, project: &self.name, elsewhere: self.store_is_elsewhere() },
             observed: &observed,
         })
     }
@@ -360,9 +367,11 @@ fn decide_vmms(manifest: &mut Manifest, hardware: impl Fn() -> bool) {
     }
 }
 
-/// What this host allows; asked once.
-pub fn host() -> Host {
-    Host { root: nix::unistd::geteuid().is_root(), kvm: probe::kvm().is_usable() }
+/// What this host allows to VMs of this manifest. Making a VM to ask KVM for its worth takes some milliseconds: spared
+/// where all of them insist on it.
+pub fn host(manifest: &Manifest) -> Host {
+    let insist = manifest.vms.iter().all(|vm| matches!(vm.vmm, VmmSource::Firecracker(_)));
+    Host { root: nix::unistd::geteuid().is_root(), kvm: insist || probe::kvm().is_usable() }
 }
 
 /// Something would have to be fetched, and that was forbidden.

@@ -77,10 +77,8 @@ mod tests {
     /// A release's archive in which shell scripts stand for programs.
     fn archive(dir: &Path, members: &[(&str, &[u8])]) -> PathBuf {
         let path = dir.join("release.tgz");
-        let gzip = flate2::write::GzEncoder::new(
-            std::fs::File::create(&path).unwrap(),
-            flate2::Compression::fast(),
-        );
+        let gzip =
+            flate2::write::GzEncoder::new(std::fs::File::create(&path).unwrap(), flate2::Compression::fast());
         let mut tar = tar::Builder::new(gzip);
         for (name, bytes) in members {
             let mut header = tar::Header::new_gnu();

@@ -24,7 +24,7 @@ mod real_tests;
 
 pub use apt::Apt;
 pub use debian::{fetch_debs, resolve, resolve_all};
+pub use firecracker::firecracker_tree;
 pub use kernel::{kernel_from_path, kernel_tree};
 pub use progress::{Progress, Silent};
-pub use firecracker::firecracker_tree;
 pub use qemu::qemu_tree;

@@ -3,7 +3,10 @@
 use super::{print, print_json};
 use crate::error::Result;
 use crate::home::Home;
-use crate::manifest::{self, model::{FirecrackerFrom, VmmSource}};
+use crate::manifest::{
+    self,
+    model::{FirecrackerFrom, VmmSource},
+};
 use crate::vmm::probe::{self, Check, Status};
 use serde::Serialize;
 use std::path::{Path, PathBuf};

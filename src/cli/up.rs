@@ -58,7 +58,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     // A signal must not end this process between two VMs: what was started is stopped again first.
     let signals = signals.as_ref();
     signals.inspect(|signals| signals.hold());
-    let host = project::host();
+    let host = project::host(&project.manifest);
     let boots = Boots { project: &project, graph: &graph, done: &done, host, work: &work, ui: &ui, signals };
     let followed = match boots.carry_out(&plan) {
         Ok(followed) => followed,

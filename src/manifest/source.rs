@@ -122,7 +122,8 @@ impl Decoder<'_> {
     fn version(&self, setting: Setting<'_>, mut source: VmmSource) -> Option<VmmSource> {
         let Some(entry) = setting.prop("version") else { return Some(source) };
         let text = self.text_prop(setting, "version")?;
-        let (VmmSource::Firecracker(firecracker) | VmmSource::AutoFirecracker(firecracker)) = &mut source else {
+        let (VmmSource::Firecracker(firecracker) | VmmSource::AutoFirecracker(firecracker)) = &mut source
+        else {
             return self.report(
                 Problem::new(
                     "manifest.unused-property",

@@ -302,7 +302,10 @@ fn firecracker_is_named_by_its_directory() {
     assert_eq!(vmm("\"fast\" version=\"newest\""), Err(vec!["manifest.bad-version"]));
     assert_eq!(vmm("\"qemu\" version=\"7.2\""), Err(vec!["manifest.unused-property"]));
     assert_eq!(vmm(&format!("\"qemu\" {{ {url}; }}")), Err(vec!["manifest.other-source"]));
-    assert_eq!(vmm(&format!("\"firecracker\" {{ {url} member=\"x\"; }}")), Err(vec!["manifest.unknown-property"]));
+    assert_eq!(
+        vmm(&format!("\"firecracker\" {{ {url} member=\"x\"; }}")),
+        Err(vec!["manifest.unknown-property"])
+    );
 }
 
 #[test]
@@ -343,11 +346,7 @@ fn what_comes_later_is_not_called_unknown() {
         };
         assert_eq!(codes(&text), ["manifest.not-yet"], "{text}");
     }
-    for text in [
-        "egress \"all\"",
-        "egress { allow \"x\"; }",
-        "egress \"public\" { x; }",
-    ] {
+    for text in ["egress \"all\"", "egress { allow \"x\"; }", "egress \"public\" { x; }"] {
         let codes = codes(&format!("vm \"a\" {{ run \"x\"; {text} }}"));
         assert!(codes.iter().all(|c| *c == "manifest.not-yet"), "{text} {codes:?}");
     }

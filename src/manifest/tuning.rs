@@ -52,7 +52,9 @@ pub(super) fn decode(
     };
     let (receive, send) = (network("receive", "receive-packets"), network("send", "send-packets"));
     let scratch = match one("root") {
-        Some(setting) => d.rate(setting, "bandwidth", "ops").filter(|rate| d.root_has_a_disk(setting, *rate, root)),
+        Some(setting) => {
+            d.rate(setting, "bandwidth", "ops").filter(|rate| d.root_has_a_disk(setting, *rate, root))
+        }
         None => Some(Rate::default()),
     };
     let mut limits = Some(BTreeMap::new());

@@ -151,7 +151,8 @@ mod tests {
         let arp = read("/proc/thread-self/net/arp");
         assert!(arp.contains("172.19.0.2") && arp.contains("02:00:ac:13:00:02"), "{arp}");
         // Absent in a kernel without IPv6.
-        if let Ok(mtu) = ns.run_in(|| fs_err::read_to_string("/proc/sys/net/ipv6/conf/fg-test/mtu")).unwrap() {
+        if let Ok(mtu) = ns.run_in(|| fs_err::read_to_string("/proc/sys/net/ipv6/conf/fg-test/mtu")).unwrap()
+        {
             assert_eq!(mtu.trim(), "1400");
         }
         drop(tap);

@@ -78,10 +78,7 @@ pub fn desired(
             push_source("vmm", &firecracker);
             push_source("jailer", &jailer);
         }
-        VmmSource::Firecracker(_)
-        | VmmSource::Auto
-        | VmmSource::Qemu
-        | VmmSource::AutoFirecracker(_) => {}
+        VmmSource::Firecracker(_) | VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
     }
     jail.push("cpus", vm.cpus);
     jail.push("memory", vm.memory);

@@ -1,9 +1,11 @@
 //! The graph of pure steps that a manifest asks for. Steps with the same task and parents are one node, so
 //! that VMs share kernels, images and workloads.
 
-use crate::manifest::model::{Firecracker, FirecrackerFrom, UrlSource, ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload};
-use crate::vmm::firecracker::version::Version;
+use crate::manifest::model::{
+    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, UrlSource, Vm, VmmSource, Workload,
+};
 use crate::name::Name;
+use crate::vmm::firecracker::version::Version;
 use serde::Serialize;
 use std::fmt;
 

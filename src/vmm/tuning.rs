@@ -131,11 +131,14 @@ impl Tuning {
         if cannot.is_empty() {
             return Ok(());
         }
-        Err(Error::usage("vmm.qemu-cannot", format!("VM {vm}: QEMU knows nothing of {}", cannot.join(" and ")))
-            .help(
-                "Boot it with `vmm \"firecracker\"`, or remove the setting. `vmm \"auto\"` takes QEMU where the \
+        Err(Error::usage(
+            "vmm.qemu-cannot",
+            format!("VM {vm}: QEMU knows nothing of {}", cannot.join(" and ")),
+        )
+        .help(
+            "Boot it with `vmm \"firecracker\"`, or remove the setting. `vmm \"auto\"` takes QEMU where the \
                  host's KVM has no hardware behind it.",
-            ))
+        ))
     }
 
     /// Refuses what this host cannot do now. `memory` in bytes.
@@ -198,7 +201,10 @@ mod tests {
         let all = Tuning { send: limited, cpu_template: Some(CpuTemplate::T2), ..Tuning::default() };
         let error = all.check_qemu("web").unwrap_err();
         assert_eq!(error.code(), "vmm.qemu-cannot");
-        assert!(error.to_string().contains("cpu-template") && error.to_string().contains("network"), "{error}");
+        assert!(
+            error.to_string().contains("cpu-template") && error.to_string().contains("network"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -207,7 +213,9 @@ mod tests {
         let reserved = Tuning { huge_pages: Some(HugePages::Reserved), ..Tuning::default() };
         let dir = sys.path().join("hugepages/hugepages-2048kB");
         fs_err::create_dir_all(&dir).unwrap();
-        for (name, value) in [("nr_hugepages", "100\n"), ("free_hugepages", "70\n"), ("resv_hugepages", "6\n")] {
+        for (name, value) in
+            [("nr_hugepages", "100\n"), ("free_hugepages", "70\n"), ("resv_hugepages", "6\n")]
+        {
             fs_err::write(dir.join(name), value).unwrap();
         }
         reserved.check_pages(128 << 20, sys.path()).unwrap();

@@ -303,7 +303,8 @@ fn a_killed_vmm_and_a_killed_supervisor_leave_nothing_while_a_neighbour_runs() {
     for pid in children_of(before.supervisor.pid) {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
         if name.trim() == "firegopher-wait" {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
         }
     }
     before.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap();

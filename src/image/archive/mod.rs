@@ -106,7 +106,8 @@ pub(crate) fn files(
     for entry in read(path, scratch_dir, (0, 0), Limits::default())? {
         let EntryKind::Leaf(Kind::File { size, content }) = &entry.kind else { continue };
         let Some(to) = choose(&entry.path) else { continue };
-        let mut out = fs::File::create(&to).or_failed("asset.write", || "cannot write a file of an archive")?;
+        let mut out =
+            fs::File::create(&to).or_failed("asset.write", || "cannot write a file of an archive")?;
         let copied = content.open(*size).and_then(|mut from| io::copy(&mut from, &mut out));
         match copied {
             Ok(bytes) if bytes == *size => {}

@@ -1,8 +1,8 @@
 //! Lays out a jail for the jailer: `PROGRAM/ID/root` with every artifact in it, the control socket and the log.
 
 use crate::error::{Context, Error, Result};
-use crate::vmm::jail::name_of;
 use crate::vmm::jail::link::{Place, place};
+use crate::vmm::jail::name_of;
 use crate::vmm::spec::{JailSpec, VmSpec};
 use fs_err as fs;
 use nix::fcntl::{OFlag, open, openat};

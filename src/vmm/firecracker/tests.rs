@@ -136,8 +136,10 @@ impl Vm {
         );
         assert_eq!(processes_of(self.jail().uid), Vec::<i32>::new());
         for controller in ["memory", "pids", "cpu", "."] {
-            let group =
-                Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(jail::name_of(&self.spec.id, self.jail()));
+            let group = Path::new("/sys/fs/cgroup")
+                .join(controller)
+                .join("firegopher")
+                .join(jail::name_of(&self.spec.id, self.jail()));
             assert!(!group.exists(), "{} is left", group.display());
         }
     }

@@ -161,7 +161,11 @@ fn private(dir: &Path) -> Result<()> {
 fn uids_in_use() -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let status = entries.filter_map(|e| std::fs::read_to_string(e.path().join("status")).ok());
-    status.filter_map(|s| s.lines().find_map(|l| l.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok())).collect()
+    status
+        .filter_map(|s| {
+            s.lines().find_map(|l| l.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok())
+        })
+        .collect()
 }
 
 /// Ids that belong to somebody: users, groups and the ranges of user namespaces.

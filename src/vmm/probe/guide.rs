@@ -96,10 +96,12 @@ impl Host {
         let off = matches!(setting.as_str(), "never" | "N" | "0");
         match (off, safe) {
             (true, true) => Check::new(NAME, Status::Ok, "off, and this CPU does not need it"),
-            (true, false) => {
-                Check::new(NAME, Status::Warn, "off although this CPU has the fault: a guest can stop the host")
-                    .help("load the module kvm without nx_huge_pages=never")
-            }
+            (true, false) => Check::new(
+                NAME,
+                Status::Warn,
+                "off although this CPU has the fault: a guest can stop the host",
+            )
+            .help("load the module kvm without nx_huge_pages=never"),
             (false, true) => Check::new(
                 NAME,
                 Status::Ok,

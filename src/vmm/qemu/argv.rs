@@ -93,7 +93,8 @@ pub(super) fn build(
         let rate = spec.tuning.of_drive(&drive.role);
         if rate.is_limit() {
             // 0 stands for no limit.
-            let limits = json!({"bps-total": rate.bandwidth.unwrap_or(0), "iops-total": rate.ops.unwrap_or(0)});
+            let limits =
+                json!({"bps-total": rate.bandwidth.unwrap_or(0), "iops-total": rate.ops.unwrap_or(0)});
             let group = json!({"qom-type": "throttle-group", "id": format!("rate{n}"), "limits": limits});
             arg("-object", &group.to_string());
             top = format!("limited{n}");

@@ -1,7 +1,7 @@
 //! The kernel's command line under QEMU: what boots fast and surely under emulation.
 
-use fs_err as fs;
 use crate::vmm::tuning::Console;
+use fs_err as fs;
 use memmap2::Mmap;
 use serde::Deserialize;
 use std::path::Path;
@@ -103,7 +103,10 @@ mod tests {
     #[test]
     fn a_console_for_all_is_not_quiet() {
         let args = build(None, None, Console::All);
-        assert!(!args.contains("quiet") && !args.contains("loglevel") && args.contains("earlyprintk"), "{args}");
+        assert!(
+            !args.contains("quiet") && !args.contains("loglevel") && args.contains("earlyprintk"),
+            "{args}"
+        );
     }
 
     #[test]

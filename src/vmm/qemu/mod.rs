@@ -51,7 +51,8 @@ impl Vmm for Qemu {
                     // One more for emulated devices and the main loop.
                     cpu_percent: u64::from(spec.cpus + 1) * 100,
                 };
-                let mut groups = cgroup::create(&jail::name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
+                let mut groups =
+                    cgroup::create(&jail::name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
                 warnings.append(&mut groups.warnings);
                 let files = match spec.vmm {
                     VmmBinary::QemuTree(_) => jail::stage(spec, jail)?,
