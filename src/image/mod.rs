@@ -12,6 +12,7 @@ mod debian;
 mod empty;
 mod index;
 mod initramfs;
+mod member;
 mod place;
 mod sink;
 mod tree;
@@ -26,6 +27,7 @@ pub(crate) use archive::files as archive_files;
 pub use base::{BaseSource, build_base};
 pub use empty::create_empty;
 pub use initramfs::write_initramfs;
+pub use member::extract_member;
 pub use workload::{WorkloadItem, WorkloadSource, build_workload};
 
 /// Names everything that decides an image's bytes besides its inputs: belongs in step keys.

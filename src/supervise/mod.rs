@@ -34,6 +34,7 @@ mod tests;
 pub use child::child_main;
 pub use client::{Client, Next};
 pub use clock::{Stamp, rfc3339};
+pub use effects::bind_port;
 pub use outcome::{Event, FAILED_CODE, Outcome, Phase, Reason, Stream};
 pub use process::Process;
 pub use reclaim::{Observed, observe, project_netns, reclaim, stop};

@@ -147,19 +147,48 @@ fn a_disk_that_fills_up_while_building_or_booting_loses_nothing() {
 // --- Ports and taps ---------------------------------------------------------------------------------------------
 
 #[test]
-fn a_taken_port_is_named_and_what_was_started_is_stopped_again() {
+fn a_taken_port_is_named_and_nothing_is_started_or_stopped_for_it() {
     let Some(_guests) = guests(2) else { return };
-    let port = free_port();
+    let (port, other) = (free_port(), free_port());
     let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}\nvm \"b\" {{ {SLEEP}; port {port} to=80 }}"));
+    let vms = |a: u16, b: u16| {
+        format!("vm \"a\" {{ {SLEEP}; port {a} to=80 }}\nvm \"b\" {{ {SLEEP}; port {b} to=80 }}")
+    };
+    let project = Project::new(&vms(other, port));
     let output = project.run(&["up"]).expect(1);
-    output.says(&format!("port 127.0.0.1:{port} of VM b is taken")).says("stopping a again").says("help:");
-    assert_eq!(project.ps("a"), None);
-    assert_eq!(project.ps("b").unwrap()["status"], "failed");
+    output.says(&format!("port 127.0.0.1:{port} of VM b is taken")).says("help:");
+    assert_eq!((project.ps("a"), project.ps("b")), (None, None));
     assert_clean(&project);
+    // A VM that runs is not given up for a replacement that could not start.
+    project.up(&["-d", "a"]);
+    let before = project.state("a")["supervisor"].clone();
+    project.manifest(&vms(port, other));
+    project.run(&["up", "-d"]).expect(1).says(&format!("port 127.0.0.1:{port} of VM a is taken"));
+    assert_eq!(project.ps("a").unwrap()["status"], "running");
+    assert_eq!(project.state("a")["supervisor"], before);
     drop(taken);
+    // Its own port may move to another VM of the project.
+    project.up(&["-d"]);
+    assert_eq!(project.ps("b").unwrap()["status"], "running");
+    project.ok(&["down", "--kill"]);
+    assert_clean(&project);
+}
+
+#[test]
+fn what_was_started_is_stopped_again_when_another_vm_cannot_start() {
+    let Some(_guests) = guests(2) else { return };
+    let vms = |size| {
+        format!(
+            "vm \"a\" {{ {SLEEP} }}\nvm \"b\" {{ {SLEEP}; volume \"data\" at=\"/data\" size=\"{size}\" }}"
+        )
+    };
+    let project = Project::new(&vms("64MiB"));
     project.up(&["-d", "b"]);
     project.ok(&["down", "--kill"]);
+    project.manifest(&vms("65MiB"));
+    project.run(&["up", "-d"]).expect(64).says("volume data").says("stopping a again").says("help:");
+    assert_eq!(project.ps("a"), None);
+    assert_eq!(project.ps("b").unwrap()["status"], "failed");
     assert_clean(&project);
 }
 

@@ -13,6 +13,8 @@ use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
+pub(in crate::image) use path::clean;
+
 /// Bounds on what one archive may unpack to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {

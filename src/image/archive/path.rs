@@ -7,7 +7,7 @@ const NAME_MAX: usize = 255;
 const PATH_MAX: usize = 4096;
 
 /// A relative path without empty, "." or ".." parts; "" for the archive's own root.
-pub(super) fn clean(archive: &str, raw: &[u8]) -> Result<String> {
+pub(in crate::image) fn clean(archive: &str, raw: &[u8]) -> Result<String> {
     let shown = || String::from_utf8_lossy(raw).into_owned();
     let Ok(text) = std::str::from_utf8(raw) else {
         return Err(Error::failed(

@@ -4,6 +4,7 @@ mod archives;
 mod bases;
 mod kernels;
 mod layers;
+mod members;
 mod random;
 
 use super::index::Index;

@@ -93,6 +93,23 @@ impl Store {
         Ok(digest)
     }
 
+    /// Publishes a file of this store's file system whose digest was taken as its bytes were written, by its only
+    /// writer; the file is consumed.
+    pub(super) fn publish_hashed(&self, path: &Path, digest: &ObjectDigest) -> Result<()> {
+        let failed = |e| write_failed(format_args!("publishing {}", path.display()), e);
+        if !self.has(digest) {
+            let file = File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path);
+            let seal = |file: File| {
+                file.set_permissions(Permissions::from_mode(SEALED))?;
+                // Not fdatasync, which may leave out the mode.
+                file.sync_all()
+            };
+            file.and_then(seal).map_err(failed)?;
+        }
+        self.install(path, digest)?;
+        Ok(())
+    }
+
     /// Publishes a directory that lies in a temporary directory of this store as one object; it is consumed.
     /// Its files become 0444 or, with the owner's executable bit, 0555, and its directories 0755. Hard links
     /// to files outside it must not exist: they would be sealed too.
