@@ -235,6 +235,7 @@ fn a_taken_tap_name_is_told_and_left_alone() {
         mac: [2, 0, 0, 0, 0, 1],
         owner: None,
         persist: false,
+        mtu: None,
     };
     let foreign = tap::create(&namespace, &config).unwrap();
     for _ in 0..2 {
