@@ -10,6 +10,7 @@ mod examples;
 mod faults;
 mod harness;
 mod isolation;
+mod oci;
 mod ordinary_user;
 mod refusals;
 mod run;
@@ -19,3 +20,7 @@ mod settings;
 mod signals;
 mod snapshots;
 mod traces;
+
+#[path = "../support/web.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod web;
