@@ -1,6 +1,7 @@
 //! What tests that boot real guests share: artifacts out of one store, and turns, so that two cores are not
 //! asked for ten emulated CPUs.
 
+#[expect(dead_code, reason = "the benchmarks use the rest")]
 #[path = "../tests/support/web.rs"]
 pub mod web;
 

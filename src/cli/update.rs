@@ -62,6 +62,10 @@ fn changes(before: &Lock, after: &Lock) -> String {
     assets.dedup();
     let mut out = String::new();
     for asset in assets {
+        if after.pinned(asset).is_none() {
+            out.push_str(&format!("{asset} (no longer needed)\n"));
+            continue;
+        }
         let (old, new) = (versions(before.pinned(asset)), versions(after.pinned(asset)));
         let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
         names.sort();

@@ -197,8 +197,8 @@ fn kernel_subject(kernel: &KernelSource) -> String {
     }
 }
 
-/// The packages the user chose; the base packages go without saying.
-fn image_subject(image: &ImageSource) -> String {
+/// What an image is called: the packages the user chose (the base packages go without saying), or its source.
+pub fn image_subject(image: &ImageSource) -> String {
     match image {
         ImageSource::Path(path) | ImageSource::OciPath { path, .. } => path.display().to_string(),
         ImageSource::Url(source) => source.to_string(),

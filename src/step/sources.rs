@@ -127,7 +127,11 @@ pub(super) fn downloaded(task: &Task, source: &UrlSource, work: &Work<'_>) -> Re
     let path = work.store.object_path(&pin.blake3);
     match &source.member {
         None => Ok(path),
-        Some(member) => Ok(work.store.object_path(&http::member(work.store, &path, member)?)),
+        Some(member) => {
+            let member =
+                http::member(work.store, &path, member).map_err(|e| e.calling(&path, source.url()))?;
+            Ok(work.store.object_path(&member))
+        }
     }
 }
 

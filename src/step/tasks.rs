@@ -7,7 +7,7 @@ use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, BaseSource, WorkloadItem, WorkloadSource};
 use crate::manifest::model::{ImageSource, KernelSource, Workload, WorkloadFrom};
-use crate::plan::{Node, Scan, ScannedSource, Task};
+use crate::plan::{Node, Scan, ScannedSource, Task, image_subject};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Seek, SeekFrom};
@@ -41,7 +41,8 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
                     unchanged(&file, scanned(path, work)?.digest(), work)?;
                 }
                 KernelSource::Url(source) => {
-                    asset::kernel_from_path(&downloaded(&node.task, source, work)?, &out)?;
+                    let file = downloaded(&node.task, source, work)?;
+                    asset::kernel_from_path(&file, &out).map_err(|e| e.calling(&file, source))?;
                 }
             }
             store.publish_tree(&out)
@@ -133,8 +134,10 @@ fn build_image(source: &ImageSource, fetched: ObjectDigest, work: &Work<'_>) -> 
             unchanged(&file, digest, work)?;
             warnings
         }
-        (ImageParts::File(digest), _) => {
-            image::build_base(base_file(&work.store.object_path(&digest))?, &out, temp.path())?
+        (ImageParts::File(digest), source) => {
+            let file = work.store.object_path(&digest);
+            let built = image::build_base(base_file(&file)?, &out, temp.path());
+            built.map_err(|e| e.calling(&file, image_subject(source)))?
         }
     };
     warnings.iter().for_each(|w| work.ui.warning(w));
@@ -194,7 +197,11 @@ fn unpack(task: &Task, workloads: &[Workload], base: ObjectDigest, work: &Work<'
     let temp = work.store.temp_dir()?;
     let out = new_dir(temp.path())?;
     let index = work.store.object_path(&base).join("index.json");
-    let warnings = image::build_workload(&items, &index, &out, temp.path())?;
+    let warnings = image::build_workload(&items, &index, &out, temp.path()).map_err(|error| {
+        let downloads =
+            workloads.iter().zip(&files).filter_map(|(w, file)| Some((file.as_ref()?, &w.source)));
+        downloads.fold(error, |error, (file, source)| error.calling(file, source))
+    })?;
     for (path, digest) in archives {
         unchanged(path, digest, work)?;
     }

@@ -6,6 +6,7 @@
 mod building;
 mod changes;
 mod commands;
+mod downloads;
 mod examples;
 mod faults;
 mod harness;
@@ -22,5 +23,5 @@ mod snapshots;
 mod traces;
 
 #[path = "../support/web.rs"]
-#[expect(dead_code, reason = "other tests use the rest")]
+#[expect(dead_code, reason = "the library's own tests use the rest of it")]
 mod web;

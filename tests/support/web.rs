@@ -89,6 +89,11 @@ impl Reply {
         self
     }
 
+    /// 206, whatever was asked for.
+    pub fn partial(self) -> Reply {
+        Reply { status: 206, ..self }
+    }
+
     /// Honours Range, and If-Range against the ETag that was given before.
     pub fn ranged(mut self, request: &Request) -> Reply {
         let Some(start) = request.from_byte() else { return self };
@@ -197,8 +202,16 @@ impl Reply {
 }
 
 /// A connection, plain or not.
-pub trait Stream: Read + Write + Send {}
-impl<T: Read + Write + Send> Stream for T {}
+pub trait Stream: Read + Write + Send {
+    /// How long a read may wait.
+    fn set_patience(&self, time: Duration) -> io::Result<()>;
+}
+
+impl Stream for TcpStream {
+    fn set_patience(&self, time: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(time))
+    }
+}
 
 type Wrap = dyn Fn(TcpStream) -> Box<dyn Stream> + Send + Sync;
 
@@ -301,7 +314,31 @@ fn serve(
         seen.push(request.clone());
         request
     };
+    if request.method == "CONNECT" {
+        return tunnel(&mut *stream, &request.target);
+    }
     answer(&request).send(&mut stream, gone)
+}
+
+/// What a proxy does for https: one exchange, which the far side ends.
+fn tunnel(near: &mut dyn Stream, target: &str) -> io::Result<()> {
+    let mut far = TcpStream::connect(target)?;
+    near.write_all(b"HTTP/1.1 200 Connected\r\n\r\n")?;
+    far.set_read_timeout(Some(Duration::from_millis(20)))?;
+    near.set_patience(Duration::from_millis(20))?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        for towards_far in [true, false] {
+            let got = if towards_far { near.read(&mut buffer) } else { far.read(&mut buffer) };
+            let got = match got {
+                Ok(0) => return Ok(()),
+                Ok(got) => got,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => continue,
+                Err(e) => return Err(e),
+            };
+            if towards_far { far.write_all(&buffer[..got])? } else { near.write_all(&buffer[..got])? }
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -125,24 +125,24 @@ impl Failure {
 }
 
 /// The innermost message.
-fn root_cause(error: &dyn StdError) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
+fn root_cause(error: &(dyn StdError + 'static)) -> String {
+    causes(error).last().map_or_else(String::new, ToString::to_string)
 }
 
 /// A certificate or protocol that TLS does not accept; asking again changes nothing.
-fn tls_error(error: &reqwest::Error) -> Option<String> {
-    let mut inner: Option<&(dyn StdError + 'static)> = error.source();
-    while let Some(e) = inner {
-        let held = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = e.downcast_ref::<rustls::Error>();
-        if let Some(tls) = tls.or_else(|| held.and_then(|h| h.downcast_ref::<rustls::Error>())) {
-            return Some(tls.to_string());
+fn tls_error(error: &(dyn StdError + 'static)) -> Option<String> {
+    causes(error).find_map(|e| e.downcast_ref::<rustls::Error>()).map(ToString::to_string)
+}
+
+/// An error and all that is behind it, outermost first.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    let next = |e: &&'a (dyn StdError + 'static)| -> Option<&'a (dyn StdError + 'static)> {
+        let e = *e;
+        match e.downcast_ref::<std::io::Error>() {
+            // Its `source` passes over what it wraps.
+            Some(io) => io.get_ref().map(|inner| inner as _),
+            None => e.source(),
         }
-        inner = e.source();
-    }
-    None
+    };
+    std::iter::successors(Some(error), next)
 }

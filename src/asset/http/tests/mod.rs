@@ -1,6 +1,7 @@
 //! Downloads from real servers on loopback, good and bad.
 
 mod faults;
+mod hosts;
 
 use super::settings::Settings;
 use super::{Fetched, Wanted, fetch_with};
