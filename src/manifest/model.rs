@@ -226,6 +226,13 @@ pub enum User {
         /// Numeric group id.
         gid: u32,
     },
+    /// As a container image says it: no manifest can.
+    Image {
+        /// A name or a number of the image's own passwd.
+        user: String,
+        /// A name or a number of its group file.
+        group: Option<String>,
+    },
 }
 
 /// An environment variable whose value comes from the host at boot.

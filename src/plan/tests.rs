@@ -473,7 +473,7 @@ fn a_container_image_gives_the_defaults_and_the_manifest_wins() {
     let vm = &downloads(URLS).manifest.vms[0];
     assert_eq!(vm.run, ["python3"]);
     assert_eq!(vm.env.len(), 2);
-    assert_eq!(vm.user, Some(User::Id { uid: 1000, gid: 1000 }));
+    assert_eq!(vm.user, Some(User::Image { user: "1000".to_owned(), group: None }));
     assert_eq!((vm.ports[0].host, vm.ports[0].guest), (8000, 8000));
     let own = URLS.replace("workload", "run \"sh\"; user \"app\"; port 1; env { A \"own\"; }; workload");
     let vm = &downloads(&own).manifest.vms[0];

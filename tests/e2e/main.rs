@@ -12,6 +12,7 @@ mod faults;
 mod harness;
 mod isolation;
 mod kernels;
+mod oci;
 mod ordinary_user;
 mod refusals;
 mod run;

@@ -115,7 +115,7 @@ pub(super) fn tool(name: &str) -> Option<PathBuf> {
 
 /// Makes tars byte by byte: what the `tar` crate would refuse to write is the point.
 #[derive(Default)]
-pub(super) struct Tar(pub Vec<u8>);
+pub(crate) struct Tar(pub Vec<u8>);
 
 impl Tar {
     /// A member with every field given; `size` is what the header declares.
