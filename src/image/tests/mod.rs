@@ -2,9 +2,12 @@
 
 mod archives;
 mod bases;
+mod corpus;
 mod foreign;
 mod kernels;
 mod layers;
+mod oracle;
+mod ownership;
 mod random;
 
 use super::index::Index;
