@@ -50,7 +50,7 @@ impl Project {
         let name = manifest::project_name(&manifest);
         let (manifest, lock) = complete(manifest)?;
         let home = Home::from_env()?;
-        let store = Store::open(home.clone())?;
+        let store = open_store(&home)?;
         Ok(Project { manifest, name, home, store, lock, tools: tools() })
     }
 
@@ -221,7 +221,8 @@ impl Project {
         let mut lock = self.lock.clone();
         if !debian.is_empty() {
             let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
-            let pins = asset::resolve_all(&self.store, &Apt::new(&self.home), &assets, ui)?;
+            let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
+            let pins = asset::resolve_all(&self.store, &apt, &assets, ui)?;
             for (asset, pins) in assets.into_iter().zip(pins) {
                 lock.set(asset, pins)?;
             }
@@ -298,6 +299,13 @@ fn local_image(dir: &Path, image: &ImageSource) -> Result<Option<OciPin>> {
         ImageSource::OciPath { path, tag } => oci::inspect(&dir.join(path), tag.as_deref()).map(Some),
         _ => Ok(None),
     }
+}
+
+/// Opens the store; says after a second who keeps it to themselves.
+pub fn open_store(home: &Home) -> Result<Store> {
+    Store::open_with(home.clone(), &|who| {
+        Ui::stderr().note(&format!("waiting for {who}, which has the store"))
+    })
 }
 
 /// Takes a project's lock, whether its manifest can be read or not; says after a second who is waited for.

@@ -5,8 +5,8 @@ use super::index::Index;
 use super::place::Placer;
 use super::tree::Meta;
 use super::writer::{Ext4, ImageWriter as _, create_file, write_error};
-use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian, room, workload};
-use crate::error::{Context, Error, Result};
+use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian, oci, room, workload};
+use crate::error::{Context, Result};
 use crate::listing::Listing;
 use fs_err as fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -19,6 +19,8 @@ pub enum BaseSource<'a> {
     Debs(&'a [PathBuf]),
     /// A root file system as a tar (plain or compressed) or zip.
     Tar(&'a Path),
+    /// The layers of a container image, lowest first: tars, plain or compressed with gzip or zstd.
+    Layers(&'a [PathBuf]),
     /// A root file system as a scanned directory; root owns everything in it.
     Dir {
         /// The directory.
@@ -28,8 +30,6 @@ pub enum BaseSource<'a> {
     },
     /// A finished ext4 image, which is copied.
     Ext4(&'a Path),
-    /// The layers of a container image, lowest first: tars, plain or compressed.
-    Layers(&'a [PathBuf]),
 }
 
 /// Writes `out_dir/base.ext4` and `out_dir/index.json`; gives warnings back. Large temporary files, nameless, go to
@@ -56,14 +56,16 @@ pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) ->
             Ext4.write(&placer.tree, Role::Base, &image)?;
             Index::of_tree(&placer.tree)
         }
+        BaseSource::Layers(layers) => {
+            let tree = oci::assemble(layers, scratch_dir, Limits::default())?;
+            Ext4.write(&tree, Role::Base, &image)?;
+            Index::of_tree(&tree)
+        }
         BaseSource::Dir { root, listing } => {
             let mut placer = Placer::new(&nothing);
             workload::place_dir(&mut placer, "/", (0, 0), root, listing)?;
             Ext4.write(&placer.tree, Role::Base, &image)?;
             Index::of_tree(&placer.tree)
-        }
-        BaseSource::Layers(_) => {
-            return Err(Error::failed("image.layers", "this version cannot apply layers yet"));
         }
         BaseSource::Ext4(path) => {
             let index = Index::of_ext4(path)?;

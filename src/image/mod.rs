@@ -3,7 +3,7 @@
 //! Everything that becomes an image passes through one in-memory `tree`, filled by `place` (which knows the
 //! base's directories and links) from archives, packages or listings, and written by `writer`.
 
-mod archive;
+pub(crate) mod archive;
 mod base;
 mod content;
 mod copy;
@@ -12,6 +12,8 @@ mod debian;
 mod empty;
 mod index;
 mod initramfs;
+mod member;
+mod oci;
 mod place;
 mod room;
 mod sink;
@@ -22,11 +24,12 @@ mod workload;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use base::{BaseSource, build_base};
 pub use empty::create_empty;
 pub use initramfs::write_initramfs;
+pub use member::extract_member;
 pub use workload::{WorkloadItem, WorkloadSource, build_workload};
 
 /// Names everything that decides an image's bytes besides its inputs: belongs in step keys.

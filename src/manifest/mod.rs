@@ -3,6 +3,7 @@
 pub mod diagnostic;
 pub mod model;
 
+mod debian;
 mod decode;
 mod download;
 mod excerpt;

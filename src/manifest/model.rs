@@ -2,6 +2,7 @@
 //! Defaults are filled in; spans stay in the decoder.
 
 use crate::name::Name;
+use crate::packages::PackageSet;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,7 +70,7 @@ pub struct Vm {
 #[serde(rename_all = "kebab-case")]
 pub enum KernelSource {
     /// A Debian image package or a metapackage that depends on one; `linux-image-cloud-amd64` unless set.
-    Debian(String),
+    Debian(PackageSet),
     /// A vmlinux or bzImage on this host, without modules.
     Path(PathBuf),
     /// The same, to be downloaded.
@@ -117,8 +118,8 @@ impl std::fmt::Display for UrlSource {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageSource {
-    /// The closure of these packages and of `manifest::BASE_PACKAGES`; sorted, without duplicates.
-    Debian(Vec<String>),
+    /// The closure of these packages and of `manifest::BASE_PACKAGES`.
+    Debian(PackageSet),
     /// On this host a tar (any compression), zip or ext4 file, or a directory.
     Path {
         /// The file or directory.

@@ -65,6 +65,7 @@ pub fn needs(task: &Task) -> Vec<Need<'_>> {
         Task::FetchKernel(KernelSource::Debian(package)) => plain(AssetId::Kernel(package.clone())),
         Task::FetchKernel(KernelSource::Url(source)) => vec![Need::file(FileRole::Kernel, source)],
         Task::FetchQemu => plain(AssetId::Vmm),
+        Task::FetchMmdebstrap => plain(AssetId::Mmdebstrap),
         Task::FetchImage(ImageSource::Debian(packages)) => plain(AssetId::Image(packages.clone())),
         Task::FetchImage(ImageSource::Url(source)) => vec![Need::file(FileRole::Image, source)],
         Task::FetchImage(ImageSource::Oci(reference)) => plain(AssetId::Oci(reference.clone())),
@@ -148,7 +149,7 @@ pub fn node_inputs(
                 inputs.push(name, value);
             }
         }
-        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchImage(_) => {}
+        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchMmdebstrap | Task::FetchImage(_) => {}
     }
     let unknown: Vec<usize> = node.parents.iter().copied().filter(|&p| outputs[p].is_none()).collect();
     if !unknown.is_empty() {

@@ -117,7 +117,7 @@ fn run_node(graph: &Graph, index: usize, outputs: &[Option<ObjectDigest>], work:
             },
         )?;
     let key = inputs.key(kind);
-    let cached = || work.store.action(&key).map(|a| a.output).filter(|output| work.store.has(output));
+    let cached = || work.store.reuse(&key);
     if let Some(output) = cached() {
         return Ok(Done { output, inputs, ran: false });
     }

@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::image::{self, BaseSource, WorkloadItem, WorkloadSource};
 use crate::manifest::is_archive;
 use crate::manifest::model::{ImageSource, KernelSource, Workload, WorkloadFrom};
-use crate::plan::{Node, Scan, ScannedSource, Task};
+use crate::plan::{Node, Scan, ScannedSource, Task, image_subject};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Seek, SeekFrom};
@@ -44,7 +44,8 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
                     unchanged(&file, scanned(path, work)?.digest(), work)?;
                 }
                 KernelSource::Url(source) => {
-                    asset::kernel_from_path(&downloaded(&node.task, source, work)?, &out)?;
+                    let file = downloaded(&node.task, source, work)?;
+                    asset::kernel_from_path(&file, &out).map_err(|e| e.calling(&file, source))?;
                 }
             }
             store.publish_tree(&out)
@@ -53,6 +54,12 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             let temp = store.temp_dir()?;
             let out = new_dir(temp.path())?;
             asset::qemu_tree(&pinned_debs(&node.task, work)?, &out)?;
+            store.publish_tree(&out)
+        }
+        Task::FetchMmdebstrap => {
+            let temp = store.temp_dir()?;
+            let out = new_dir(temp.path())?;
+            asset::mmdebstrap_tree(&pinned_debs(&node.task, work)?, &out)?;
             store.publish_tree(&out)
         }
         Task::FetchImage(source) => {
@@ -78,7 +85,7 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             };
             store.publish_bytes(&serde_json::to_vec(&parts).map_err(|e| Error::bug(e.to_string()))?)
         }
-        Task::Image(source) => build_image(source, parent(parents)?, work),
+        Task::Image(source) => build_image(source, parents, work),
         Task::Unpack(workloads) => unpack(&node.task, workloads, parent(parents)?, work),
         Task::Initramfs => {
             let temp = store.temp_dir()?;
@@ -119,12 +126,19 @@ fn modules(kernel: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn build_image(source: &ImageSource, fetched: ObjectDigest, work: &Work<'_>) -> Result<ObjectDigest> {
+fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) -> Result<ObjectDigest> {
+    let fetched = parent(parents)?;
     let parts: ImageParts = serde_json::from_slice(&work.store.read(&fetched)?)
         .map_err(|e| Error::bug(format!("the fetched image's description is unreadable: {e}")))?;
     let temp = work.store.temp_dir()?;
     let out = new_dir(temp.path())?;
     let warnings = match (parts, source) {
+        (ImageParts::Debs(digests), ImageSource::Debian(set)) if set.scripts => {
+            let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
+            let tool = parents.get(1).ok_or_else(|| Error::bug("scripts shall run without their tool"))?;
+            let tar = asset::run_scripts(&work.store.object_path(tool), &paths, temp.path(), work.ui)?;
+            image::build_base(BaseSource::Tar(&tar), &out, temp.path())?
+        }
         (ImageParts::Debs(digests), _) => {
             let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
             image::build_base(BaseSource::Debs(&paths), &out, temp.path())?
@@ -146,8 +160,10 @@ fn build_image(source: &ImageSource, fetched: ObjectDigest, work: &Work<'_>) -> 
             }
         }
         (ImageParts::Dir(_), _) => return Err(Error::bug("a directory came from elsewhere than this host")),
-        (ImageParts::File(digest), _) => {
-            image::build_base(base_file(&work.store.object_path(&digest))?, &out, temp.path())?
+        (ImageParts::File(digest), source) => {
+            let file = work.store.object_path(&digest);
+            let built = image::build_base(base_file(&file)?, &out, temp.path());
+            built.map_err(|e| e.calling(&file, image_subject(source)))?
         }
     };
     warnings.iter().for_each(|w| work.ui.warning(w));
@@ -213,7 +229,11 @@ fn unpack(task: &Task, workloads: &[Workload], base: ObjectDigest, work: &Work<'
     let temp = work.store.temp_dir()?;
     let out = new_dir(temp.path())?;
     let index = work.store.object_path(&base).join("index.json");
-    let warnings = image::build_workload(&items, &index, &out, temp.path())?;
+    let warnings = image::build_workload(&items, &index, &out, temp.path()).map_err(|error| {
+        let downloads =
+            workloads.iter().zip(&files).filter_map(|(w, file)| Some((file.as_ref()?, &w.source)));
+        downloads.fold(error, |error, (file, source)| error.calling(file, source))
+    })?;
     for (path, digest) in archives {
         unchanged(path, digest, work)?;
     }

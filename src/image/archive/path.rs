@@ -7,7 +7,7 @@ const NAME_MAX: usize = 255;
 const PATH_MAX: usize = 4096;
 
 /// A relative path without empty, "." or ".." parts; "" for the archive's own root.
-pub(super) fn clean(archive: &str, raw: &[u8]) -> Result<String> {
+pub(in crate::image) fn clean(archive: &str, raw: &[u8]) -> Result<String> {
     let shown = || String::from_utf8_lossy(raw).into_owned();
     let Ok(text) = std::str::from_utf8(raw) else {
         return Err(Error::failed(
@@ -69,6 +69,24 @@ pub(super) fn clean_hard_link(archive: &str, path: &str, raw: &[u8]) -> Result<S
         Error::failed("archive.link-escape", format!("{archive}: {path} is a hard link out of the archive"))
             .because(cause)
     })
+}
+
+/// The path that a link's target means, seen from its directory; none if it leads out.
+pub(super) fn join(dir: &str, target: &str) -> Option<String> {
+    if target.starts_with('/') {
+        return None;
+    }
+    let mut parts: Vec<&str> = dir.split('/').filter(|part| !part.is_empty()).collect();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join("/"))
 }
 
 /// The target of a symlink, as text.

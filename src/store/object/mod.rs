@@ -7,6 +7,7 @@ use super::dirs::sync_dir;
 use super::hash::{hash_file, hash_sealed};
 use super::temp::remove_tree;
 use super::tree::{Visit, digest_with, tree_digest};
+use super::uses::touch;
 use super::{Store, create_private_dir, write_failed};
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
@@ -44,6 +45,7 @@ impl Store {
     pub fn publish_bytes(&self, bytes: &[u8]) -> Result<ObjectDigest> {
         let digest = ObjectDigest::from(blake3::hash(bytes));
         if self.has(&digest) {
+            touch(&self.object_path(&digest));
             return Ok(digest);
         }
         let temp = self.temp_dir()?;
@@ -93,6 +95,23 @@ impl Store {
         Ok(digest)
     }
 
+    /// Publishes a file of this store's file system whose digest was taken as its bytes were written, by its only
+    /// writer; the file is consumed.
+    pub(super) fn publish_hashed(&self, path: &Path, digest: &ObjectDigest) -> Result<()> {
+        let failed = |e| write_failed(format_args!("publishing {}", path.display()), e);
+        if !self.has(digest) {
+            let file = File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path);
+            let seal = |file: File| {
+                file.set_permissions(Permissions::from_mode(SEALED))?;
+                // Not fdatasync, which may leave out the mode.
+                file.sync_all()
+            };
+            file.and_then(seal).map_err(failed)?;
+        }
+        self.install(path, digest)?;
+        Ok(())
+    }
+
     /// Publishes a directory that lies in a temporary directory of this store as one object; it is consumed.
     /// Its files become 0444 or, with the owner's executable bit, 0555, and its directories 0755. Hard links
     /// to files outside it must not exist: they would be sealed too.
@@ -130,10 +149,13 @@ impl Store {
             create_private_dir(shard)?;
             sync_dir(&self.dir("objects"))?;
         }
+        // A download may have its server's time.
+        touch(from);
         let new = rename_new(from, &to).map_err(failed)?;
         if new {
             sync_dir(shard)?;
         } else {
+            touch(&to);
             remove_tree(from).map_err(failed)?;
         }
         Ok(new)
@@ -163,6 +185,8 @@ impl Store {
                 n => dir.join(format!("{digest}.{n}")),
             };
             if rename_new(&self.object_path(digest), &to).map_err(failed)? {
+                // It stays there for a while from now on.
+                touch(&to);
                 return Ok(to);
             }
         }

@@ -1,0 +1,123 @@
+//! Downloads files over http and https and copies `file:` ones, verified as they stream in and published to the
+//! store. [`download`] decides (mirrors, retries, what to go on with), [`transfer`] moves bytes from one URL into a
+//! [`sink`], [`client`] asks and follows redirects. [`member`] takes one file out of what was downloaded.
+
+mod client;
+mod download;
+mod failure;
+mod member;
+mod resume;
+mod settings;
+mod sink;
+mod transfer;
+mod url;
+
+#[cfg(test)]
+mod tests;
+
+pub use member::member;
+pub use url::shown;
+
+use super::progress::Progress;
+use crate::digest::ObjectDigest;
+use crate::error::{Error, Result};
+use crate::store::{STALE, Store};
+use settings::Settings;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Downloads at a time. They wait for the network, not for a core.
+const AT_ONCE: usize = 4;
+
+/// One file to download.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Mirrors in order of preference: `http`, `https` or `file`.
+    pub urls: Vec<String>,
+    /// 64 hexadecimal digits. Without it whatever comes is taken: the caller announces that.
+    pub sha256: Option<String>,
+    /// In bytes, if known.
+    pub size: Option<u64>,
+    /// Nothing longer than this many bytes is taken.
+    pub max: u64,
+}
+
+/// A file that was downloaded, or was in the store already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The published file.
+    pub object: ObjectDigest,
+    /// 64 lower-case hexadecimal digits.
+    pub sha256: String,
+    /// In bytes.
+    pub size: u64,
+    /// The one of [`Wanted::urls`] that served it, as it was given there (for people: [`shown`]); the first one if
+    /// the store had the file already.
+    pub url: String,
+}
+
+/// The files in their order, several at a time. What the store has by its SHA-256 is not asked for again. What
+/// fails for reasons that pass is tried again; what stopped half-way, even in another process, is gone on with.
+///
+/// # Errors
+/// `http.*`, naming the URL, for what cannot be had or is not what was wanted; usage for URLs that make no sense or
+/// are unsafe; `store.disk-full`. Nothing of a file that failed is published; what arrived whole stays.
+pub fn fetch(store: &Store, wanted: &[Wanted], progress: &dyn Progress) -> Result<Vec<Fetched>> {
+    fetch_with(store, wanted, progress, &Settings::default())
+}
+
+/// Whether the store has this file, so that [`fetch`] needs no network for it. Never so without a SHA-256.
+pub fn have(store: &Store, wanted: &Wanted) -> bool {
+    matches!(download::known(store, wanted), Ok(Some(_)))
+}
+
+fn fetch_with(
+    store: &Store,
+    wanted: &[Wanted],
+    progress: &dyn Progress,
+    settings: &Settings,
+) -> Result<Vec<Fetched>> {
+    // All of them, before the first byte moves.
+    let checked = wanted.iter().map(|w| url::check(w).map(|urls| (w, urls))).collect::<Result<Vec<_>>>()?;
+    let shared = client::Shared::new(settings);
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<Option<Fetched>>> = Mutex::new(vec![None; wanted.len()]);
+    let error: Mutex<Option<Error>> = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(wanted.len()) {
+            scope.spawn(|| {
+                while let Some((index, (wanted, urls))) = {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    checked.get(index).map(|item| (index, item))
+                } {
+                    let job = download::Job { store, wanted, urls, progress, shared: &shared };
+                    match job.run(stopped.clone()) {
+                        Ok(Some(fetched)) => lock(&done)[index] = Some(fetched),
+                        // Another one failed.
+                        Ok(None) => return,
+                        Err(e) => {
+                            lock(&error).get_or_insert(e);
+                            // The others would only delay the message; what they have is kept.
+                            stop.send_replace(true);
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    // Housekeeping: failing at it would fail a download that went well.
+    let _ = store.sweep_partials(STALE);
+    match error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => std::mem::take(&mut *lock(&done))
+            .into_iter()
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| Error::bug("a download neither ended nor failed")),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
