@@ -4,7 +4,7 @@
 //! killed at, objects/ holds whole objects only. Since the name is the digest, publishing twice is no conflict.
 
 use super::dirs::sync_dir;
-use super::hash::{hash_file, hash_open};
+use super::hash::{hash_file, hash_sealed};
 use super::temp::remove_tree;
 use super::tree::{Visit, digest_with, tree_digest};
 use super::uses::touch;
@@ -77,7 +77,7 @@ impl Store {
             // Sealed before it is hashed: what is hashed is what stays.
             let mode = if executable { SEALED_EXECUTABLE } else { SEALED };
             file.set_permissions(Permissions::from_mode(mode))?;
-            let (_, digest) = hash_open(&mut file, meta.len(), meta.blocks(), &mut Vec::new())?;
+            let (_, digest) = hash_sealed(&mut file, meta.len(), meta.blocks(), &mut Vec::new())?;
             if !self.has(&digest) {
                 // Not fdatasync, which may leave out the mode.
                 file.sync_all()?;

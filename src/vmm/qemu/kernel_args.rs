@@ -110,6 +110,16 @@ mod tests {
     }
 
     #[test]
+    fn our_own_arguments_pass_the_linter() {
+        use crate::vmm::boot_args::{Machine, lint};
+        for release in [None, Some((6, 1)), Some((6, 12))] {
+            for tsc_khz in [None, Some(2_500_000)] {
+                assert_eq!(lint(&build(release, tsc_khz, Console::Quiet), Machine::Qemu, true), []);
+            }
+        }
+    }
+
+    #[test]
     fn the_banner_is_found() {
         assert_eq!(banner(b"\x7fELF LinLinux version %s\0Linux version 6.12.4 (x)"), Some((6, 12)));
         assert_eq!(banner(b"nothing"), None);
