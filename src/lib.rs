@@ -11,6 +11,7 @@ pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod net;
+pub mod packages;
 pub mod plan;
 pub mod project;
 pub mod step;

@@ -11,6 +11,7 @@ mod examples;
 mod faults;
 mod harness;
 mod isolation;
+mod kernels;
 mod ordinary_user;
 mod refusals;
 mod run;
