@@ -20,6 +20,7 @@ mod settings;
 mod signals;
 mod snapshots;
 mod traces;
+mod ubuntu;
 
 #[path = "../support/web.rs"]
 #[expect(dead_code, reason = "the library's own tests use the rest of it")]
