@@ -22,6 +22,7 @@ mod settings;
 mod signals;
 mod snapshots;
 mod traces;
+mod ubuntu;
 mod upkeep;
 
 #[path = "../support/web.rs"]
