@@ -82,6 +82,13 @@ impl Error {
         self
     }
 
+    /// Says `name` where the message says `path`, which means nothing to the user: an object of the store.
+    #[must_use]
+    pub fn calling(mut self, path: &std::path::Path, name: impl fmt::Display) -> Self {
+        self.message = self.message.replace(&path.display().to_string(), &name.to_string());
+        self
+    }
+
     /// Replaces the plain message on the terminal by a rendered report.
     #[must_use]
     pub fn with_report(mut self, report: String) -> Self {

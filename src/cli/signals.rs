@@ -19,7 +19,7 @@ enum Mode {
     /// Ends the process.
     #[default]
     End,
-    /// Is kept for whoever asks; a second one ends the process.
+    /// Is kept for whoever asks; the third one ends the process.
     Hold(Vec<Signal>),
     /// Goes to a listener.
     Deliver(Box<dyn Fn(Signal) + Send>),
@@ -66,7 +66,7 @@ impl Signals {
                 while let Some(signal) = next(&fd, &stop) {
                     match &mut *mode.lock().unwrap_or_else(PoisonError::into_inner) {
                         Mode::Deliver(listener) => listener(signal),
-                        Mode::Hold(held) if held.is_empty() || signal == Signal::SIGHUP => held.push(signal),
+                        Mode::Hold(held) if asked(held) < 2 || signal == Signal::SIGHUP => held.push(signal),
                         Mode::Hold(_) | Mode::End => {
                             ENDING.store(true, Ordering::SeqCst);
                             temps.remove_all();
@@ -84,7 +84,7 @@ impl Signals {
         self.mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on the first signal is kept, until `interrupted` or `deliver` asks for it.
+    /// From now on the first two signals are kept, until `interrupted` or `deliver` asks for it.
     pub(super) fn hold(&self) {
         *self.mode() = Mode::Hold(Vec::new());
     }
@@ -97,6 +97,11 @@ impl Signals {
         }
     }
 
+    /// Whether SIGINT or SIGTERM came twice since `hold`: stop, and be quick.
+    pub(super) fn pressed_twice(&self) -> bool {
+        matches!(&*self.mode(), Mode::Hold(held) if asked(held) > 1)
+    }
+
     /// From now on signals become messages; first come those that were held.
     pub(super) fn deliver<T: Send + 'static>(&self, to: Sender<T>, wrap: fn(Signal) -> T) {
         let mut mode = self.mode();
@@ -105,6 +110,11 @@ impl Signals {
         }
         *mode = Mode::Deliver(Box::new(move |signal| drop(to.send(wrap(signal)))));
     }
+}
+
+/// How many of the signals ask for the end. A closed terminal does not.
+fn asked(held: &[Signal]) -> usize {
+    held.iter().filter(|signal| **signal != Signal::SIGHUP).count()
 }
 
 fn next(fd: &SignalFd, stop: &EventFd) -> Option<Signal> {

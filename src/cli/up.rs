@@ -4,14 +4,14 @@ use super::attach::{self, Followed, Followings, Until};
 use super::signals::Signals;
 use super::{down, signals, target};
 use crate::error::{Error, Result};
-use crate::manifest::model::{Vm, VmmSource};
+use crate::manifest::model::{Port, Vm, VmmSource};
 use crate::name::Name;
 use crate::net::netns::Netns;
 use crate::plan::{self, Action, Desired, Graph, Host, Plan, StepKind, VmNodes};
 use crate::project::{self, Project};
 use crate::step::boot::{self, BootOptions, supervise_spec};
 use crate::step::{Outputs, Work, execute, record_last};
-use crate::supervise::{self, Client};
+use crate::supervise::{self, Client, Observed};
 use crate::ui::Ui;
 use std::path::Path;
 use std::process::ExitCode;
@@ -46,7 +46,9 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         ui.note(&plan::render::summary(&plan));
         drop(guard);
         let running = connect_all(&project)?;
-        let ended = attach::follow(running, until, signals.as_ref(), &project.home, &project.name, &ui)?;
+        let Project { home, name, store, .. } = project;
+        drop(store);
+        let ended = attach::follow(running, until, signals.as_ref(), &home, &name, &ui)?;
         return Ok(code(&ended, until));
     }
     let graph = Graph::of(&project.manifest);
@@ -59,7 +61,16 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let signals = signals.as_ref();
     signals.inspect(|signals| signals.hold());
     let host = project::host();
-    let boots = Boots { project: &project, graph: &graph, done: &done, host, work: &work, ui: &ui, signals };
+    let boots = Boots {
+        project: &project,
+        graph: &graph,
+        done: &done,
+        host,
+        work: &work,
+        ui: &ui,
+        signals,
+        observed: &observed,
+    };
     let followed = match boots.carry_out(&plan) {
         Ok(followed) => followed,
         Err(error) => match signals.and_then(Signals::interrupted) {
@@ -68,7 +79,10 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         },
     };
     drop(guard);
-    let ended = attach::follow(followed, until, signals, &project.home, &project.name, &ui)?;
+    // What the VMs use is in their states; whoever follows them keeps nobody from collecting the rest.
+    let Project { home, name, store, .. } = project;
+    drop(store);
+    let ended = attach::follow(followed, until, signals, &home, &name, &ui)?;
     Ok(code(&ended, until))
 }
 
@@ -103,6 +117,7 @@ struct Boots<'a> {
     work: &'a Work<'a>,
     ui: &'a Ui,
     signals: Option<&'a Signals>,
+    observed: &'a [Observed],
 }
 
 impl Boots<'_> {
@@ -112,6 +127,7 @@ impl Boots<'_> {
         for vm in &self.project.manifest.vms {
             if plan.step(StepKind::Boot, &vm.name).is_some_and(|step| step.action != Action::Keep) {
                 boot::check_secrets(vm)?;
+                self.check_ports(vm)?;
             }
         }
         for step in plan.steps.iter().filter(|s| s.kind == StepKind::Boot && s.action == Action::Remove) {
@@ -130,13 +146,29 @@ impl Boots<'_> {
                     self.ui.note(&format!("stopping {} again", names.join(", ")));
                 }
                 for vm in started.iter().rev() {
-                    if let Err(left) = down::remove_vm(home, name, vm, false) {
+                    // A second signal is in a hurry.
+                    let kill = self.signals.is_some_and(Signals::pressed_twice);
+                    if let Err(left) = down::remove_vm(home, name, vm, kill) {
                         self.ui.warning(&format!("could not remove {vm}: {left}"));
                     }
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Whether the ports of `vm` are free, or held by VMs of this project, which will have given them up by then.
+    fn check_ports(&self, vm: &Vm) -> Result<()> {
+        let held = |port: &Port| {
+            self.observed
+                .iter()
+                .filter(|o| o.alive)
+                .any(|o| o.state.ports.iter().any(|p| (p.address, p.host) == (port.address, port.host)))
+        };
+        vm.ports
+            .iter()
+            .filter(|port| !held(port))
+            .try_for_each(|p| supervise::bind_port(p, &vm.name).map(drop))
     }
 
     fn start_all(

@@ -52,7 +52,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
 }
 
 fn is_meant(asset: &AssetId, wanted: &str) -> bool {
-    asset.kind() == wanted || asset.names().iter().any(|name| name == wanted)
+    asset.kind() == wanted || asset.set().is_some_and(|set| set.names().any(|name| name == wanted))
 }
 
 /// One line a package or file that came, went or moved.
@@ -62,6 +62,10 @@ fn changes(before: &Lock, after: &Lock) -> String {
     assets.dedup();
     let mut out = String::new();
     for asset in assets {
+        if after.pinned(asset).is_none() {
+            out.push_str(&format!("{asset} (no longer needed)\n"));
+            continue;
+        }
         let (old, new) = (versions(before.pinned(asset)), versions(after.pinned(asset)));
         let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
         names.sort();

@@ -11,7 +11,7 @@ mod view;
 
 pub use defaults::fill as fill_defaults;
 pub use effect::{Desired, desired};
-pub use graph::{Graph, Node, StepKind, Task, VmNodes};
+pub use graph::{Graph, Node, StepKind, Task, VmNodes, image_subject};
 pub use key::{Input, Inputs, digest_of_inputs};
 pub use pure::{Missing, Need, Tools, needs, node_inputs};
 pub use view::{Host, ObservedVm, Running, Scan, ScannedSource, StoreView};

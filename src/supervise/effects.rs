@@ -4,6 +4,7 @@ use super::spec::SuperviseSpec;
 use crate::error::{Context, Error, Result};
 use crate::image::{Role, create_empty};
 use crate::manifest::model::Port;
+use crate::name::Name;
 use crate::vmm::spec::NetSpec;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -16,28 +17,31 @@ use std::path::{Path, PathBuf};
 /// Binds every published port on the host. Without root QEMU does that itself, so there it is only tried: better
 /// an error now than a VMM that dies at its start.
 pub(super) fn bind_ports(spec: &SuperviseSpec) -> Result<Vec<(TcpListener, Port)>> {
-    let mut bound = Vec::new();
-    for port in &spec.ports {
-        let address = SocketAddr::new(port.address, port.host);
-        let listener = TcpListener::bind(address).map_err(|e| {
-            let what = match e.kind() {
-                io::ErrorKind::AddrInUse => "is taken by another process",
-                io::ErrorKind::AddrNotAvailable => {
-                    "cannot be published: this host does not have that address"
-                }
-                io::ErrorKind::PermissionDenied => "may only be published by root",
-                _ => "cannot be published",
-            };
-            Error::failed("supervise.port", format!("port {address} of VM {} {what}", spec.vm))
-                .because(e)
-                .help("end that process, or publish another host port: port HOST to=GUEST")
-        })?;
-        bound.push((listener, port.clone()));
-    }
+    let bound = spec.ports.iter().map(|port| Ok((bind_port(port, &spec.vm)?, port.clone())));
+    let bound = bound.collect::<Result<Vec<_>>>()?;
     match spec.vm_spec.net {
         NetSpec::Tap { .. } => Ok(bound),
         NetSpec::None | NetSpec::User { .. } => Ok(Vec::new()),
     }
+}
+
+/// Takes a host port for `vm`, for as long as the listener lives.
+///
+/// # Errors
+/// `supervise.port`, with the reason: taken, not this host's address, not permitted.
+pub fn bind_port(port: &Port, vm: &Name) -> Result<TcpListener> {
+    let address = SocketAddr::new(port.address, port.host);
+    TcpListener::bind(address).map_err(|e| {
+        let what = match e.kind() {
+            io::ErrorKind::AddrInUse => "is taken by another process",
+            io::ErrorKind::AddrNotAvailable => "cannot be published: this host does not have that address",
+            io::ErrorKind::PermissionDenied => "may only be published by root",
+            _ => "cannot be published",
+        };
+        Error::failed("supervise.port", format!("port {address} of VM {vm} {what}"))
+            .because(e)
+            .help("end that process, or publish another host port: port HOST to=GUEST")
+    })
 }
 
 /// Makes volumes that do not exist, checks those that do, and locks each for this VM alone. The locks last as

@@ -6,8 +6,10 @@ use crate::traces::{
     IMAGE, SLEEP, apt_config, assert_clean, assert_objects_verify, files, home_with_packages, is_root, kill9,
     pid_of,
 };
+use firegopher::home::Home;
 use firegopher::name::{Name, VmId};
 use firegopher::net::{netns::Netns, tap};
+use firegopher::store::Store;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -113,6 +115,28 @@ fn a_disk_that_fills_up_while_fetching_publishes_nothing() {
 }
 
 #[test]
+fn gc_works_on_a_full_disk() {
+    if !is_root() {
+        return skip("mounting a small disk needs root");
+    }
+    on_small_disk(8 << 20, |disk| {
+        let project = Project::empty().with_home(disk);
+        let store = Store::open(Home::new(disk)).unwrap();
+        let file = store.publish_bytes(&[7; 1 << 20]).unwrap();
+        let temp = store.temp_dir().unwrap();
+        fs::create_dir(temp.path().join("out")).unwrap();
+        fs::write(temp.path().join("out/file"), [8; 1 << 20]).unwrap();
+        let tree = store.publish_tree(&temp.path().join("out")).unwrap();
+        drop((temp, store));
+        fill(disk, 0);
+        project.ok(&["gc", "--max-size", "0"]).says("Freed 2.");
+        let store = Store::open(Home::new(disk)).unwrap();
+        assert!(!store.has(&file) && !store.has(&tree));
+        assert!(files(&disk.join("v1/tmp")).is_empty());
+    });
+}
+
+#[test]
 fn a_disk_that_fills_up_while_building_or_booting_loses_nothing() {
     if !is_root() {
         return skip("mounting a small disk needs root");
@@ -147,19 +171,48 @@ fn a_disk_that_fills_up_while_building_or_booting_loses_nothing() {
 // --- Ports and taps ---------------------------------------------------------------------------------------------
 
 #[test]
-fn a_taken_port_is_named_and_what_was_started_is_stopped_again() {
+fn a_taken_port_is_named_and_nothing_is_started_or_stopped_for_it() {
     let Some(_guests) = guests(2) else { return };
-    let port = free_port();
+    let (port, other) = (free_port(), free_port());
     let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}\nvm \"b\" {{ {SLEEP}; port {port} to=80 }}"));
+    let vms = |a: u16, b: u16| {
+        format!("vm \"a\" {{ {SLEEP}; port {a} to=80 }}\nvm \"b\" {{ {SLEEP}; port {b} to=80 }}")
+    };
+    let project = Project::new(&vms(other, port));
     let output = project.run(&["up"]).expect(1);
-    output.says(&format!("port 127.0.0.1:{port} of VM b is taken")).says("stopping a again").says("help:");
-    assert_eq!(project.ps("a"), None);
-    assert_eq!(project.ps("b").unwrap()["status"], "failed");
+    output.says(&format!("port 127.0.0.1:{port} of VM b is taken")).says("help:");
+    assert_eq!((project.ps("a"), project.ps("b")), (None, None));
     assert_clean(&project);
+    // A VM that runs is not given up for a replacement that could not start.
+    project.up(&["-d", "a"]);
+    let before = project.state("a")["supervisor"].clone();
+    project.manifest(&vms(port, other));
+    project.run(&["up", "-d"]).expect(1).says(&format!("port 127.0.0.1:{port} of VM a is taken"));
+    assert_eq!(project.ps("a").unwrap()["status"], "running");
+    assert_eq!(project.state("a")["supervisor"], before);
     drop(taken);
+    // Its own port may move to another VM of the project.
+    project.up(&["-d"]);
+    assert_eq!(project.ps("b").unwrap()["status"], "running");
+    project.ok(&["down", "--kill"]);
+    assert_clean(&project);
+}
+
+#[test]
+fn what_was_started_is_stopped_again_when_another_vm_cannot_start() {
+    let Some(_guests) = guests(2) else { return };
+    let vms = |size| {
+        format!(
+            "vm \"a\" {{ {SLEEP} }}\nvm \"b\" {{ {SLEEP}; volume \"data\" at=\"/data\" size=\"{size}\" }}"
+        )
+    };
+    let project = Project::new(&vms("64MiB"));
     project.up(&["-d", "b"]);
     project.ok(&["down", "--kill"]);
+    project.manifest(&vms("65MiB"));
+    project.run(&["up", "-d"]).expect(64).says("volume data").says("stopping a again").says("help:");
+    assert_eq!(project.ps("a"), None);
+    assert_eq!(project.ps("b").unwrap()["status"], "failed");
     assert_clean(&project);
 }
 

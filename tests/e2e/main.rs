@@ -6,10 +6,12 @@
 mod building;
 mod changes;
 mod commands;
+mod downloads;
 mod examples;
 mod faults;
 mod harness;
 mod isolation;
+mod kernels;
 mod ordinary_user;
 mod refusals;
 mod run;
@@ -19,3 +21,8 @@ mod settings;
 mod signals;
 mod snapshots;
 mod traces;
+mod upkeep;
+
+#[path = "../support/web.rs"]
+#[expect(dead_code, reason = "the library's own tests use the rest of it")]
+mod web;

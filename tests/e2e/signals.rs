@@ -171,6 +171,26 @@ fn up_interrupted_at_any_moment_of_the_boot_leaves_nothing() {
     }
 }
 
+#[test]
+fn two_signals_while_vms_are_started_leave_nothing_either() {
+    let Some(_guests) = guests(2) else { return };
+    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}\nvm \"b\" {{ {SLEEP} }}"));
+    project.ok(&["build"]);
+    for at in instants(10) {
+        let mut up = project.command(&["up"]).spawn();
+        std::thread::sleep(Duration::from_millis(400).mul_f64(at));
+        for _ in 0..2 {
+            if up.ended().is_none() {
+                up.signal(INT);
+            }
+        }
+        let output = up.wait(SOON);
+        assert!(!output.stderr.contains("error"), "{at}: {output:?}");
+        assert_clean(&project);
+        project.ok(&["down", "--kill"]);
+    }
+}
+
 // --- Attached ---------------------------------------------------------------------------------------------------
 
 #[test]

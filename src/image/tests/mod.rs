@@ -2,9 +2,12 @@
 
 mod archives;
 mod bases;
+pub(crate) mod compare;
+mod foreign;
 mod kernels;
 mod layers;
 mod members;
+mod oci;
 mod random;
 
 use super::index::Index;

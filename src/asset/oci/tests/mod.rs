@@ -1,0 +1,8 @@
+//! Facts about images of registries and of this machine.
+
+mod fake;
+mod faults;
+mod local;
+mod real;
+mod tokens;
+mod tools;

@@ -1,0 +1,170 @@
+//! Sources by url: pinned, verified, and the same from wherever they come.
+
+use crate::harness::{Project, guests, public_dir};
+use crate::web::{Reply, Server};
+use sha2::{Digest, Sha256};
+use std::sync::{Arc, Mutex};
+
+/// A server whose files can be exchanged.
+struct Site {
+    server: Server,
+    files: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+}
+
+impl Site {
+    fn new(files: &[(&str, &[u8])]) -> Site {
+        let files = files.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.to_vec())).collect();
+        let files: Arc<Mutex<Vec<(String, Vec<u8>)>>> = Arc::new(Mutex::new(files));
+        let served = Arc::clone(&files);
+        let server = Server::start(move |request| {
+            let files = served.lock().unwrap();
+            match files.iter().find(|(path, _)| *path == request.target) {
+                Some((_, bytes)) => Reply::ok(bytes.clone()).ranged(request),
+                None => Reply::status(404),
+            }
+        });
+        Site { server, files }
+    }
+
+    fn put(&self, path: &str, bytes: &[u8]) {
+        let mut files = self.files.lock().unwrap();
+        files.retain(|(other, _)| other != path);
+        files.push((path.to_owned(), bytes.to_vec()));
+    }
+
+    fn requests(&self) -> usize {
+        self.server.seen().len()
+    }
+}
+
+/// A tar with these files, 0755.
+fn tarball(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1);
+        builder.append_data(&mut header, path, text.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn vm(url: &str, rest: &str) -> String {
+    format!("vm \"box\" {{ workload to=\"/opt\" {{ url \"{url}\" {rest} }}; run \"/opt/hello\" }}")
+}
+
+/// Steps by kind: key and output.
+fn outputs(project: &Project, args: &[&str]) -> Vec<(String, String)> {
+    let json = project.ok(&[&["build", "--json"], args].concat()).json();
+    let steps = json["steps"].as_array().unwrap().iter();
+    steps.map(|s| (s["kind"].to_string(), format!("{} {}", s["key"], s["output"]))).collect()
+}
+
+#[test]
+fn a_download_without_a_digest_is_trusted_by_lock_alone() {
+    let Some(_turn) = guests(1) else { return };
+    let site = Site::new(&[("/a.tar", &tarball(&[("hello", "#!/bin/sh\necho first\n")]))]);
+    let url = site.server.url("/a.tar");
+    let project = Project::new(&vm(&url, ""));
+    for args in [&["build"][..], &["up", "-d"]] {
+        project.run(args).expect(64).says("has no `sha256`").says("firegopher lock");
+    }
+    project.run(&["build", "--locked"]).expect(64).says("firegopher.lock lacks: workload");
+    assert_eq!(site.requests(), 0);
+    project.ok(&["plan"]).prints("not in firegopher.lock yet");
+    project.ok(&["lock"]).says("trusting what comes").says("Wrote firegopher.lock");
+    project.ok(&["run", "--locked"]).prints("first\n");
+    // What the server has now is nobody's business until `update`.
+    let requests = site.requests();
+    site.put("/a.tar", &tarball(&[("hello", "#!/bin/sh\necho second\n")]));
+    project.ok(&["run", "--locked", "--offline"]).prints("first\n");
+    assert_eq!(site.requests(), requests);
+    let update = project.ok(&["update", "workload"]);
+    let line = update.stdout.lines().find(|l| l.starts_with(&format!("workload {url} sha256:"))).unwrap();
+    assert!(line.contains(" → sha256:"), "{update:?}");
+    update.prints(
+        "image base-files base-passwd bash busybox-static coreutils dash libc-bin (no longer needed)",
+    );
+    project.ok(&["plan"]).prints("unpack");
+    project.ok(&["run", "--locked"]).prints("second\n");
+    project.ok(&["update"]).says("newest pins already");
+}
+
+#[test]
+fn a_digest_in_the_manifest_needs_no_trust_and_must_be_met() {
+    let Some(_turn) = guests(1) else { return };
+    let archive = tarball(&[("release/hello", "#!/bin/sh\necho member\n")]);
+    let site = Site::new(&[("/a.tar", &archive)]);
+    let url = site.server.url("/a.tar");
+    let digest = sha256(&archive);
+    let wrong = Project::new(&vm(&url, &format!("sha256=\"{}\"", "0".repeat(64))));
+    let before = wrong.read("firegopher.lock");
+    wrong.run(&["build"]).expect(1).says(&url).says(&digest).says("help:");
+    assert_eq!(wrong.read("firegopher.lock"), before);
+
+    let good = format!("sha256=\"{digest}\" member=\"release/hello\"");
+    let project = Project::new(&vm(&url, &good).replace("/opt\"", "/opt/hello\""));
+    project.ok(&["run"]).prints("member\n");
+    // A lock made for another digest is not enough.
+    let other = tarball(&[("release/hello", "#!/bin/sh\necho other\n")]);
+    site.put("/a.tar", &other);
+    let text = vm(&url, &good.replace(&digest, &sha256(&other))).replace("/opt\"", "/opt/hello\"");
+    project.manifest(&text);
+    project.run(&["build", "--locked"]).expect(64).says("with the digest of the manifest");
+    project.ok(&["run"]).prints("other\n");
+    let missing = Project::new(&vm(&url, &format!("sha256=\"{}\" member=\"hallo\"", sha256(&other))));
+    missing.run(&["build"]).expect(1).says("hallo").says("release/hello");
+}
+
+#[test]
+fn a_lock_builds_the_same_in_an_empty_home_and_says_when_it_was_edited() {
+    let Some(_turn) = guests(1) else { return };
+    let archive = tarball(&[("hello", "#!/bin/sh\necho hi\n")]);
+    let site = Site::new(&[("/a.tar", &archive), ("/mirror.tar", &archive)]);
+    let url = site.server.url("/a.tar");
+    let here = Project::new(&vm(&url, ""));
+    here.ok(&["lock"]);
+    let built = outputs(&here, &["--locked"]);
+    // A mirror, another project, an empty home: other paths to the same bytes.
+    let home = public_dir();
+    std::fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let there = Project::new(&vm(&format!("{url}\" \"{}", site.server.url("/mirror.tar")), ""))
+        .with_home(home.path());
+    there.write("firegopher.lock", here.read("firegopher.lock"));
+    there.run(&["build", "--locked", "--offline"]).expect(1).says("--offline forbids");
+    site.files.lock().unwrap().retain(|(path, _)| path != "/a.tar");
+    assert_eq!(outputs(&there, &["--locked"]), built);
+
+    let blake3 = format!("blake3 = \"{}\"", blake3::hash(&archive).to_hex());
+    let edited = here.read("firegopher.lock").replace(&sha256(&archive), &"0".repeat(64));
+    here.write("firegopher.lock", &edited);
+    here.run(&["build", "--locked"]).expect(1).says("firegopher.lock").says("edited by hand");
+    let lock = there.read("firegopher.lock");
+    assert!(lock.contains(&blake3), "{lock}");
+    let fresh = public_dir();
+    std::fs::set_permissions(fresh.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let there = there.with_home(fresh.path());
+    there.write("firegopher.lock", lock.replace(&blake3, &format!("blake3 = \"{}\"", "0".repeat(64))));
+    there.run(&["build", "--locked"]).expect(1).says("edited by hand");
+}
+
+#[test]
+fn what_cannot_be_downloaded_is_told_with_its_address() {
+    let project = Project::new(&vm("http://127.0.0.1:1/a.tar", ""));
+    project.run(&["lock"]).expect(1).says("http://127.0.0.1:1/a.tar").says("help:");
+    let site = Site::new(&[]);
+    let project = Project::new(&vm(&site.server.url("/gone.tar"), ""));
+    project.run(&["lock"]).expect(1).says("/gone.tar").says("404");
+    let project = Project::new(&vm("http://no-such-host.invalid/a.tar", ""));
+    project.run(&["lock"]).expect(64).says("unencrypted").says("help:");
+    let digest = format!("sha256=\"{}\"", "0".repeat(64));
+    let project = Project::new(&vm("http://no-such-host.invalid/a.tar", &digest));
+    project.run(&["lock"]).expect(1).says("no-such-host.invalid").says("help:");
+}
