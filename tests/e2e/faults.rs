@@ -250,7 +250,8 @@ fn a_killed_vmm_is_told_with_the_end_of_its_console() {
 fn guard_of(supervisor: i32) -> i32 {
     let path = format!("/proc/{supervisor}/task/{supervisor}/children");
     let children = fs::read_to_string(path).unwrap();
-    let waits = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() == "firegopher-wait";
+    let waits =
+        |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() == "firegopher-wait";
     children.split_whitespace().find(|pid| waits(pid)).unwrap().parse().unwrap()
 }
 

@@ -56,7 +56,8 @@ fn leftovers(project: &Project) -> Vec<String> {
             left.extend(lease.map(|uid| format!("the lease of uid {uid}")));
             let id = VmId::derive(&of, &vm);
             for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-                let groups = fs::read_dir(hierarchy.path().join("firegopher")).into_iter().flatten().flatten();
+                let groups =
+                    fs::read_dir(hierarchy.path().join("firegopher")).into_iter().flatten().flatten();
                 let ours = groups.filter(|g| g.file_name().to_string_lossy().starts_with(id.as_str()));
                 left.extend(ours.map(|group| group.path().display().to_string()));
             }
