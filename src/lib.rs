@@ -11,6 +11,7 @@ pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod net;
+pub mod packages;
 pub mod plan;
 pub mod project;
 pub mod step;
@@ -19,4 +20,5 @@ pub mod supervise;
 #[cfg(test)]
 mod testing;
 pub mod ui;
+pub mod upkeep;
 pub mod vmm;

@@ -50,7 +50,7 @@ impl Project {
         let name = manifest::project_name(&manifest);
         let (manifest, lock) = complete(manifest)?;
         let home = Home::from_env()?;
-        let store = Store::open(home.clone())?;
+        let store = open_store(&home)?;
         Ok(Project { manifest, name, home, store, lock, tools: tools() })
     }
 
@@ -62,7 +62,9 @@ impl Project {
                 self.scan_plain(&mut scan, path)?;
             }
             match &vm.image {
-                ImageSource::Path(path) => self.scan_plain(&mut scan, path)?,
+                ImageSource::Path { path, keep_modes } => {
+                    self.scan_base(&mut scan, path, *keep_modes, ui)?;
+                }
                 ImageSource::OciPath { path, tag } => {
                     let id = Scan::image_id(path, tag.as_deref());
                     if let Some(pin) = local_image(&self.manifest.dir, &vm.image)? {
@@ -112,6 +114,31 @@ impl Project {
         })
     }
 
+    fn scan_base(&self, scan: &mut Scan, path: &Path, keep_modes: bool, ui: &Ui) -> Result<()> {
+        let Entry::Vacant(entry) = scan.sources.entry(Scan::base_id(path, keep_modes)) else { return Ok(()) };
+        let full = self.canonical(path)?;
+        let source = if full.is_dir() {
+            self.directory(full, &ScanOptions { ignore: &[], keep_modes }, ui)?
+        } else if keep_modes {
+            return Err(Error::usage(
+                "manifest.unused-property",
+                format!("`keep=\"modes\"` is for directories, and {} is none", path.display()),
+            )
+            .help("Remove it: archives and images keep their own modes."));
+        } else {
+            self.file(path)?
+        };
+        entry.insert(source);
+        Ok(())
+    }
+
+    fn directory(&self, path: PathBuf, options: &ScanOptions<'_>, ui: &Ui) -> Result<ScannedSource> {
+        let scanned = scan_dir(&self.store, &path, options)?;
+        scanned.warnings.iter().for_each(|w| ui.warning(w));
+        let digest = scanned.listing.digest();
+        Ok(ScannedSource::Dir { path, listing: scanned.listing, digest })
+    }
+
     fn scan_workload(&self, scan: &mut Scan, workload: &Workload, ui: &Ui) -> Result<()> {
         let id = Scan::workload_id(workload);
         let WorkloadFrom::Path(path) = &workload.source else { return Ok(()) };
@@ -121,10 +148,7 @@ impl Project {
         let path = self.canonical(path)?;
         let source = if path.is_dir() {
             let options = ScanOptions { ignore: &workload.ignore, keep_modes: workload.keep_modes };
-            let scanned = scan_dir(&self.store, &path, &options)?;
-            scanned.warnings.iter().for_each(|w| ui.warning(w));
-            let digest = scanned.listing.digest();
-            ScannedSource::Dir { path, listing: scanned.listing, digest }
+            self.directory(path, &options, ui)?
         } else {
             self.file(&path)?
         };
@@ -197,7 +221,8 @@ impl Project {
         let mut lock = self.lock.clone();
         if !debian.is_empty() {
             let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
-            let pins = asset::resolve_all(&self.store, &Apt::new(&self.home), &assets, ui)?;
+            let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
+            let pins = asset::resolve_all(&self.store, &apt, &assets, ui)?;
             for (asset, pins) in assets.into_iter().zip(pins) {
                 lock.set(asset, pins)?;
             }
@@ -274,6 +299,13 @@ fn local_image(dir: &Path, image: &ImageSource) -> Result<Option<OciPin>> {
         ImageSource::OciPath { path, tag } => oci::inspect(&dir.join(path), tag.as_deref()).map(Some),
         _ => Ok(None),
     }
+}
+
+/// Opens the store; says after a second who keeps it to themselves.
+pub fn open_store(home: &Home) -> Result<Store> {
+    Store::open_with(home.clone(), &|who| {
+        Ui::stderr().note(&format!("waiting for {who}, which has the store"))
+    })
 }
 
 /// Takes a project's lock, whether its manifest can be read or not; says after a second who is waited for.

@@ -55,7 +55,7 @@ pub fn debs(names: &[&str]) -> Result<Vec<PathBuf>, String> {
             lock.set(id.clone(), pins.remove(0))?;
             lock.save(&path)?;
         }
-        crate::asset::fetch_debs(&store, &apt, lock.get(&id).unwrap_or_default(), &crate::asset::Silent)
+        crate::asset::fetch_debs(&store, &apt, &id, lock.get(&id).unwrap_or_default(), &crate::asset::Silent)
     };
     fetch().map_err(|e| e.to_string())
 }

@@ -1,23 +1,23 @@
 //! Runs the host's `apt-get` and `apt-cache` with lists, state and cache of firegopher's own: the host's sources,
-//! keys, proxies and preferences, nothing of its installed packages, and no root. Owns `home.apt()`.
+//! keys, proxies and preferences, nothing of its installed packages, and no root. Sources that a manifest names have
+//! directories apart, with neither the host's sources nor its keys. Owns `home.apt()`.
 
-use super::apt_error::{Complaints, network_error};
-use super::parse::download_percent;
+use super::apt_error::{Complaints, network_error, source_error};
+use super::apt_run::{Said, collect};
+use super::apt_sources::{Foreign, host_fingerprint};
 use super::progress::Progress;
+use super::release;
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
-use crate::lock::Origin;
+use crate::lock::{AssetId, Origin, Release};
 use fs_err as fs;
 use nix::fcntl::OFlag;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{BufRead, BufReader, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::RecvTimeoutError;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Lists older than this are renewed before anything new is pinned.
@@ -56,6 +56,21 @@ Dir::Cache::pkgcache "pkgcache.bin";
 Dir::Cache::srcpkgcache "";
 "##;
 
+/// For sources that a manifest names: nothing of the host's may vouch for them, and each of them counts. How old lists
+/// may be stays the host's decision (`Acquire::Check-Valid-Until`): snapshots of an archive are always old.
+const FOREIGN_CONF: &str = r##"
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::trusted "/dev/null";
+Dir::Etc::trustedparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+APT::Get::AllowUnauthenticated "false";
+APT::Update::Error-Mode "any";
+"##;
+
 /// The host's apt with private directories.
 #[derive(Debug, Clone)]
 pub struct Apt {
@@ -63,23 +78,49 @@ pub struct Apt {
     os_release: PathBuf,
     /// Where apt's programs are looked for.
     path: OsString,
+    /// The project's directory, where paths of keyrings start.
+    project: PathBuf,
+    /// Sources in place of the host's.
+    foreign: Option<Foreign>,
 }
 
 /// Holds the private directories against other commands.
 pub(super) struct AptLock(#[expect(dead_code, reason = "its flock is the point")] File);
 
-/// What a child said.
-pub(super) struct Said {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub complaints: Complaints,
-}
-
 impl Apt {
     /// apt with its directories under `home`. Touches nothing yet.
     pub fn new(home: &Home) -> Apt {
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-        Apt { dir: home.apt(), os_release: PathBuf::from("/etc/os-release"), path }
+        Apt {
+            dir: home.apt(),
+            os_release: PathBuf::from("/etc/os-release"),
+            path,
+            project: PathBuf::from("."),
+            foreign: None,
+        }
+    }
+
+    /// The same for a project, whose manifest names keyrings by paths that start at `dir`.
+    #[must_use]
+    pub fn in_project(self, dir: &Path) -> Apt {
+        Apt { project: dir.to_owned(), ..self }
+    }
+
+    /// The apt that serves an asset: the host's, or one with directories of its own for the asset's sources.
+    pub(super) fn of(&self, id: &AssetId) -> Apt {
+        match id.sources() {
+            [] => self.clone(),
+            sources => {
+                let foreign = Foreign::new(sources, &self.project);
+                let dir = self.dir.join("sources").join(foreign.name());
+                Apt { dir, foreign: Some(foreign), ..self.clone() }
+            }
+        }
+    }
+
+    /// Whether `other` has the same sources.
+    pub(super) fn is(&self, other: &Apt) -> bool {
+        self.dir == other.dir
     }
 
     /// The same with other programs.
@@ -88,11 +129,15 @@ impl Apt {
         Apt { path: path.into(), ..Apt::new(home) }
     }
 
-    /// The distribution whose packages this host's apt serves.
+    /// The distribution whose packages this apt serves: the host's, or that of the first source by its Release file,
+    /// which is there once the lists are.
     ///
     /// # Errors
     /// Host if there is no os-release that names one.
     pub fn origin(&self) -> Result<Origin> {
+        if let Some(foreign) = &self.foreign {
+            return foreign.origin(&self.dir.join("lists"));
+        }
         let text = fs::read_to_string(&self.os_release)
             .or_host("asset.os-release", || "cannot tell this host's distribution".to_owned())?;
         super::parse::os_release(&text).ok_or_else(|| {
@@ -100,11 +145,15 @@ impl Apt {
         })
     }
 
-    /// Refuses pins of another distribution than this host's, whose apt could not serve them.
+    /// Refuses pins of another distribution than this host's, whose apt could not serve them. Sources that the
+    /// manifest names serve everywhere.
     ///
     /// # Errors
     /// Usage, naming `firegopher update`.
-    pub fn check_origin(&self, locked: &Origin) -> Result<()> {
+    pub fn check_origin(&self, id: &AssetId, locked: &Origin) -> Result<()> {
+        if !id.sources().is_empty() {
+            return Ok(());
+        }
         let here = self.origin()?;
         if here == *locked {
             return Ok(());
@@ -123,6 +172,16 @@ impl Apt {
     pub fn refresh(&self, progress: &dyn Progress) -> Result<()> {
         let _lock = self.lock(progress)?;
         self.update(progress).map(|_| ())
+    }
+
+    /// The Release files of the lists that are there.
+    pub(super) fn snapshot(&self) -> Result<Vec<Release>> {
+        release::all(&self.dir.join("lists"))
+    }
+
+    /// The suites and codenames of the sources whose lists are there.
+    pub(super) fn suites(&self) -> Vec<String> {
+        release::suites(&self.dir.join("lists"))
     }
 
     /// Takes the private directories and makes sure they are there.
@@ -162,7 +221,14 @@ impl Apt {
             let same = fs::read(&path).is_ok_and(|old| old == text.as_bytes());
             if same { Ok(()) } else { fs::write(&path, text) }.or_failed("asset.apt-dir", failed)
         };
-        write("apt.conf", CONF)?;
+        match &self.foreign {
+            None => write("apt.conf", CONF)?,
+            Some(foreign) => {
+                let sources = foreign.prepare(&self.dir)?;
+                write("apt.conf", &format!("{CONF}{FOREIGN_CONF}"))?;
+                write("source.sources", &sources)?;
+            }
+        }
         // An empty dpkg status: nothing is installed, so every dependency is part of a closure.
         write("status", "")?;
         Ok(AptLock(file))
@@ -176,7 +242,7 @@ impl Apt {
             .ok()
             .and_then(|t| SystemTime::now().duration_since(t).ok());
         let fresh = age.is_some_and(|age| age < FRESH)
-            && fs::read_to_string(&stamp).is_ok_and(|text| text == sources_fingerprint())
+            && fs::read_to_string(&stamp).is_ok_and(|text| text == self.fingerprint())
             && self.has_lists();
         if fresh { Ok(Complaints::default()) } else { self.update(progress) }
     }
@@ -189,11 +255,15 @@ impl Apt {
         let said = self.run_with_status(&["update"], None, &mut |_| ())?;
         if said.status.success() && said.complaints.is_empty() && self.has_lists() {
             // Without a stamp the next command fetches the lists again, that is all.
-            let _ = fs::write(&stamp, sources_fingerprint());
+            let _ = fs::write(&stamp, self.fingerprint());
             return Ok(said.complaints);
         }
         if said.complaints.disk_full() {
             return Err(network_error("fetch the package lists", &said.complaints));
+        }
+        if self.foreign.is_some() {
+            // Each of them is named on purpose, and a missing one would change what is chosen from the others.
+            return Err(source_error(&said.complaints));
         }
         if self.has_lists() {
             for line in said.complaints.lines() {
@@ -206,6 +276,14 @@ impl Apt {
                 .help("add the distribution's sources to /etc/apt/sources.list.d (see sources.list(5))"));
         }
         Err(network_error("fetch the package lists", &said.complaints))
+    }
+
+    /// Changes whenever the sources do.
+    fn fingerprint(&self) -> String {
+        match &self.foreign {
+            Some(foreign) => foreign.fingerprint(&self.dir),
+            None => host_fingerprint(self),
+        }
     }
 
     /// Whether any package list is there.
@@ -259,109 +337,13 @@ impl Apt {
             option.push(self.dir.join(sub));
             command.arg("-o").arg(option);
         }
+        if self.foreign.is_some() {
+            let mut option = OsString::from("Dir::Etc::sourcelist=");
+            option.push(self.dir.join("source.sources"));
+            command.arg("-o").arg(option);
+        }
         // Messages are parsed; nothing may ask.
         command.env("LC_ALL", "C").env_remove("LANGUAGE").env("DEBIAN_FRONTEND", "noninteractive");
         Ok(command)
     }
-}
-
-fn collect(
-    mut command: Command,
-    program: &str,
-    dir: &Path,
-    status_pipe: Option<(OwnedFd, OwnedFd)>,
-    on_percent: &mut dyn FnMut(f64),
-) -> Result<Said> {
-    let failed = || format!("cannot run {program}");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let inherit = status_pipe.as_ref().map(|(_, write)| write.as_raw_fd());
-    die_with_us(&mut command, inherit);
-    let mut child = command.spawn().or_failed("asset.apt-run", failed)?;
-    // Our copy of the write end goes, so that reading ends with the child.
-    let status_read = status_pipe.map(|(read, _write)| read);
-    let out = child.stdout.take().expect("invariant: stdout is piped");
-    let err = child.stderr.take().expect("invariant: stderr is piped");
-    let pid = nix::unistd::Pid::from_raw(child.id() as libc::pid_t);
-    let (done, is_done) = std::sync::mpsc::channel::<()>();
-    let (stdout, stderr, full) = std::thread::scope(|scope| {
-        // apt's http method waits for ever once the disk is full, and apt for it.
-        let full = scope.spawn(move || {
-            let full = stays_full(dir, &is_done);
-            if full {
-                // Not reaped yet, so the pid is still its own; its methods end with it.
-                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-            }
-            full
-        });
-        let out = scope.spawn(|| drain(out));
-        let err = scope.spawn(|| drain(err));
-        if let Some(read) = status_read {
-            for line in BufReader::new(File::from(read)).lines().map_while(Result::ok) {
-                if let Some(percent) = download_percent(&line) {
-                    on_percent(percent);
-                }
-            }
-        }
-        let join = |handle: std::thread::ScopedJoinHandle<'_, String>| handle.join().unwrap_or_default();
-        let said = (join(out), join(err));
-        drop(done);
-        (said.0, said.1, full.join().unwrap_or(false))
-    });
-    let status = child.wait().or_failed("asset.apt-run", failed)?;
-    let mut complaints = Complaints::from_stderr(&stderr);
-    if full {
-        complaints.extend(Complaints::from_stderr("E: No space left on device"));
-    }
-    Ok(Said { status, complaints, stdout })
-}
-
-/// Whether the disk of `dir` has been full for seconds before `done` was closed.
-fn stays_full(dir: &Path, done: &std::sync::mpsc::Receiver<()>) -> bool {
-    const PATIENCE: u32 = 6;
-    let mut full = 0;
-    while let Err(RecvTimeoutError::Timeout) = done.recv_timeout(Duration::from_millis(500)) {
-        let room = nix::sys::statvfs::statvfs(dir).is_ok_and(|fs| fs.blocks_available() > 0);
-        full = if room { 0 } else { full + 1 };
-        if full == PATIENCE {
-            return true;
-        }
-    }
-    false
-}
-
-fn drain(mut pipe: impl Read) -> String {
-    let mut bytes = Vec::new();
-    // What could be read is what there is to say.
-    let _ = pipe.read_to_end(&mut bytes);
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// The child is killed when the thread that waits for it is gone, and keeps `inherit` open.
-fn die_with_us(command: &mut Command, inherit: Option<RawFd>) {
-    let parent = std::process::id() as libc::pid_t;
-    // SAFETY: only prctl, getppid and fcntl run between fork and exec: async-signal-safe, no allocation, no locks.
-    unsafe {
-        command.pre_exec(move || {
-            let done = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0
-                // We may have died before prctl took effect.
-                && libc::getppid() == parent
-                && inherit.is_none_or(|fd| libc::fcntl(fd, libc::F_SETFD, 0) == 0);
-            if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-        });
-    }
-}
-
-/// Changes whenever the host's sources do: names, sizes and times of the files that hold them.
-fn sources_fingerprint() -> String {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    for dir in ["/etc/apt/sources.list.d", "/etc/apt/preferences.d"] {
-        files.extend(fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()));
-    }
-    files.sort();
-    let describe = |path: &PathBuf| {
-        let meta = fs::metadata(path).ok()?;
-        let mtime = meta.modified().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-        Some(format!("{} {} {}\n", path.display(), meta.len(), mtime.as_nanos()))
-    };
-    files.iter().filter_map(describe).collect()
 }

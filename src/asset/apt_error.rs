@@ -1,5 +1,6 @@
 //! Turns apt's complaints into errors that keep its own words.
 
+use super::parse::printable;
 use crate::error::Error;
 
 /// The `E:` and `W:` lines of one apt run.
@@ -11,7 +12,7 @@ impl Complaints {
         let mut lines: Vec<String> = Vec::new();
         for line in stderr.lines().map(str::trim) {
             match line.strip_prefix("E: ").or_else(|| line.strip_prefix("W: ")) {
-                Some(text) if lines.iter().all(|seen| seen != text) => lines.push(clean(text)),
+                Some(text) if lines.iter().all(|seen| seen != text) => lines.push(printable(text)),
                 _ => {}
             }
         }
@@ -39,6 +40,19 @@ impl Complaints {
             let name = line.strip_prefix("Package '")?.split('\'').next()?;
             line.contains("has no installation candidate").then_some(name)
         })
+    }
+
+    /// The package and version that no list knows.
+    pub(super) fn unknown_version(&self) -> Option<(&str, &str)> {
+        self.lines().find_map(|line| {
+            let (version, rest) = line.strip_prefix("Version '")?.split_once("' for '")?;
+            Some((rest.strip_suffix("' was not found")?, version))
+        })
+    }
+
+    /// Whether the suite that was asked for is none of the sources'.
+    pub(super) fn unknown_suite(&self) -> bool {
+        self.any(&["is invalid for APT::Default-Release"])
     }
 
     /// Whether the archive, as far as the lists know it, lacks something that was asked for by version, or
@@ -76,6 +90,11 @@ impl Complaints {
         self.lines().any(|line| signs.iter().any(|sign| line.contains(sign)))
     }
 
+    /// Whether bytes came that a list or its Release file does not promise.
+    pub(super) fn other_bytes(&self) -> bool {
+        self.any(&["Hash Sum mismatch", "Hash sum mismatch", "File has unexpected size"])
+    }
+
     /// At most three of them, in apt's words.
     pub(super) fn quoted(&self) -> String {
         if self.0.is_empty() {
@@ -95,11 +114,6 @@ impl Complaints {
     }
 }
 
-/// Archives choose these words: nothing in them may steer a terminal.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
 /// An error about reaching the archive, or the most telling other one. `doing` completes "cannot …".
 pub(super) fn network_error(doing: &str, complaints: &Complaints) -> Error {
     let message = format!("cannot {doing}: {}", complaints.quoted());
@@ -111,5 +125,45 @@ pub(super) fn network_error(doing: &str, complaints: &Complaints) -> Error {
     } else {
         Error::failed("asset.apt", message)
             .help("check that `apt-get update` works on this host: firegopher uses its sources and keys")
+    }
+}
+
+/// An error about a source that the manifest names.
+pub(super) fn source_error(complaints: &Complaints) -> Error {
+    let message = format!("cannot use the manifest's package sources: {}", complaints.quoted());
+    const SIGNATURE: &[&str] = &[
+        "is not signed",
+        "is no longer signed",
+        "NO_PUBKEY",
+        "BADSIG",
+        "EXPKEYSIG",
+        "REVKEYSIG",
+        "signatures were invalid",
+        "signatures couldn't be verified",
+        "Clearsigned file isn't valid",
+        "At least one invalid signature",
+        "is not readable by user",
+        "NODATA",
+    ];
+    if complaints.any(&["is expired (invalid since", "is not valid yet"]) {
+        Error::failed("asset.expired", message)
+            .help("the archive's Release file is outside of its own time: its mirror is stale, or this host's clock is wrong; for a snapshot on purpose, set Acquire::Check-Valid-Until \"false\" in this host's apt.conf")
+    } else if complaints.other_bytes() {
+        Error::failed("asset.digest", message).help(
+            "the archive's lists are not those that its Release file signs: it is being updated, or somebody changed them",
+        )
+    } else if complaints.any(SIGNATURE) {
+        Error::failed("asset.signature", message)
+            .help("`keyring` must hold the key that signs the source; an unsigned source cannot be used")
+    } else if complaints.any(&[
+        "doesn't support architecture",
+        "doesn't have the component",
+        "does not have a Release file",
+    ]) {
+        Error::usage("asset.source", message).help(
+            "check the source's address, suite and components: they are those of a line in sources.list",
+        )
+    } else {
+        network_error("use the manifest's package sources", complaints)
     }
 }

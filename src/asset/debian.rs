@@ -2,6 +2,7 @@
 
 use super::apt::Apt;
 use super::apt_error::{Complaints, network_error};
+use super::mmdebstrap;
 use super::parallel::parallel;
 use super::parse::{Chosen, Record, chosen, deb_name, dependency_names, records, uri_line};
 use super::progress::Progress;
@@ -26,6 +27,7 @@ const VMM_PACKAGES: &[&str] = &["qemu-system-x86"];
 /// # Errors
 /// Usage for unknown or contradicting packages; host without apt; failed without network.
 pub fn resolve(apt: &Apt, id: &AssetId, progress: &dyn Progress) -> Result<Vec<Pin>> {
+    let apt = &apt.of(id);
     let _lock = apt.lock(progress)?;
     let warnings = apt.update_if_stale(progress)?;
     resolve_locked(apt, id, &warnings)
@@ -37,36 +39,53 @@ pub fn resolve(apt: &Apt, id: &AssetId, progress: &dyn Progress) -> Result<Vec<P
 /// # Errors
 /// As [`resolve`] and [`fetch_debs`].
 pub fn resolve_all(store: &Store, apt: &Apt, ids: &[AssetId], progress: &dyn Progress) -> Result<Vec<Pins>> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let origin = apt.origin()?;
-    let resolved = {
-        let _lock = apt.lock(progress)?;
-        let warnings = apt.update_if_stale(progress)?;
-        progress.start("resolving package versions", None);
-        parallel(ids, |id| resolve_locked(apt, id, &warnings))?
-    };
-    let mut all = Vec::with_capacity(ids.len());
-    for (id, mut packages) in ids.iter().zip(resolved) {
-        if *id == AssetId::Vmm {
-            let debs = fetch_debs(store, apt, &packages, progress)?;
-            progress.start("finding the libraries QEMU needs", None);
-            let used = vmm_closure::contributors(&debs)?;
-            packages = used.into_iter().map(|index| packages[index].clone()).collect();
+    let apt_of = |id: &AssetId| apt.of(id);
+    let mut all: Vec<Option<Pins>> = vec![None; ids.len()];
+    while let Some(first) = all.iter().position(Option::is_none) {
+        // All that have the same sources in one go.
+        let apt = apt.of(&ids[first]);
+        let these: Vec<usize> = (first..ids.len()).filter(|&at| apt.is(&apt_of(&ids[at]))).collect();
+        let (origin, snapshot, resolved) = {
+            let _lock = apt.lock(progress)?;
+            let warnings = apt.update_if_stale(progress)?;
+            progress.start("resolving package versions", None);
+            let resolved = parallel(&these, |&at| resolve_locked(&apt, &ids[at], &warnings))?;
+            (apt.origin()?, apt.snapshot()?, resolved)
+        };
+        for (at, mut packages) in these.into_iter().zip(resolved) {
+            if ids[at] == AssetId::Vmm {
+                let debs = fetch_debs(store, &apt, &ids[at], &packages, progress)?;
+                progress.start("finding the libraries QEMU needs", None);
+                let used = vmm_closure::contributors(&debs)?;
+                packages = used.into_iter().map(|index| packages[index].clone()).collect();
+            }
+            all[at] = Some(Pins { origin: origin.clone(), snapshot: snapshot.clone(), packages });
         }
-        all.push(Pins { origin: origin.clone(), packages });
     }
-    Ok(all)
+    Ok(all.into_iter().flatten().collect())
 }
 
 fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<Pin>> {
-    let names: Vec<&str> = match id {
-        AssetId::Vmm => VMM_PACKAGES.to_vec(),
-        other => other.names().iter().map(String::as_str).collect(),
-    };
-    let mut args = vec!["-y", "--print-uris", "install", "--"];
-    args.extend(&names);
+    let mut args: Vec<String> = ["-y", "--print-uris"].map(String::from).to_vec();
+    if let Some(suite) = id.set().and_then(|set| set.suite.as_ref()) {
+        args.extend(["-t".to_owned(), suite.clone()]);
+    }
+    args.extend(["install", "--"].map(String::from));
+    match id {
+        AssetId::Vmm => args.extend(VMM_PACKAGES.iter().map(|name| (*name).to_owned())),
+        AssetId::Mmdebstrap => args.extend(mmdebstrap::PACKAGES.iter().map(|name| (*name).to_owned())),
+        AssetId::Kernel(set) | AssetId::Image(set) => {
+            // A system whose scripts run is whole: they count on what is essential, as its distribution says it.
+            if set.scripts {
+                // usr-is-merged, where there is one, saves what would merge /usr by perl.
+                args.extend(["?essential", "?exact-name(usr-is-merged)"].map(String::from));
+            }
+            args.extend(set.packages.iter().map(ToString::to_string));
+        }
+        AssetId::File { .. } | AssetId::Oci(_) => {
+            return Err(Error::bug(format!("{id} does not come as packages")));
+        }
+    }
     let said = apt.run("apt-get", &args)?;
     if !said.status.success() {
         let mut complaints = said.complaints;
@@ -88,15 +107,15 @@ fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<
         })
     };
     let mut found = closure.iter().map(record).collect::<Result<Vec<&Record>>>()?;
-    if let AssetId::Kernel(name) = id {
+    if let AssetId::Kernel(set) = id {
         keep_kernel(&mut found);
         if found.is_empty() {
-            return Err(Error::usage(
-                "asset.no-kernel",
-                format!("the package {name} brings no kernel image"),
-            )
-            .help("name a package such as linux-image-cloud-amd64"));
+            return Err(Error::usage("asset.no-kernel", format!("the package {set} brings no kernel image"))
+                .help("name a package such as linux-image-cloud-amd64"));
         }
+    }
+    if *id == AssetId::Mmdebstrap {
+        found.retain(|r| mmdebstrap::uses(&r.pin.package));
     }
     let mut pins: Vec<Pin> = found.into_iter().map(|record| record.pin.clone()).collect();
     pins.sort();
@@ -142,6 +161,30 @@ fn unresolved(apt: &Apt, id: &AssetId, complaints: &Complaints, stdout: &str) ->
             None => error.help("check the name against this host's package sources (`apt-cache search`)"),
         };
     }
+    if complaints.unknown_suite() {
+        let suite = id.set().and_then(|set| set.suite.as_deref()).unwrap_or_default();
+        let known = apt.suites();
+        let error =
+            Error::usage("asset.unknown-suite", format!("{id}: no package source has the suite {suite}"));
+        let near = nearest(suite, known.iter().map(String::as_str));
+        let of =
+            if id.sources().is_empty() { "this host's sources have" } else { "the image's sources have" };
+        return error.help(match near {
+            Some(near) => format!("did you mean {near}? {of} {}", known.join(", ")),
+            None => format!("{of} {}; another one needs a line in the sources", known.join(", ")),
+        });
+    }
+    if let Some((name, version)) = complaints.unknown_version() {
+        let error = Error::usage(
+            "asset.unknown-version",
+            format!("{id}: no package source has version {version} of {name}"),
+        );
+        let known = versions(apt, name);
+        return error.help(match known.as_slice() {
+            [] => "there is none of that name at all".to_owned(),
+            some => format!("there is {}", some.join(", ")),
+        });
+    }
     if let Some(at) = stdout.find("The following packages have unmet dependencies:") {
         let said: Vec<&str> =
             stdout[at..].lines().skip(1).take_while(|l| l.starts_with(' ')).map(str::trim).take(5).collect();
@@ -158,18 +201,42 @@ fn unresolved(apt: &Apt, id: &AssetId, complaints: &Complaints, stdout: &str) ->
 fn similar(apt: &Apt, name: &str) -> Option<String> {
     let prefix = name.get(..2)?;
     let said = apt.run("apt-cache", &["pkgnames", "--", prefix]).ok()?;
-    let scored = said.stdout.lines().map(|known| (strsim::damerau_levenshtein(name, known), known));
+    nearest(name, said.stdout.lines()).map(str::to_owned)
+}
+
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = known.map(|known| (strsim::damerau_levenshtein(name, known), known));
     let (distance, best) = scored.min()?;
-    (distance <= 2.max(name.len() / 6)).then(|| best.to_owned())
+    (distance <= 2.max(name.len() / 6)).then_some(best)
+}
+
+/// The versions of a package that the lists know, newest first.
+fn versions(apt: &Apt, name: &str) -> Vec<String> {
+    let Ok(said) = apt.run("apt-cache", &["madison", "--", name]) else { return Vec::new() };
+    let mut found: Vec<String> = Vec::new();
+    for version in said.stdout.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim) {
+        if !found.iter().any(|seen| seen == version) {
+            found.push(version.to_owned());
+        }
+    }
+    found
 }
 
 /// The .deb files of `pins` in their order, as store objects. What the store lacks is downloaded in one
-/// `apt-get download`, checked against size and SHA-256, and published. Give the pins of several assets at once.
+/// `apt-get download`, checked against size and SHA-256, and published. Give the pins of several assets at once if
+/// they have the sources of `id`.
 ///
 /// # Errors
 /// Failed, naming `firegopher update`, if the archive no longer serves a pin or serves other bytes; failed
 /// without network; host without apt. What arrived whole before a failure stays in the store.
-pub fn fetch_debs(store: &Store, apt: &Apt, pins: &[Pin], progress: &dyn Progress) -> Result<Vec<PathBuf>> {
+pub fn fetch_debs(
+    store: &Store,
+    apt: &Apt,
+    id: &AssetId,
+    pins: &[Pin],
+    progress: &dyn Progress,
+) -> Result<Vec<PathBuf>> {
+    let apt = &apt.of(id);
     if !missing(store, pins).is_empty() {
         let _lock = apt.lock(progress)?;
         // Whoever held the lock may have fetched them.
@@ -180,6 +247,8 @@ pub fn fetch_debs(store: &Store, apt: &Apt, pins: &[Pin], progress: &dyn Progres
     }
     pins.iter()
         .map(|pin| {
+            // A use, for gc.
+            let _ = store.reuse(&deb_key(&pin.sha256));
             stored(store, pin)
                 .ok_or_else(|| Error::bug(format!("{} was published and is not there", pin.package)))
         })
@@ -231,7 +300,7 @@ fn download(store: &Store, apt: &Apt, wanted: &BTreeMap<&str, &Pin>, progress: &
         return Err(Error::failed("asset.gone", message)
             .help("run `firegopher update` to pin the versions that it serves now"));
     }
-    if said.is_empty() {
+    if said.is_empty() || said.other_bytes() {
         return Err(other_bytes(first));
     }
     Err(network_error(&format!("download {} {}", first.package, first.version), &said))
@@ -324,7 +393,7 @@ fn unwanted(path: &Path, wanted: &BTreeMap<&str, &Pin>) -> Error {
     }
 }
 
-fn sha256(path: &Path) -> Result<String> {
+pub(super) fn sha256(path: &Path) -> Result<String> {
     let failed = || format!("cannot read {}", path.display());
     let mut file = fs::File::open(path).or_failed("asset.read", failed)?;
     let mut hasher = Sha256::new();

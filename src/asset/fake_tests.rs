@@ -61,7 +61,7 @@ impl Fake {
     }
 
     fn fetch(&self, pins: &[Pin]) -> crate::error::Result<Vec<PathBuf>> {
-        fetch_debs(&self.store, &self.apt, pins, &Silent)
+        fetch_debs(&self.store, &self.apt, &AssetId::Vmm, pins, &Silent)
     }
 }
 

@@ -3,26 +3,38 @@
 
 pub mod apt;
 mod apt_error;
+mod apt_run;
+mod apt_sources;
 pub mod debian;
 mod elf;
 pub mod http;
+mod ikconfig;
 pub mod kernel;
 mod members;
+mod mmdebstrap;
 mod modules;
 pub mod oci;
 mod parallel;
 mod parse;
 pub mod progress;
 pub mod qemu;
+mod release;
+mod scripts;
 mod vmm_closure;
 
+#[cfg(test)]
+mod archive_tests;
 #[cfg(test)]
 mod fake_tests;
 #[cfg(test)]
 mod real_tests;
+#[cfg(test)]
+mod scripts_tests;
 
 pub use apt::Apt;
 pub use debian::{fetch_debs, resolve, resolve_all};
 pub use kernel::{kernel_from_path, kernel_tree};
+pub use mmdebstrap::mmdebstrap_tree;
 pub use progress::{Progress, Silent};
 pub use qemu::qemu_tree;
+pub use scripts::run_scripts;

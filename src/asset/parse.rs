@@ -117,6 +117,11 @@ pub(super) fn os_release(text: &str) -> Option<Origin> {
     Some(Origin { distribution: value("ID")?, suite })
 }
 
+/// Archives and packages choose these words: nothing in them may steer a terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+}
+
 #[cfg(test)]
 #[path = "parse_tests.rs"]
 mod tests;

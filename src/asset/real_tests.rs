@@ -83,7 +83,7 @@ impl Bench {
             .packages;
         println!("{id}: {} pins in {:?}", pins.len(), start.elapsed());
         let start = Instant::now();
-        let debs = fetch_debs(&self.store, &self.apt, &pins, &Silent).unwrap();
+        let debs = fetch_debs(&self.store, &self.apt, &AssetId::Vmm, &pins, &Silent).unwrap();
         println!("{id}: {} bytes fetched in {:?}", pins.iter().map(|p| p.size).sum::<u64>(), start.elapsed());
         (pins, debs)
     }
@@ -96,7 +96,7 @@ impl Bench {
 }
 
 fn kernel() -> AssetId {
-    AssetId::Kernel("linux-image-cloud-amd64".to_owned())
+    AssetId::kernel("linux-image-cloud-amd64")
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn an_image_resolves_to_its_whole_closure_and_is_fetched_verified() {
     assert!(names.contains(&"bash") && names.contains(&"libc6"), "{names:?}");
     assert!(names.is_sorted());
     assert!(pins.iter().all(|p| p.pool.starts_with("pool/")), "{pins:?}");
-    let debs = fetch_debs(&bench.store, &bench.apt, &pins, &heard).unwrap();
+    let debs = fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &heard).unwrap();
     for (pin, deb) in pins.iter().zip(&debs) {
         assert_eq!(fs::metadata(deb).unwrap().len(), pin.size);
     }
@@ -119,7 +119,7 @@ fn an_image_resolves_to_its_whole_closure_and_is_fetched_verified() {
     assert_eq!(total, Some(pins.iter().map(|p| p.size).sum()));
 
     let again = Heard::default();
-    assert_eq!(fetch_debs(&bench.store, &bench.apt, &pins, &again).unwrap(), debs);
+    assert_eq!(fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &again).unwrap(), debs);
     assert!(again.0.lock().unwrap().0.is_empty(), "what the store has is not fetched again");
     assert!(debian::have_debs(&bench.store, &pins));
 }
@@ -144,7 +144,7 @@ fn packages_that_conflict_are_named() {
 #[test]
 fn a_package_without_a_kernel_is_no_kernel() {
     let Some(bench) = bench() else { return };
-    let error = resolve(&bench.apt, &AssetId::Kernel("dash".to_owned()), &Silent).unwrap_err();
+    let error = resolve(&bench.apt, &AssetId::kernel("dash"), &Silent).unwrap_err();
     assert_eq!(error.code(), "asset.no-kernel", "{error}");
 }
 
@@ -155,7 +155,7 @@ fn a_version_that_is_gone_names_update() {
     pins.retain(|p| p.package == "dash");
     pins[0].version = "0.0.1-1".to_owned();
     pins[0].sha256 = "0".repeat(64);
-    let error = fetch_debs(&bench.store, &bench.apt, &pins, &Silent).unwrap_err();
+    let error = fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &Silent).unwrap_err();
     assert_eq!(error.code(), "asset.gone", "{error}");
     assert!(error.help_text().unwrap().contains("firegopher update"));
 }
@@ -166,7 +166,7 @@ fn other_bytes_than_pinned_are_refused_and_not_published() {
     let mut pins = resolve(&bench.apt, &AssetId::image(["libacl1"]), &Silent).unwrap();
     pins.retain(|p| p.package == "libacl1");
     pins[0].sha256 = "0".repeat(64);
-    let error = fetch_debs(&bench.store, &bench.apt, &pins, &Silent).unwrap_err();
+    let error = fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &Silent).unwrap_err();
     assert_eq!(error.code(), "asset.digest", "{error}");
     assert!(!debian::have_debs(&bench.store, &pins));
     let left = fs::read_dir(bench.store.home().store().join("tmp")).unwrap().count();
@@ -179,7 +179,7 @@ fn a_wrong_size_is_refused() {
     let mut pins = resolve(&bench.apt, &AssetId::image(["libattr1"]), &Silent).unwrap();
     pins.retain(|p| p.package == "libattr1");
     pins[0].size += 1;
-    let error = fetch_debs(&bench.store, &bench.apt, &pins, &Silent).unwrap_err();
+    let error = fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &Silent).unwrap_err();
     assert_eq!(error.code(), "asset.digest", "{error}");
 }
 
@@ -191,9 +191,9 @@ fn pins_of_another_distribution_name_update() {
         println!("skipped: no os-release");
         return;
     };
-    apt.check_origin(&origin).unwrap();
+    apt.check_origin(&AssetId::Vmm, &origin).unwrap();
     origin = Origin { suite: "sarge".to_owned(), ..origin };
-    let error = apt.check_origin(&origin).unwrap_err();
+    let error = apt.check_origin(&AssetId::Vmm, &origin).unwrap_err();
     assert_eq!(error.code(), "lock.other-distribution");
     assert!(error.help_text().unwrap().contains("firegopher update"));
 }
@@ -333,9 +333,9 @@ fn a_lock_made_here_is_fetched_in_one_download_elsewhere() {
 
     let (store, apt) = open("second");
     let start = Instant::now();
-    let debs = fetch_debs(&store, &apt, &all, &Timed(start)).unwrap();
+    let debs = fetch_debs(&store, &apt, &AssetId::Vmm, &all, &Timed(start)).unwrap();
     println!("{} packages with lists, cold: {:?}", debs.len(), start.elapsed());
     let start = Instant::now();
-    assert_eq!(fetch_debs(&store, &apt, &all, &Silent).unwrap(), debs);
+    assert_eq!(fetch_debs(&store, &apt, &AssetId::Vmm, &all, &Silent).unwrap(), debs);
     println!("{} packages, warm: {:?}", debs.len(), start.elapsed());
 }

@@ -52,7 +52,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
 }
 
 fn is_meant(asset: &AssetId, wanted: &str) -> bool {
-    asset.kind() == wanted || asset.names().iter().any(|name| name == wanted)
+    asset.kind() == wanted || asset.set().is_some_and(|set| set.names().any(|name| name == wanted))
 }
 
 /// One line a package or file that came, went or moved.

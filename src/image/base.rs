@@ -5,9 +5,11 @@ use super::index::Index;
 use super::place::Placer;
 use super::tree::Meta;
 use super::writer::{Ext4, ImageWriter as _, create_file, write_error};
-use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian, oci};
+use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian, oci, room, workload};
 use crate::error::{Context, Result};
+use crate::listing::Listing;
 use fs_err as fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// What a base image is made of.
@@ -15,10 +17,17 @@ use std::path::{Path, PathBuf};
 pub enum BaseSource<'a> {
     /// Debian packages, all that the image shall hold.
     Debs(&'a [PathBuf]),
-    /// A root file system as a tar (plain, gzip, xz or zstd) or zip.
+    /// A root file system as a tar (plain or compressed) or zip.
     Tar(&'a Path),
     /// The layers of a container image, lowest first: tars, plain or compressed with gzip or zstd.
     Layers(&'a [PathBuf]),
+    /// A root file system as a scanned directory; root owns everything in it.
+    Dir {
+        /// The directory.
+        root: &'a Path,
+        /// What the scan saw in it.
+        listing: &'a Listing,
+    },
     /// A finished ext4 image, which is copied.
     Ext4(&'a Path),
 }
@@ -52,6 +61,12 @@ pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) ->
             Ext4.write(&tree, Role::Base, &image)?;
             Index::of_tree(&tree)
         }
+        BaseSource::Dir { root, listing } => {
+            let mut placer = Placer::new(&nothing);
+            workload::place_dir(&mut placer, "/", (0, 0), root, listing)?;
+            Ext4.write(&placer.tree, Role::Base, &image)?;
+            Index::of_tree(&placer.tree)
+        }
         BaseSource::Ext4(path) => {
             let index = Index::of_ext4(path)?;
             copy_image(path, &image)?;
@@ -69,8 +84,18 @@ fn copy_image(from: &Path, to: &Path) -> Result<()> {
     let source =
         fs::File::open(from).or_failed("image.read", || format!("cannot read {}", from.display()))?;
     let target = create_file(to, 0)?;
-    copy::copy(&source, &target).map_err(|e| {
+    let copied = (|| {
+        if copy::share(&source, &target) {
+            return Ok(());
+        }
+        // Holes stay holes: what it occupies there it occupies here.
+        let needed = source.metadata().map_or(0, |meta| meta.blocks() * 512);
+        let dir = to.parent().unwrap_or(Path::new("/"));
+        room::check(dir, needed, &format!("a copy of {}", from.display()))?;
+        copy::copy(&source, &target).map_err(|e| write_error(to, e))
+    })();
+    if copied.is_err() {
         let _ = fs::remove_file(to);
-        write_error(to, e)
-    })
+    }
+    copied
 }

@@ -7,8 +7,10 @@ use std::io;
 
 /// Small neighbouring regions are joined up to this length: 276 ms became 194 ms for 10,000 files.
 const PIECE: usize = 1 << 20;
+/// Shorter runs of zeros within a file are written: holes cost extents.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Joins neighbouring regions and leaves long zero runs as holes of a file that was sized beforehand.
+/// Joins neighbouring regions and leaves long runs of zeros as holes of a file that was sized beforehand.
 pub(crate) struct CoalescingSink<'a> {
     file: &'a fs::File,
     start: u64,
@@ -29,6 +31,19 @@ impl<'a> CoalescingSink<'a> {
         Ok(())
     }
 
+    /// Leaves out what is zero: a large file's holes are holes of the image.
+    fn write_sparse(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut from = 0;
+        for (n, chunk) in bytes.chunks(ZEROS.len()).enumerate() {
+            let at = n * ZEROS.len();
+            if *chunk == ZEROS[..chunk.len()] {
+                self.file.write_all_at(&bytes[from..at], offset + from as u64)?;
+                from = at + chunk.len();
+            }
+        }
+        self.file.write_all_at(&bytes[from..], offset + from as u64)
+    }
+
     fn make_room(&mut self, offset: u64, length: usize) -> io::Result<()> {
         let follows = self.start + self.buffer.len() as u64 == offset;
         if !follows || self.buffer.len() + length > PIECE {
@@ -43,12 +58,13 @@ impl<'a> CoalescingSink<'a> {
 
 impl RegionSink for CoalescingSink<'_> {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.make_room(offset, bytes.len())?;
-        if bytes.len() >= PIECE {
-            return self.file.write_all_at(bytes, offset);
+        if bytes.len() < ZEROS.len() {
+            self.make_room(offset, bytes.len())?;
+            self.buffer.extend_from_slice(bytes);
+            return Ok(());
         }
-        self.buffer.extend_from_slice(bytes);
-        Ok(())
+        self.flush()?;
+        self.write_sparse(offset, bytes)
     }
 
     fn zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {

@@ -7,7 +7,7 @@ mod pin;
 mod text;
 
 pub use oci::{OciConfig, OciLayer, OciPin, is_digest, is_layer_type};
-pub use pin::{AssetId, FilePin, FileRole, Origin, Pin, Pinned, Pins};
+pub use pin::{AssetId, FilePin, FileRole, Origin, Pin, Pinned, Pins, Release};
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -82,13 +82,20 @@ impl Lock {
         self.assets.is_empty()
     }
 
-    /// Pins an asset, replacing what was there. Packages are kept sorted by name and architecture.
+    /// Pins an asset, replacing what was there. Packages are kept sorted by name and architecture. Packages that
+    /// do not move keep the snapshot they were first found in, so that an update without news changes no file.
     ///
     /// # Errors
     /// A bug if a pin or a name could not be read back.
     pub fn set(&mut self, id: AssetId, pins: impl Into<Pinned>) -> Result<()> {
         let pins = pins.into();
         check(&id, &pins).map_err(|why| Error::bug(format!("a pin of {id} cannot be locked: {why}")))?;
+        if let (Some(Pinned::Packages(before)), Pinned::Packages(now)) = (self.assets.get(&id), &pins)
+            && (&before.origin, &before.packages) == (&now.origin, &now.packages)
+            && !before.snapshot.is_empty()
+        {
+            return Ok(());
+        }
         self.assets.insert(id, pins);
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::oci::OciPin;
 use crate::digest::ObjectDigest;
+use crate::packages::{PackageSet, PackageSource, is_package_name, is_version};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -10,11 +11,13 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AssetId {
     /// The kernel behind a Debian package name, which may be a metapackage.
-    Kernel(String),
+    Kernel(PackageSet),
     /// QEMU's microvm out of Debian packages.
     Vmm,
-    /// The closure of these Debian packages: sorted, without duplicates (see [`AssetId::image`]).
-    Image(Vec<String>),
+    /// The closure of these Debian packages.
+    Image(PackageSet),
+    /// mmdebstrap and the perl that runs it, for images whose maintainer scripts run.
+    Mmdebstrap,
     /// A download, by what it is for, its first URL and the member that is taken out of it.
     File {
         /// What it is for.
@@ -57,73 +60,87 @@ impl FileRole {
 }
 
 impl AssetId {
-    /// An image's id, whatever the order of its packages.
-    pub fn image<S: Into<String>>(packages: impl IntoIterator<Item = S>) -> Self {
-        let mut names: Vec<String> = packages.into_iter().map(Into::into).collect();
-        names.sort();
-        names.dedup();
-        AssetId::Image(names)
+    /// A kernel by the name of its package, from the host's sources.
+    pub fn kernel(package: &str) -> Self {
+        AssetId::Kernel(PackageSet::of([package]))
     }
 
-    /// `kernel`, `vmm`, `image` or `workload`.
+    /// An image's id, whatever the order of its packages, from the host's sources.
+    pub fn image<S: Into<String>>(packages: impl IntoIterator<Item = S>) -> Self {
+        AssetId::Image(PackageSet::of(packages))
+    }
+
+    /// `kernel`, `vmm`, `image`, `workload` or `tool`.
     pub fn kind(&self) -> &'static str {
         match self {
             AssetId::Kernel(_) => "kernel",
             AssetId::Vmm => "vmm",
+            AssetId::Mmdebstrap => "tool",
             AssetId::Image(_) | AssetId::Oci(_) => "image",
             AssetId::File { role, .. } => role.word(),
         }
     }
 
-    /// What the manifest names the asset by: packages, a URL, a reference; for QEMU, which is firegopher's own
-    /// choice, nothing.
-    pub fn names(&self) -> &[String] {
+    /// What the manifest names the asset by: packages, a URL, a reference; for what is firegopher's own choice,
+    /// nothing.
+    pub fn names(&self) -> Vec<&str> {
         match self {
-            AssetId::Kernel(name) | AssetId::Oci(name) | AssetId::File { url: name, .. } => {
-                std::slice::from_ref(name)
-            }
-            AssetId::Vmm => &[],
-            AssetId::Image(names) => names,
+            AssetId::Oci(name) | AssetId::File { url: name, .. } => vec![name],
+            AssetId::Vmm => Vec::new(),
+            AssetId::Mmdebstrap => vec!["mmdebstrap"],
+            AssetId::Kernel(set) | AssetId::Image(set) => set.names().collect(),
         }
+    }
+
+    /// The packages that the asset is named by.
+    pub fn set(&self) -> Option<&PackageSet> {
+        match self {
+            AssetId::Kernel(set) | AssetId::Image(set) => Some(set),
+            AssetId::Vmm | AssetId::Mmdebstrap | AssetId::File { .. } | AssetId::Oci(_) => None,
+        }
+    }
+
+    /// The package sources that it comes from; empty for the host's own.
+    pub fn sources(&self) -> &[PackageSource] {
+        self.set().map_or(&[], |set| &set.sources)
     }
 
     /// Whether it comes as Debian packages.
     pub fn is_debian(&self) -> bool {
-        matches!(self, AssetId::Kernel(_) | AssetId::Vmm | AssetId::Image(_))
+        matches!(self, AssetId::Kernel(_) | AssetId::Vmm | AssetId::Image(_) | AssetId::Mmdebstrap)
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
         let names = self.names();
         if !self.is_debian() {
-            let bad = |text: &String| text.is_empty() || text.chars().any(char::is_control);
+            let bad = |text: &&str| text.is_empty() || text.chars().any(char::is_control);
             let member = match self {
-                AssetId::File { member, .. } => member.as_ref(),
+                AssetId::File { member, .. } => member.as_deref(),
                 _ => None,
             };
-            return match names.iter().chain(member).find(|text| bad(text)) {
+            return match names.into_iter().chain(member).find(bad) {
                 Some(text) => Err(format!("{text:?} names nothing")),
                 None => Ok(()),
             };
         }
-        if names.is_empty() && *self != AssetId::Vmm {
+        let Some(set) = self.set() else { return Ok(()) };
+        if set.packages.is_empty() {
             return Err(format!("a {} needs names", self.kind()));
         }
-        if let Some(bad) = names.iter().find(|name| !is_package_name(name)) {
-            return Err(format!("{bad:?} is no Debian package name"));
+        if matches!(self, AssetId::Kernel(_)) && set.scripts {
+            return Err("a kernel runs no scripts".to_owned());
         }
-        if names.windows(2).any(|pair| pair[0] >= pair[1]) {
-            return Err("its names are not sorted, or one is there twice".to_owned());
-        }
-        Ok(())
+        set.check()
     }
 }
 
 impl fmt::Display for AssetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AssetId::Kernel(name) => write!(f, "kernel {name}"),
+            AssetId::Kernel(set) => write!(f, "kernel {set}"),
             AssetId::Vmm => f.write_str("vmm qemu"),
-            AssetId::Image(names) => write!(f, "image {}", names.join(" ")),
+            AssetId::Mmdebstrap => f.write_str("tool mmdebstrap"),
+            AssetId::Image(set) => write!(f, "image {set}"),
             AssetId::Oci(reference) => write!(f, "image {reference}"),
             AssetId::File { role, url, member } => {
                 write!(f, "{} {url}", role.word())?;
@@ -186,6 +203,8 @@ impl Pinned {
 impl From<Pins> for Pinned {
     fn from(mut pins: Pins) -> Self {
         pins.packages.sort();
+        pins.snapshot.sort();
+        pins.snapshot.dedup();
         Pinned::Packages(pins)
     }
 }
@@ -225,8 +244,11 @@ fn check_size(size: u64) -> Result<(), String> {
 /// An asset's packages and where they came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pins {
-    /// The distribution that they were resolved on.
+    /// The distribution that they were resolved on, or that the manifest's first source is of.
     pub origin: Origin,
+    /// The package lists that they were resolved with, sorted. What follows from them is in `packages`, so nothing
+    /// depends on them: they say which state of an archive to ask for should it move on.
+    pub snapshot: Vec<Release>,
     /// Sorted by name and architecture.
     pub packages: Vec<Pin>,
 }
@@ -235,6 +257,7 @@ impl Pins {
     /// Demands that the packages are sorted.
     fn check(&self) -> Result<(), String> {
         self.origin.check()?;
+        self.snapshot.iter().try_for_each(Release::check)?;
         if self.packages.is_empty() {
             return Err("no packages".to_owned());
         }
@@ -247,6 +270,32 @@ impl Pins {
             }
         }
         Ok(())
+    }
+}
+
+/// One suite's package list at one time, as its Release file names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// `Origin`, such as `Debian`; else `Label`; else `unnamed`.
+    pub origin: String,
+    /// `Codename`, such as `bookworm-security`; else `Suite`; else `unnamed`.
+    pub codename: String,
+    /// `Date` in UTC as `20261122T143000Z`, which is how snapshot archives name their states; else `unknown`.
+    pub date: String,
+    /// SHA-256 of the InRelease (or Release) file.
+    pub sha256: String,
+}
+
+impl Release {
+    fn check(&self) -> Result<(), String> {
+        for (what, value) in [("origin", &self.origin), ("codename", &self.codename), ("date", &self.date)] {
+            let good = |b: u8| b.is_ascii_alphanumeric() || b" ._+~/-".contains(&b);
+            if value.is_empty() || value.len() > 200 || !value.bytes().all(good) {
+                return Err(format!("a release's {what} {value:?} is not a name"));
+            }
+        }
+        check_sha256(&self.sha256)
     }
 }
 
@@ -275,11 +324,8 @@ impl Pin {
         if !is_package_name(&self.package) {
             return Err("no Debian package name".to_owned());
         }
-        // deb-version(5). These values become apt-get's arguments.
-        let version = |b: u8| b.is_ascii_alphanumeric() || b".+-:~".contains(&b);
-        if !self.version.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
-            || !self.version.bytes().all(version)
-        {
+        // These values become apt-get's arguments.
+        if !is_version(&self.version) {
             return Err(format!("{:?} is no version", self.version));
         }
         if self.arch != "amd64" && self.arch != "all" {
@@ -293,10 +339,4 @@ impl Pin {
         }
         Ok(())
     }
-}
-
-/// Debian policy 5.6.1, without the minimum length.
-pub(crate) fn is_package_name(name: &str) -> bool {
-    let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    name.bytes().next().is_some_and(lower) && name.bytes().all(|b| lower(b) || b"+-.".contains(&b))
 }

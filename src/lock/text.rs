@@ -2,16 +2,21 @@
 //! which pin different things merge.
 
 use super::{
-    AssetId, FORMAT, FilePin, FileRole, Lock, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins, check,
+    AssetId, FORMAT, FilePin, FileRole, Lock, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins,
+    Release, check,
 };
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
+use crate::packages::{PackageSet, PackageSource, Wanted};
 use serde::Deserialize;
 use std::fmt::Write;
 use std::path::Path;
 
 const HEADER: &str = "# Written by firegopher: everything that is fetched, by version and digest. Commit this file.\n\
                       # `firegopher update` renews it; it is not meant to be edited.\n";
+
+/// The one tool there is.
+const MMDEBSTRAP: &str = "mmdebstrap";
 
 pub(super) fn render(lock: &Lock) -> String {
     let mut out = String::from(HEADER);
@@ -28,11 +33,9 @@ pub(super) fn render(lock: &Lock) -> String {
                 }
             }
             AssetId::Oci(reference) => line(format_args!("oci = {}\n", quoted(reference))),
-            AssetId::Kernel(_) | AssetId::Vmm | AssetId::Image(_) => {
-                if !id.names().is_empty() {
-                    line(format_args!("names = {}\n", list(id.names())));
-                }
-            }
+            AssetId::Vmm => {}
+            AssetId::Mmdebstrap => line(format_args!("names = [\"{MMDEBSTRAP}\"]\n")),
+            AssetId::Kernel(set) | AssetId::Image(set) => render_set(&mut line, set),
         }
         match pinned {
             Pinned::Packages(pins) => render_packages(&mut line, pins),
@@ -50,10 +53,42 @@ pub(super) fn render(lock: &Lock) -> String {
 
 type Line<'a> = &'a mut dyn FnMut(std::fmt::Arguments<'_>);
 
+fn render_set(line: Line<'_>, PackageSet { packages, suite, sources, scripts }: &PackageSet) {
+    line(format_args!("names = {}\n", list(packages)));
+    if let Some(suite) = suite {
+        line(format_args!("target = \"{suite}\"\n"));
+    }
+    if *scripts {
+        line(format_args!("scripts = true\n"));
+    }
+    if !sources.is_empty() {
+        line(format_args!("sources = [\n"));
+        for PackageSource { url, suite, components, keyring } in sources {
+            line(format_args!(
+                "  {{ url = {}, suite = \"{suite}\", components = {}, keyring = {} }},\n",
+                quoted(url),
+                list(components),
+                quoted(keyring)
+            ));
+        }
+        line(format_args!("]\n"));
+    }
+}
+
 fn render_packages(line: Line<'_>, pins: &Pins) {
     // No value of these needs escaping: `check` has seen all of them.
     let Origin { distribution, suite } = &pins.origin;
-    line(format_args!("distribution = \"{distribution}\"\nsuite = \"{suite}\"\npackages = [\n"));
+    line(format_args!("distribution = \"{distribution}\"\nsuite = \"{suite}\"\n"));
+    if !pins.snapshot.is_empty() {
+        line(format_args!("snapshot = [\n"));
+        for Release { origin, codename, date, sha256 } in &pins.snapshot {
+            line(format_args!(
+                "  {{ origin = \"{origin}\", codename = \"{codename}\", date = \"{date}\", sha256 = \"{sha256}\" }},\n"
+            ));
+        }
+        line(format_args!("]\n"));
+    }
+    line(format_args!("packages = [\n"));
     for Pin { package, arch, version, size, sha256, pool } in &pins.packages {
         line(format_args!(
             "  {{ name = \"{package}\", arch = \"{arch}\", version = \"{version}\", size = {size}, \
@@ -105,8 +140,8 @@ fn quoted(text: &str) -> String {
     out + "\""
 }
 
-fn list(words: &[String]) -> String {
-    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+fn list<T: ToString>(words: &[T]) -> String {
+    let words: Vec<String> = words.iter().map(|word| quoted(&word.to_string())).collect();
     format!("[{}]", words.join(", "))
 }
 
@@ -130,6 +165,10 @@ struct Document {
 struct Asset {
     kind: String,
     names: Option<Vec<String>>,
+    target: Option<String>,
+    scripts: Option<bool>,
+    sources: Option<Vec<PackageSource>>,
+    snapshot: Option<Vec<Release>>,
     distribution: Option<String>,
     suite: Option<String>,
     packages: Option<Vec<Pin>>,
@@ -155,6 +194,10 @@ impl Asset {
                 sha256: Some(sha256),
                 blake3: Some(blake3),
                 names: None,
+                target: None,
+                scripts: None,
+                sources: None,
+                snapshot: None,
                 distribution: None,
                 suite: None,
                 packages: None,
@@ -176,6 +219,10 @@ impl Asset {
                 layers: Some(layers),
                 config: Some(config),
                 names: None,
+                target: None,
+                scripts: None,
+                sources: None,
+                snapshot: None,
                 distribution: None,
                 suite: None,
                 packages: None,
@@ -191,6 +238,10 @@ impl Asset {
             Asset {
                 kind,
                 names,
+                target,
+                scripts,
+                sources,
+                snapshot,
                 distribution: Some(distribution),
                 suite: Some(suite),
                 packages: Some(packages),
@@ -205,15 +256,25 @@ impl Asset {
                 config: None,
             } => {
                 let names = names.unwrap_or_default();
-                let id = match (kind.as_str(), names.as_slice()) {
-                    ("kernel", [name]) => AssetId::Kernel(name.clone()),
-                    ("kernel", _) => return Err("a kernel has exactly one name".to_owned()),
-                    ("vmm", []) => AssetId::Vmm,
-                    ("vmm", _) => return Err("the vmm has no names".to_owned()),
-                    ("image", _) => AssetId::Image(names),
-                    _ => return Err(format!("asset kind {kind:?} is none of kernel, vmm, image")),
+                let plain = target.is_none() && scripts.is_none() && sources.is_none();
+                let set = || PackageSet {
+                    packages: names.iter().map(|name| Wanted::parse(name)).collect(),
+                    suite: target.clone(),
+                    sources: sources.clone().unwrap_or_default(),
+                    scripts: scripts.unwrap_or_default(),
                 };
-                Ok((id, Pins { origin: Origin { distribution, suite }, packages }.into()))
+                let id = match (kind.as_str(), names.as_slice()) {
+                    ("kernel", [_]) => AssetId::Kernel(set()),
+                    ("kernel", _) => return Err("a kernel has exactly one name".to_owned()),
+                    ("vmm", []) if plain => AssetId::Vmm,
+                    ("vmm", _) => return Err("the vmm has no names, target, sources or scripts".to_owned()),
+                    ("image", _) => AssetId::Image(set()),
+                    ("tool", [name]) if name == MMDEBSTRAP && plain => AssetId::Mmdebstrap,
+                    ("tool", _) => return Err(format!("the only tool is {MMDEBSTRAP}")),
+                    _ => return Err(format!("asset kind {kind:?} is none of kernel, vmm, image, tool")),
+                };
+                let origin = Origin { distribution, suite };
+                Ok((id, Pins { origin, snapshot: snapshot.unwrap_or_default(), packages }.into()))
             }
             Asset { kind, .. } => Err(format!(
                 "an asset of kind {kind:?} is neither one of packages, nor of a url, nor of oci: fields are \

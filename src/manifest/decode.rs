@@ -2,7 +2,7 @@
 //! recording every problem instead of stopping at the first.
 
 use super::diagnostic::{Problem, listed, nearest};
-use super::table::{Block, IMAGE, Kind, LATER, Node, TOP, VM, WORKLOAD, find};
+use super::table::{Block, DEBIAN, IMAGE, Kind, LATER, Node, TOP, VM, WORKLOAD, find};
 use kdl::{KdlDocument, KdlEntry, KdlIdentifier, KdlNode, KdlValue};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -106,7 +106,7 @@ impl<'a> Decoder<'a> {
             "unknown",
             format!("there is no setting `{name}` {place}"),
         );
-        let elsewhere = [("", TOP), ("vm", VM), ("workload", WORKLOAD), ("image", IMAGE)]
+        let elsewhere = [("", TOP), ("vm", VM), ("workload", WORKLOAD), ("image", IMAGE), ("debian", DEBIAN)]
             .into_iter()
             .find(|(p, nodes)| *p != parent && find(nodes, name).is_some());
         let help = match (nearest(name, table.iter().map(|n| n.name)), elsewhere) {
@@ -153,7 +153,7 @@ impl<'a> Decoder<'a> {
         let early_block = def.name == "egress" && node.children().is_some();
         if args < def.args.0 && !early_block {
             let quotes = match def.kind {
-                Kind::Number => ", without quotes",
+                Kind::Number | Kind::Truth => ", without quotes",
                 Kind::Text if def.arg.starts_with('"') => "",
                 Kind::Text | Kind::TextOrNumber => ", in quotes",
             };
@@ -228,7 +228,7 @@ impl<'a> Decoder<'a> {
                     value_text(entry.value())
                 ),
                 None if def.name == "debian" && key.value() == "scripts" => {
-                    "maintainer scripts cannot be run yet; remove it".to_owned()
+                    "only an image's scripts can run; remove it".to_owned()
                 }
                 None if def.props.is_empty() => "it takes none; remove it".to_owned(),
                 None => format!("its properties are {}", listed(def.props.iter().map(|p| p.name))),
@@ -240,13 +240,18 @@ impl<'a> Decoder<'a> {
             Kind::Text => entry.value().is_string(),
             Kind::Number => entry.value().is_integer(),
             Kind::TextOrNumber => entry.value().is_string() || entry.value().is_integer(),
+            Kind::Truth => entry.value().is_bool(),
         };
         if !good {
             let subject = format!("`{}` of `{}`", prop.name, node.name().value());
             self.wrong_type::<()>(
                 entry,
                 &subject,
-                if prop.kind == Kind::Number { "a number" } else { "a text" },
+                match prop.kind {
+                    Kind::Number => "a number",
+                    Kind::Truth => "a truth value",
+                    Kind::Text | Kind::TextOrNumber => "a text",
+                },
             );
         }
     }
@@ -282,6 +287,7 @@ impl<'a> Decoder<'a> {
             format!("{subject} is {wanted}, not {found}"),
         );
         let plain = match entry.value() {
+            _ if wanted == "a truth value" => None,
             KdlValue::String(s) => s.parse::<i64>().ok().map(|n| n.to_string()),
             KdlValue::Float(_) if wanted == "a whole number" => None,
             KdlValue::Integer(_) | KdlValue::Float(_) | KdlValue::Bool(_) => {
@@ -296,6 +302,7 @@ impl<'a> Decoder<'a> {
             None => problem.help(match wanted {
                 "a number" => "write a number, without quotes",
                 "a whole number" => "write it without a fraction",
+                "a truth value" => "write #true or #false",
                 _ => "write a text in quotes",
             }),
         })

@@ -3,6 +3,7 @@
 pub mod diagnostic;
 pub mod model;
 
+mod debian;
 mod decode;
 mod download;
 mod excerpt;
@@ -16,6 +17,8 @@ mod table;
 mod units;
 mod vm;
 mod workload;
+
+pub use workload::is_archive;
 
 use crate::digest::FieldHasher;
 use crate::error::{Context, Error, Result};

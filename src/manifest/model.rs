@@ -2,6 +2,7 @@
 //! Defaults are filled in; spans stay in the decoder.
 
 use crate::name::Name;
+use crate::packages::PackageSet;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,7 +70,7 @@ pub struct Vm {
 #[serde(rename_all = "kebab-case")]
 pub enum KernelSource {
     /// A Debian image package or a metapackage that depends on one; `linux-image-cloud-amd64` unless set.
-    Debian(String),
+    Debian(PackageSet),
     /// A vmlinux or bzImage on this host, without modules.
     Path(PathBuf),
     /// The same, to be downloaded.
@@ -117,11 +118,16 @@ impl std::fmt::Display for UrlSource {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageSource {
-    /// The closure of these packages and of `manifest::BASE_PACKAGES`; sorted, without duplicates.
-    Debian(Vec<String>),
-    /// A tar (any compression) or ext4 file on this host.
-    Path(PathBuf),
-    /// The same, to be downloaded.
+    /// The closure of these packages and of `manifest::BASE_PACKAGES`.
+    Debian(PackageSet),
+    /// On this host a tar (any compression), zip or ext4 file, or a directory.
+    Path {
+        /// The file or directory.
+        path: PathBuf,
+        /// Keep the mode bits of a directory instead of 0755/0644.
+        keep_modes: bool,
+    },
+    /// A file of these kinds, to be downloaded.
     Url(UrlSource),
     /// An image of a registry, by its reference as written.
     Oci(String),

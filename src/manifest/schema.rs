@@ -69,6 +69,7 @@ fn type_of(line: &mut impl FnMut(usize, &str), depth: usize, kind: Kind) {
     match kind {
         Kind::Text => line(depth, "type \"string\""),
         Kind::Number => line(depth, "type \"number\""),
+        Kind::Truth => line(depth, "type \"boolean\""),
         Kind::TextOrNumber => line(depth, "type \"string\" \"number\""),
     }
 }

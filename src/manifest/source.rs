@@ -1,14 +1,13 @@
 //! Kernels, base images and VMMs: where they come from, alone or shared under a name.
 
 use super::BASE_PACKAGES;
-use super::decode::{Decoder, Setting, Spanned, Wrong};
+use super::decode::{Decoder, Setting, Spanned};
 use super::diagnostic::{Problem, listed, nearest};
 use super::model::{ImageSource, KernelSource, VmmSource};
 use super::table::{IMAGE, KERNEL, Node, VMM};
 use crate::name::Name;
-use kdl::KdlEntry;
+use crate::packages::PackageSet;
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 /// The kernel of a VM that names none.
 const DEFAULT_KERNEL: &str = "linux-image-cloud-amd64";
@@ -44,7 +43,7 @@ impl Source for KernelSource {
     const TABLE: &'static [Node] = KERNEL;
     fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
         match setting.name() {
-            "debian" => d.package(setting.args().next()?).map(|p| KernelSource::Debian(p.value)),
+            "debian" => d.package_set(setting).map(KernelSource::Debian),
             "url" => d.url_source(setting).map(KernelSource::Url),
             _ => d.host_path("the kernel's path", &d.text_arg(setting)?, true).map(KernelSource::Path),
         }
@@ -57,7 +56,16 @@ impl Source for ImageSource {
     fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
         match setting.name() {
             "path" => {
-                return d.host_path("the image's path", &d.text_arg(setting)?, true).map(ImageSource::Path);
+                let path = d.host_path("the image's path", &d.text_arg(setting)?, true)?;
+                let keep_modes = match setting.prop("keep") {
+                    Some(_) => {
+                        let text = d.text_prop(setting, "keep")?;
+                        d.choice("`keep` of `path`", &text, &["modes"])?;
+                        true
+                    }
+                    None => false,
+                };
+                return Some(ImageSource::Path { path, keep_modes });
             }
             "url" => return d.url_source(setting).map(ImageSource::Url),
             "oci" => return d.oci_reference(setting).map(ImageSource::Oci),
@@ -71,25 +79,7 @@ impl Source for ImageSource {
             }
             _ => {}
         }
-        let mut packages: BTreeMap<String, Range<usize>> = BTreeMap::new();
-        for entry in setting.args() {
-            let Some(package) = d.package(entry) else { continue };
-            if let Some(before) = packages.get(&package.value) {
-                d.report::<()>(
-                    Problem::new(
-                        "manifest.duplicate-value",
-                        package.span.clone(),
-                        "named again",
-                        format!("the package {:?} is named twice", package.value),
-                    )
-                    .also(before.clone(), "first named here")
-                    .help("keep one of them"),
-                );
-            } else {
-                packages.insert(package.value, package.span);
-            }
-        }
-        Some(debian_image(packages.into_keys()))
+        d.package_set(setting).map(debian_image)
     }
 }
 
@@ -106,20 +96,17 @@ impl Source for VmmSource {
 }
 
 /// The image of these packages and of those that every image has.
-fn debian_image(packages: impl IntoIterator<Item = String>) -> ImageSource {
-    let mut all: Vec<String> = packages.into_iter().collect();
-    all.extend(BASE_PACKAGES.iter().map(|p| (*p).to_owned()));
-    all.sort();
-    all.dedup();
-    ImageSource::Debian(all)
+fn debian_image(mut set: PackageSet) -> ImageSource {
+    BASE_PACKAGES.iter().for_each(|package| set.add(package));
+    ImageSource::Debian(set)
 }
 
 pub(super) fn default_kernel() -> KernelSource {
-    KernelSource::Debian(DEFAULT_KERNEL.to_owned())
+    KernelSource::Debian(PackageSet::of([DEFAULT_KERNEL]))
 }
 
 pub(super) fn default_image() -> ImageSource {
-    debian_image([])
+    debian_image(PackageSet::default())
 }
 
 impl Sources {
@@ -300,27 +287,6 @@ fn missing_source<T: Source>(d: &Decoder<'_>, setting: Setting<'_>) -> Option<T>
 }
 
 impl Decoder<'_> {
-    /// A Debian package's name (Debian policy 5.6.1).
-    fn package(&self, entry: &KdlEntry) -> Option<Spanned<String>> {
-        let text = self.text_of("a package", entry)?;
-        let mut chars = text.value.chars();
-        let good = text.value.len() >= 2
-            && chars.next().is_some_and(|c| matches!(c, 'a'..='z' | '0'..='9'))
-            && chars.all(|c| matches!(c, 'a'..='z' | '0'..='9' | '+' | '-' | '.'));
-        if good {
-            return Some(text);
-        }
-        let help = if text.value.contains(['=', ':', '/']) {
-            "write the bare name: versions are pinned in the lock file, and everything is amd64"
-        } else if text.value.contains(char::is_whitespace) {
-            "write each package in quotes of its own"
-        } else {
-            "a package's name has at least two of a-z, 0-9, `+`, `-` and `.`, and starts with a letter or digit"
-        };
-        let message = format!("{:?} is not the name of a Debian package", text.value);
-        self.checked("manifest.bad-package", &text.span, Err(Wrong::new("not a package", message, help)))
-    }
-
     /// A project's, VM's, volume's or shared source's name.
     pub fn name_arg(&self, setting: Setting<'_>) -> Option<Spanned<Name>> {
         let text = self.text_arg(setting)?;

@@ -33,6 +33,8 @@ pub(super) enum Kind {
     Number,
     /// `"0:0"` or a number.
     TextOrNumber,
+    /// `#true` or `#false`.
+    Truth,
 }
 
 /// What may stand in a setting's block.
@@ -89,6 +91,26 @@ pub(super) const TOP: &[Node] = &[
     Node { block: Block::Nodes(VM), many: true, ..node("vm", (1, 1), "a name", "One microVM") },
 ];
 
+const SUITE: Prop = text(
+    "suite",
+    "Prefers this suite or codename of the sources, with all that depends on it, as apt-get -t does",
+);
+
+/// The block of `debian`.
+pub(super) const DEBIAN: &[Node] = &[Node {
+    props: &[needed(
+        "keyring",
+        "The file with the keys of whoever signs it; relative to the manifest, or absolute",
+    )],
+    many: true,
+    ..node(
+        "source",
+        (2, MAX),
+        "an address, a suite and components",
+        "A package source in place of the host's, written as in sources.list",
+    )
+}];
+
 /// A download, wherever a source may stand.
 const URL: Node = Node {
     props: &[
@@ -103,15 +125,49 @@ const URL: Node = Node {
 
 /// Sources of a kernel.
 pub(super) const KERNEL: &[Node] = &[
-    node("debian", (1, 1), "a package", "A Debian kernel package, or a metapackage that depends on one"),
+    Node {
+        props: &[SUITE],
+        block: Block::Nodes(DEBIAN),
+        ..node(
+            "debian",
+            (1, 1),
+            "a package",
+            "A Debian kernel package, or a metapackage that depends on one; \"name=version\" for an exact version",
+        )
+    },
     node("path", (1, 1), "a path", "A vmlinux or bzImage on this host, without modules"),
     URL,
 ];
 
 /// Sources of a base image.
 pub(super) const IMAGE: &[Node] = &[
-    node("debian", (1, MAX), "packages", "Debian packages; those that they depend on come with them"),
-    node("path", (1, 1), "a path", "A tar archive of any compression, or an ext4 image, on this host"),
+    Node {
+        props: &[
+            SUITE,
+            Prop {
+                name: "scripts",
+                needed: false,
+                kind: Kind::Truth,
+                about: "#true runs the packages' maintainer scripts, through mmdebstrap",
+            },
+        ],
+        block: Block::Nodes(DEBIAN),
+        ..node(
+            "debian",
+            (1, MAX),
+            "packages",
+            "Debian packages, \"name\" or \"name=version\"; those that they depend on come with them",
+        )
+    },
+    Node {
+        props: &[text("keep", "\"modes\" keeps the mode bits of a directory")],
+        ..node(
+            "path",
+            (1, 1),
+            "a path",
+            "On this host a tar archive of any compression, a zip, an ext4 image or a directory",
+        )
+    },
     URL,
     node(
         "oci",

@@ -1,6 +1,7 @@
 use super::model::*;
 use super::table::{Block, Node, TOP};
 use super::*;
+use crate::packages::PackageSet;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,9 +33,9 @@ fn a_vm_needs_only_run() {
     let manifest = good("vm \"app\" { run \"true\"; }");
     let vm = &manifest.vms[0];
     assert_eq!(vm.run, ["true"]);
-    assert_eq!(vm.kernel, KernelSource::Debian("linux-image-cloud-amd64".into()));
+    assert_eq!(vm.kernel, KernelSource::Debian(PackageSet::of(["linux-image-cloud-amd64"])));
     let base = ["base-files", "base-passwd", "bash", "coreutils", "dash", "libc-bin"];
-    assert_eq!(vm.image, ImageSource::Debian(base.map(String::from).to_vec()));
+    assert_eq!(vm.image, ImageSource::Debian(PackageSet::of(base)));
     assert_eq!(vm.vmm, VmmSource::Auto);
     assert_eq!((vm.cpus, vm.memory), (1, 256 << 20));
     assert_eq!((vm.user.clone(), vm.workdir.clone(), vm.hostname.as_str()), (None, None, "app"));
@@ -106,10 +107,12 @@ fn the_example_has_every_setting_that_exists() {
     let (mut known, mut shown) = (BTreeSet::new(), BTreeSet::new());
     names("", TOP, &mut known);
     used("", &kdl::KdlDocument::parse_v2(EXAMPLE).unwrap(), &mut shown);
-    // A VM's own kernel is the same block as a shared one, a download everywhere the same.
+    // A VM's own kernel is the same block as a shared one, a download and a package source everywhere the same.
     let missing: Vec<_> = known
         .difference(&shown)
-        .filter(|n| !["vm/kernel/", "vm/image/", "image/url"].iter().any(|p| n.starts_with(p)))
+        .filter(|n| {
+            !["vm/kernel/", "vm/image/", "image/url", "kernel/debian/"].iter().any(|p| n.starts_with(p))
+        })
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
@@ -163,7 +166,7 @@ fn shared_sources_may_stand_behind_their_vms() {
     );
     let vm = &manifest.vms[0];
     assert_eq!(vm.kernel, KernelSource::Path("/boot/vmlinuz".into()));
-    assert!(matches!(&vm.image, ImageSource::Debian(p) if p.len() == 7 && p.is_sorted()));
+    assert!(matches!(&vm.image, ImageSource::Debian(set) if set.packages.len() == 7 && set.check().is_ok()));
     assert_eq!(vm.vmm, VmmSource::QemuPath("/q".into()));
 }
 

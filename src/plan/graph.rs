@@ -3,6 +3,7 @@
 
 use crate::manifest::model::{ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload};
 use crate::name::Name;
+use crate::packages::Wanted;
 use serde::Serialize;
 use std::fmt;
 
@@ -14,6 +15,8 @@ pub enum StepKind {
     FetchKernel,
     /// A VMM as a runnable tree.
     FetchVmm,
+    /// A program that a build runs.
+    FetchTool,
     /// What a base image is made of.
     FetchImage,
     /// `base.ext4` and its index.
@@ -38,6 +41,7 @@ impl StepKind {
         match self {
             StepKind::FetchKernel => "fetch kernel",
             StepKind::FetchVmm => "fetch vmm",
+            StepKind::FetchTool => "fetch tool",
             StepKind::FetchImage => "fetch image",
             StepKind::Image => "image",
             StepKind::Unpack => "unpack",
@@ -52,8 +56,8 @@ impl StepKind {
     /// Raised when the same inputs begin to give another output.
     pub fn version(self) -> u32 {
         match self {
-            // 2: files that cannot be loaded are refused.
-            StepKind::FetchKernel => 2,
+            // 3: a kernel file's own configuration stands beside it; what cannot be loaded is refused.
+            StepKind::FetchKernel => 3,
             _ => 1,
         }
     }
@@ -77,6 +81,8 @@ pub enum Task {
     FetchKernel(KernelSource),
     /// Assembles QEMU's tree from packages.
     FetchQemu,
+    /// Assembles what runs maintainer scripts from packages.
+    FetchMmdebstrap,
     /// Collects what the image is made of.
     FetchImage(ImageSource),
     /// Builds the base image.
@@ -95,6 +101,7 @@ impl Task {
         match self {
             Task::FetchKernel(_) => StepKind::FetchKernel,
             Task::FetchQemu => StepKind::FetchVmm,
+            Task::FetchMmdebstrap => StepKind::FetchTool,
             Task::FetchImage(_) => StepKind::FetchImage,
             Task::Image(_) => StepKind::Image,
             Task::Unpack(_) => StepKind::Unpack,
@@ -165,7 +172,11 @@ impl Graph {
         };
         let subject = image_subject(&vm.image);
         let fetched = self.node(vm, Task::FetchImage(vm.image.clone()), subject.clone(), vec![]);
-        let image = self.node(vm, Task::Image(vm.image.clone()), subject, vec![fetched]);
+        let mut parts = vec![fetched];
+        if matches!(&vm.image, ImageSource::Debian(set) if set.scripts) {
+            parts.push(self.node(vm, Task::FetchMmdebstrap, "mmdebstrap".to_owned(), vec![]));
+        }
+        let image = self.node(vm, Task::Image(vm.image.clone()), subject, parts);
         let unpack = (!vm.workloads.is_empty()).then(|| {
             let subject = vm.workloads.iter().map(|w| w.source.to_string()).collect::<Vec<_>>().join(", ");
             self.node(vm, Task::Unpack(vm.workloads.clone()), subject, vec![image])
@@ -191,7 +202,7 @@ impl Graph {
 
 fn kernel_subject(kernel: &KernelSource) -> String {
     match kernel {
-        KernelSource::Debian(package) => package.clone(),
+        KernelSource::Debian(set) => set.to_string(),
         KernelSource::Path(path) => path.display().to_string(),
         KernelSource::Url(source) => source.to_string(),
     }
@@ -200,18 +211,17 @@ fn kernel_subject(kernel: &KernelSource) -> String {
 /// What an image is called: the packages the user chose (the base packages go without saying), or its source.
 pub fn image_subject(image: &ImageSource) -> String {
     match image {
-        ImageSource::Path(path) | ImageSource::OciPath { path, .. } => path.display().to_string(),
+        ImageSource::Path { path, .. } | ImageSource::OciPath { path, .. } => path.display().to_string(),
         ImageSource::Url(source) => source.to_string(),
         ImageSource::Oci(reference) => reference.clone(),
-        ImageSource::Debian(packages) => {
-            let chosen: Vec<&str> = packages
-                .iter()
-                .map(String::as_str)
-                .filter(|p| !crate::manifest::BASE_PACKAGES.contains(p))
-                .collect();
+        ImageSource::Debian(set) => {
+            let base = |wanted: &&Wanted| {
+                wanted.version.is_none() && crate::manifest::BASE_PACKAGES.contains(&wanted.name.as_str())
+            };
+            let chosen: Vec<&Wanted> = set.packages.iter().filter(|wanted| !base(wanted)).collect();
             match chosen.as_slice() {
                 [] => "base packages".to_owned(),
-                few if few.len() <= 3 => few.join(", "),
+                few if few.len() <= 3 => few.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
                 many => format!("{}, {} and {} more", many[0], many[1], many.len() - 2),
             }
         }

@@ -95,7 +95,10 @@ impl World {
 
     fn pin(&mut self, asset: AssetId, version: &str) {
         let pin = Pin {
-            package: asset.names().first().cloned().unwrap_or_else(|| "qemu-system-x86".to_owned()),
+            package: asset
+                .set()
+                .and_then(|set| set.names().next().map(str::to_owned))
+                .unwrap_or_else(|| "qemu-system-x86".to_owned()),
             version: version.to_owned(),
             arch: "amd64".to_owned(),
             sha256: digest(version).to_hex(),
@@ -103,7 +106,7 @@ impl World {
             pool: "pool/p.deb".to_owned(),
         };
         let origin = Origin { distribution: "debian".to_owned(), suite: "bookworm".to_owned() };
-        self.lock.set(asset, Pins { origin, packages: vec![pin] }).unwrap();
+        self.lock.set(asset, Pins { origin, snapshot: vec![], packages: vec![pin] }).unwrap();
     }
 
     fn workload(&mut self, files: &[(&str, &str)]) {
@@ -255,7 +258,7 @@ fn an_output_that_stays_the_same_stops_the_rebuild() {
     };
     world.up(output);
     let boot_key = world.observed[0].boot_key;
-    world.pin(AssetId::Kernel("linux-image-cloud-amd64".to_owned()), "2.0");
+    world.pin(AssetId::kernel("linux-image-cloud-amd64"), "2.0");
     let before = world.plan();
     assert_eq!(before.steps[0].action, Action::Run);
     assert_eq!(before.step(StepKind::Boot, &world.observed[0].name).unwrap().action, Action::Unknown);

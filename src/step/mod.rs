@@ -2,6 +2,7 @@
 
 pub mod boot;
 mod execute;
+mod kernel_lint;
 mod record;
 pub mod run_config;
 mod sources;

@@ -18,7 +18,7 @@ const MOST: u64 = 64 << 30;
 
 /// Downloads everything the graph's fetch steps lack, in one go for each kind of source.
 pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
-    let mut pins: Vec<Pin> = Vec::new();
+    let mut packages: Vec<(AssetId, Vec<Pin>)> = Vec::new();
     let mut files: Vec<(&UrlSource, &FilePin)> = Vec::new();
     for node in &graph.nodes {
         let wanted = needs(&node.task);
@@ -29,9 +29,13 @@ pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
             match (need.pinned(work.lock), need.source) {
                 (Some(Pinned::Packages(pinned)), _) => {
                     if !asset::debian::have_debs(work.store, &pinned.packages) {
-                        Apt::new(work.home).check_origin(&pinned.origin)?;
+                        apt(work).check_origin(&need.id, &pinned.origin)?;
                     }
-                    pins.extend(pinned.packages.iter().cloned());
+                    let pins = pinned.packages.iter().cloned();
+                    match packages.iter_mut().find(|(other, _)| other.sources() == need.id.sources()) {
+                        Some((_, all)) => all.extend(pins),
+                        None => packages.push((need.id, pins.collect())),
+                    }
                 }
                 (Some(Pinned::File(pin)), Some(source)) if !work.store.has(&pin.blake3) => {
                     files.push((source, pin));
@@ -41,10 +45,10 @@ pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
             }
         }
     }
-    if !pins.is_empty() {
+    for (asset, mut pins) in packages {
         pins.sort_by(|a, b| (&a.package, &a.version).cmp(&(&b.package, &b.version)));
         pins.dedup();
-        debs(&pins, work)?;
+        debs(&asset, &pins, work)?;
     }
     fetch_files(&files, work)
 }
@@ -58,17 +62,22 @@ fn done(graph: &Graph, node: &crate::plan::Node, work: &Work<'_>) -> bool {
             .is_some_and(|action| work.store.has(&action.output))
 }
 
-fn debs(pins: &[Pin], work: &Work<'_>) -> Result<Vec<PathBuf>> {
+fn apt(work: &Work<'_>) -> Apt {
+    Apt::new(work.home).in_project(work.dir)
+}
+
+fn debs(asset: &AssetId, pins: &[Pin], work: &Work<'_>) -> Result<Vec<PathBuf>> {
     if work.offline && !asset::debian::have_debs(work.store, pins) {
         return Err(project::offline_error("the store lacks packages"));
     }
-    asset::fetch_debs(work.store, &Apt::new(work.home), pins, work.ui)
+    asset::fetch_debs(work.store, &apt(work), asset, pins, work.ui)
 }
 
 /// The packages that a step is pinned to.
 pub(super) fn pinned_debs(task: &Task, work: &Work<'_>) -> Result<Vec<PathBuf>> {
-    match only_need(task)?.pinned(work.lock) {
-        Some(Pinned::Packages(pins)) => debs(&pins.packages, work),
+    let need = only_need(task)?;
+    match need.pinned(work.lock) {
+        Some(Pinned::Packages(pins)) => debs(&need.id, &pins.packages, work),
         _ => Err(Error::bug("a fetch step ran without its packages")),
     }
 }

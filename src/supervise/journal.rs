@@ -80,6 +80,11 @@ impl Journal {
         Ok(Journal { path, effects })
     }
 
+    /// Whether nothing stands.
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty()
+    }
+
     /// What stands, oldest first.
     #[cfg(test)]
     pub fn effects(&self) -> &[Effect] {

@@ -36,7 +36,7 @@ pub use clock::{Stamp, rfc3339};
 pub use effects::bind_port;
 pub use outcome::{Event, FAILED_CODE, Outcome, Phase, Reason, Stream};
 pub use process::Process;
-pub use reclaim::{Observed, observe, project_netns, reclaim, stop};
+pub use reclaim::{Observed, is_lost, observe, project_netns, reclaim, stop};
 pub use spawn::{ARGUMENT, SUPERVISOR_LOG, spawn, spawn_with};
 pub use spec::{SuperviseSpec, VolumeSpec};
 pub use state::{STATE_FILE, STATE_VERSION, State, Status};

@@ -3,7 +3,7 @@
 use super::clock::Stamp;
 use super::outcome::{Outcome, Reason};
 use super::process::Process;
-use crate::digest::StepKey;
+use crate::digest::{ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
 use crate::manifest::model::Port;
 use crate::name::{Name, VmId};
@@ -65,6 +65,9 @@ pub struct State {
     pub vmm: Option<Process>,
     /// Covers every setting of the VM: another key means another VM.
     pub boot_key: StepKey,
+    /// What each of its boots reads of the store: gc leaves it there while the supervisor lives.
+    #[serde(default)]
+    pub objects: Vec<ObjectDigest>,
     /// How the last workload ended.
     #[serde(default)]
     pub exit: Option<ExitRecord>,

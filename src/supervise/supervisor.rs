@@ -85,6 +85,7 @@ pub(super) fn prepare(
         supervisor,
         vmm: None,
         boot_key: spec.boot_key,
+        objects: spec.objects(),
         exit: None,
         reason: None,
         error: None,

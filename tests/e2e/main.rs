@@ -11,6 +11,7 @@ mod examples;
 mod faults;
 mod harness;
 mod isolation;
+mod kernels;
 mod oci;
 mod ordinary_user;
 mod refusals;
@@ -21,6 +22,7 @@ mod settings;
 mod signals;
 mod snapshots;
 mod traces;
+mod upkeep;
 
 #[path = "../support/web.rs"]
 #[expect(dead_code, reason = "the library's own tests use the rest of it")]

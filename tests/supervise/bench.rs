@@ -110,13 +110,13 @@ fn artifacts() -> Result<PathBuf> {
     let home = Home::new(dir.join("home"));
     let (store, apt) = (Store::open(home.clone())?, Apt::new(&home));
     let ids = [
-        AssetId::Kernel("linux-image-cloud-amd64".to_owned()),
+        AssetId::kernel("linux-image-cloud-amd64"),
         AssetId::Vmm,
         AssetId::image(["base-files", "busybox-static"]),
     ];
     let debs = || -> Result<Vec<Vec<PathBuf>>> {
         let pins = asset::resolve_all(&store, &apt, &ids, &Silent)?;
-        pins.iter().map(|p| asset::fetch_debs(&store, &apt, &p.packages, &Silent)).collect()
+        pins.iter().map(|p| asset::fetch_debs(&store, &apt, &AssetId::Vmm, &p.packages, &Silent)).collect()
     };
     if !dir.join("done").exists() {
         for part in ["kernel", "qemu", "base"] {

@@ -6,9 +6,11 @@ mod zip;
 
 use super::content::{Content, SliceReader};
 use super::place::Placer;
+use super::room;
 use super::tree::{Kind, Meta};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
+use fs_err::os::unix::fs::FileExt as _;
 use std::collections::HashMap;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
@@ -75,6 +77,8 @@ enum Format {
     Gzip,
     Xz,
     Zstd,
+    Bzip2,
+    Lz4,
     Zip,
 }
 
@@ -83,6 +87,8 @@ fn detect(head: &[u8]) -> Option<Format> {
         [0x1f, 0x8b, ..] => Some(Format::Gzip),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Format::Xz),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Format::Zstd),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some(Format::Bzip2),
+        [0x04, 0x22, 0x4d, 0x18, ..] => Some(Format::Lz4),
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Some(Format::Zip),
         _ if tar::looks_like_header(head) => Some(Format::Tar),
         _ => None,
@@ -119,15 +125,64 @@ pub(crate) fn read_within(
         }
         Some(Format::Xz) => Box::new(liblzma::read::XzDecoder::new_multi_decoder(file)),
         Some(Format::Zstd) => Box::new(zstd::stream::read::Decoder::new(file).map_err(unreadable)?),
-        None => {
-            return Err(Error::failed(
-                "archive.unknown-format",
-                format!("{name} is no archive that firegopher reads"),
-            )
-            .help("zip, tar, tar.gz, tar.xz and tar.zst are read"));
+        Some(Format::Bzip2) => {
+            Box::new(bzip2::bufread::MultiBzDecoder::new(io::BufReader::with_capacity(1 << 18, file)))
         }
+        Some(Format::Lz4) => Box::new(lz4_flex::frame::FrameDecoder::new(file)),
+        None => return Err(unknown(&name, &file)),
     };
+    if let Some(size) = declared_size(&head, path) {
+        room::check(scratch_dir, size, &format!("decompressing {name}"))?;
+    }
     Spool::new(path, scratch_dir)?.read_within(decompressed, &name, account)
+}
+
+/// What a compressed file says it unpacks to: a hint, which may lie, to find out early that there is no room.
+fn declared_size(head: &[u8], path: &Path) -> Option<u64> {
+    match detect(head)? {
+        // ISIZE of RFC 1952: of the last member alone, and modulo 4 GiB.
+        Format::Gzip => {
+            let file = fs::File::open(path).ok()?;
+            let mut size = [0; 4];
+            file.read_exact_at(&mut size, file.metadata().ok()?.len().checked_sub(4)?).ok()?;
+            Some(u64::from(u32::from_le_bytes(size)))
+        }
+        Format::Zstd => zstd::zstd_safe::get_frame_content_size(head).ok()?,
+        _ => None,
+    }
+}
+
+/// What else is given as a root file system: where something stands, what, and what it is.
+const OTHERS: &[(u64, &[u8], &str)] = &[
+    (0, b"hsqs", "a squashfs image: unpack it with `unsquashfs` and give the directory"),
+    (0, b"QFI\xfb", "a qcow2 disk: give the root file system in it, as an ext4 image, a tar or a directory"),
+    (0, b"KDMV", "a VMDK disk: give the root file system in it, as an ext4 image, a tar or a directory"),
+    (0, b"XFSB", "an XFS image: give its files, as a tar or a directory"),
+    (0x10040, b"_BHRfS_M", "a btrfs image: give its files, as a tar or a directory"),
+    (1024, b"\xe2\xe1\xf5\xe0", "an EROFS image: give its files, as a tar or a directory"),
+    (0x8001, b"CD001", "an ISO 9660 image: give the root file system in it, as a tar or a directory"),
+    (512, b"EFI PART", "a disk with partitions: give the root partition alone, as an ext4 image"),
+    (510, b"\x55\xaa", "a disk with partitions: give the root partition alone, as an ext4 image"),
+    (0, b"070701", "a cpio archive: unpack it and give the directory"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it and give the directory"),
+    (0, b"\x5d\0\0", "compressed by lzma, or no archive: make it a tar.xz"),
+    (0, b"\x1f\x9d", "compressed by compress: make it a tar.gz"),
+    (0, b"<", "a page of HTML or XML, as servers send in place of a file: fetch it again"),
+];
+
+fn unknown(name: &str, file: &fs::File) -> Error {
+    let is = |(at, magic, _): &&(u64, &[u8], &str)| {
+        let mut bytes = vec![0; magic.len()];
+        file.read_exact_at(&mut bytes, *at).is_ok() && bytes == *magic
+    };
+    let error =
+        Error::failed("archive.unknown-format", format!("{name} is no archive that firegopher reads"));
+    match OTHERS.iter().find(is) {
+        Some((_, _, what)) => error.help(format!("it is {what}")),
+        None => {
+            error.help("zip and tar are read, the latter also compressed by gzip, xz, zstd, bzip2 or lz4")
+        }
+    }
 }
 
 /// A nameless temporary file that decompressed tars are appended to.

@@ -3,6 +3,7 @@
 mod archives;
 mod bases;
 pub(crate) mod compare;
+mod foreign;
 mod kernels;
 mod layers;
 mod members;

@@ -1,0 +1,108 @@
+//! Runs one of apt's programs to its end: hears all it says, and ends it with us or when the disk stays full.
+
+use super::apt_error::Complaints;
+use super::parse::download_percent;
+use crate::error::{Context, Result};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+/// What a child said.
+pub(super) struct Said {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub complaints: Complaints,
+}
+
+/// Runs `command` to its end; `status_pipe` is heard for the percentage of what is being downloaded.
+pub(super) fn collect(
+    mut command: Command,
+    program: &str,
+    dir: &Path,
+    status_pipe: Option<(OwnedFd, OwnedFd)>,
+    on_percent: &mut dyn FnMut(f64),
+) -> Result<Said> {
+    let failed = || format!("cannot run {program}");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let inherit = status_pipe.as_ref().map(|(_, write)| write.as_raw_fd());
+    die_with_us(&mut command, inherit);
+    let mut child = command.spawn().or_failed("asset.apt-run", failed)?;
+    // Our copy of the write end goes, so that reading ends with the child.
+    let status_read = status_pipe.map(|(read, _write)| read);
+    let out = child.stdout.take().expect("invariant: stdout is piped");
+    let err = child.stderr.take().expect("invariant: stderr is piped");
+    let pid = nix::unistd::Pid::from_raw(child.id() as libc::pid_t);
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let (stdout, stderr, full) = std::thread::scope(|scope| {
+        // apt's http method waits for ever once the disk is full, and apt for it.
+        let full = scope.spawn(move || {
+            let full = stays_full(dir, &is_done);
+            if full {
+                // Not reaped yet, so the pid is still its own; its methods end with it.
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+            full
+        });
+        let out = scope.spawn(|| drain(out));
+        let err = scope.spawn(|| drain(err));
+        if let Some(read) = status_read {
+            for line in BufReader::new(File::from(read)).lines().map_while(Result::ok) {
+                if let Some(percent) = download_percent(&line) {
+                    on_percent(percent);
+                }
+            }
+        }
+        let join = |handle: std::thread::ScopedJoinHandle<'_, String>| handle.join().unwrap_or_default();
+        let said = (join(out), join(err));
+        drop(done);
+        (said.0, said.1, full.join().unwrap_or(false))
+    });
+    let status = child.wait().or_failed("asset.apt-run", failed)?;
+    let mut complaints = Complaints::from_stderr(&stderr);
+    if full {
+        complaints.extend(Complaints::from_stderr("E: No space left on device"));
+    }
+    Ok(Said { status, complaints, stdout, stderr })
+}
+
+/// Whether the disk of `dir` has been full for seconds before `done` was closed.
+fn stays_full(dir: &Path, done: &std::sync::mpsc::Receiver<()>) -> bool {
+    const PATIENCE: u32 = 6;
+    let mut full = 0;
+    while let Err(RecvTimeoutError::Timeout) = done.recv_timeout(Duration::from_millis(500)) {
+        let room = nix::sys::statvfs::statvfs(dir).is_ok_and(|fs| fs.blocks_available() > 0);
+        full = if room { 0 } else { full + 1 };
+        if full == PATIENCE {
+            return true;
+        }
+    }
+    false
+}
+
+fn drain(mut pipe: impl Read) -> String {
+    let mut bytes = Vec::new();
+    // What could be read is what there is to say.
+    let _ = pipe.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The child is killed when the thread that waits for it is gone, and keeps `inherit` open.
+fn die_with_us(command: &mut Command, inherit: Option<RawFd>) {
+    let parent = std::process::id() as libc::pid_t;
+    // SAFETY: only prctl, getppid and fcntl run between fork and exec: async-signal-safe, no allocation, no locks.
+    unsafe {
+        command.pre_exec(move || {
+            let done = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0
+                // We may have died before prctl took effect.
+                && libc::getppid() == parent
+                && inherit.is_none_or(|fd| libc::fcntl(fd, libc::F_SETFD, 0) == 0);
+            if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+}

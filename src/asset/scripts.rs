@@ -1,0 +1,236 @@
+//! Runs the maintainer scripts of an image's packages, through mmdebstrap: in namespaces, from a repository that
+//! holds exactly the pinned packages, to a tar that is the same for every run.
+
+use super::debian::sha256;
+use super::parallel::parallel;
+use super::progress::Progress;
+use super::{apt_run, parse};
+use crate::error::{Context, Error, Result};
+use fs_err as fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What scripts and mmdebstrap take from the host, or make anew in each run.
+const CLEAN: &str = r#"cd "$1" && rm -rf etc/apt/sources.list etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap etc/hostname \
+etc/resolv.conf var/cache/ldconfig/aux-cache var/cache/debconf/*-old var/lib/dpkg/*-old etc/.pwd.lock \
+var/lib/systemd/random-seed var/lib/systemd/catalog/database \
+&& find var/log var/cache/apt var/lib/apt/lists -type f -delete \
+&& if [ -e etc/machine-id ]; then : > etc/machine-id; fi \
+&& for backup in passwd group shadow gshadow subuid subgid; do rm -f "etc/$backup-"; done"#;
+
+/// Installs `debs` with their scripts; gives a tar in `temp`, the same bytes for the same packages.
+///
+/// # Errors
+/// Host if this user or host cannot (no root and no subordinate ids, say); failed with mmdebstrap's last words if a
+/// script fails.
+pub fn run_scripts(tool: &Path, debs: &[PathBuf], temp: &Path, progress: &dyn Progress) -> Result<PathBuf> {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        can_map_ids()?;
+    }
+    progress.start("running maintainer scripts", None);
+    // Subordinate ids cannot look into the store's private directories.
+    let shared = if root {
+        None
+    } else {
+        let made = tempfile::Builder::new().prefix("firegopher-").tempdir();
+        let made = made.or_failed("asset.scripts", || "cannot make a temporary directory".to_owned())?;
+        fs::set_permissions(made.path(), std::fs::Permissions::from_mode(0o711))
+            .or_failed("asset.scripts", || format!("cannot prepare {}", made.path().display()))?;
+        Some(made)
+    };
+    let work = shared.as_ref().map_or(temp, |dir| dir.path());
+    let repository = work.join("repository");
+    let packages = write_repository(debs, &repository)?;
+    let built = debs.iter().map(|deb| built(deb)).collect::<Result<Vec<u64>>>()?;
+    let newest = built.into_iter().max().unwrap_or_default();
+
+    let tar = temp.join("root.tar");
+    let scratch = work.join("work");
+    fs::create_dir(&scratch)
+        .and_then(|()| fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o1777)))
+        .or_failed("asset.scripts", || format!("cannot prepare {}", scratch.display()))?;
+    let mut command = command(tool, root);
+    command
+        .args(["--variant=custom", "--format=tar"])
+        .arg(if root { "--mode=root" } else { "--mode=unshare" })
+        .arg(format!("--include={}", packages.join(",")))
+        .arg(format!("--setup-hook={}", merged_usr(tool)?))
+        .arg(format!("--customize-hook={CLEAN}"))
+        // The tree is thrown away if anything goes wrong: nothing in it needs to be on a disk.
+        .arg("--dpkgopt=force-unsafe-io")
+        .arg("") // no suite: the repository has none
+        .arg(&tar)
+        .arg(format!("deb [trusted=yes] copy://{} ./", plain(&repository)?))
+        .env("TMPDIR", &scratch)
+        .env("SOURCE_DATE_EPOCH", newest.to_string())
+        .current_dir("/");
+    let said = apt_run::collect(command, "mmdebstrap", temp, None, &mut |_| ())?;
+    if said.status.success() {
+        return Ok(tar);
+    }
+    let words: Vec<&str> = said.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+    let tail = words[words.len().saturating_sub(15)..].join("\n");
+    let message = match said.complaints.lines().find(|line| !line.starts_with("mmdebstrap failed")) {
+        Some(first) => format!("the packages cannot be installed with their scripts: {first}"),
+        None => format!("mmdebstrap ended with {}", said.status),
+    };
+    Err(Error::failed("asset.scripts", message).help(parse::printable(&format!(
+        "without `scripts=#true` they are unpacked and no script runs; mmdebstrap's last words were:\n{tail}"
+    ))))
+}
+
+/// mmdebstrap by the tree's own perl; as root without network and with an end for all its children.
+fn command(tool: &Path, root: bool) -> Command {
+    let mut command = if root {
+        // Of util-linux, which is essential.
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts", "--net", "--"]);
+        unshare.arg(tool.join("ld.so"));
+        unshare
+    } else {
+        Command::new(tool.join("ld.so"))
+    };
+    command
+        .args(["--inhibit-cache", "--library-path"])
+        .arg(tool.join("lib"))
+        .arg(tool.join("perl"))
+        .arg("-I")
+        .arg(tool.join("modules"))
+        .arg(tool.join("mmdebstrap"))
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/nonexistent")
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
+    command
+}
+
+/// The hook that makes /bin and the like links before anything is unpacked: its text, for whoever it runs as.
+fn merged_usr(tool: &Path) -> Result<String> {
+    let path = tool.join("merged-usr.sh");
+    let text =
+        fs::read_to_string(&path).or_failed("asset.read", || format!("cannot read {}", path.display()))?;
+    // A hook that is no program's path is given to `sh -c`; as the last word of a line, a comment would hide "$@".
+    Ok(format!("{text}\n:"))
+}
+
+/// Whether mmdebstrap can map subordinate ids to the users of the image.
+fn can_map_ids() -> Result<()> {
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid());
+    let user = user.ok().flatten().map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let lacks = |why: String, mend: String| {
+        Err(Error::host(
+            "asset.scripts-user",
+            format!("maintainer scripts cannot run as the user {user}: {why}"),
+        )
+        .help(format!("{mend}; or run as root, or remove `scripts=#true`")))
+    };
+    for program in ["newuidmap", "newgidmap"] {
+        if !std::env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
+            return lacks(
+                format!("this host has no {program}"),
+                "install it (the package uidmap on Debian)".to_owned(),
+            );
+        }
+    }
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        if !text.lines().any(|line| line.split(':').next() == Some(&user)) {
+            return lacks(
+                format!("{file} gives it no subordinate ids"),
+                format!(
+                    "run `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}` as root"
+                ),
+            );
+        }
+    }
+    // Debian's and Ubuntu's switches; hosts without them allow it.
+    for (file, off, on) in [
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "1"),
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+        ("/proc/sys/user/max_user_namespaces", "0", "10000"),
+    ] {
+        if fs::read_to_string(file).is_ok_and(|text| text.trim() == off) {
+            let name = file.trim_start_matches("/proc/sys/").replace('/', ".");
+            return lacks(
+                format!("{name} is {off}, so it cannot make user namespaces"),
+                format!("run `sysctl {name}={on}` as root"),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A flat repository of just these packages; gives `name=version` of each.
+fn write_repository(debs: &[PathBuf], dir: &Path) -> Result<Vec<String>> {
+    let failed = || format!("cannot write {}", dir.display());
+    fs::create_dir(dir).or_failed("asset.scripts", failed)?;
+    let stanzas = parallel(debs, |deb| {
+        let (name, version, control) = control(deb)?;
+        let file = format!("{}.deb", deb.file_name().unwrap_or_default().to_string_lossy());
+        let to = dir.join(&file);
+        // A link where it is the same file system, and not for subordinate ids, which could not follow it.
+        if fs::hard_link(deb, &to).is_err() {
+            fs::copy(deb, &to).or_failed("asset.scripts", failed)?;
+        }
+        let size = fs::metadata(&to).or_failed("asset.scripts", failed)?.len();
+        let sha256 = sha256(&to)?;
+        let stanza = format!("{control}\nFilename: ./{file}\nSize: {size}\nSHA256: {sha256}\n\n");
+        Ok((format!("{name}={version}"), stanza))
+    })?;
+    let text: String = stanzas.iter().map(|(_, stanza)| stanza.as_str()).collect();
+    fs::write(dir.join("Packages"), text).or_failed("asset.scripts", failed)?;
+    for entry in [dir.to_owned(), dir.join("Packages")] {
+        let mode = if entry == dir { 0o755 } else { 0o644 };
+        fs::set_permissions(&entry, std::fs::Permissions::from_mode(mode))
+            .or_failed("asset.scripts", failed)?;
+    }
+    let mut names: Vec<String> = stanzas.into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Name, version and whole control file of a package.
+fn control(deb: &Path) -> Result<(String, String, String)> {
+    let failed = || format!("cannot read the package {}", deb.display());
+    let mut archive = tar::Archive::new(crate::image::deb::control_tar(deb)?);
+    for entry in archive.entries().or_failed("asset.deb", failed)? {
+        let entry = entry.or_failed("asset.deb", failed)?;
+        if entry.path_bytes().strip_prefix(b"./").unwrap_or(&entry.path_bytes()) != b"control" {
+            continue;
+        }
+        let mut text = String::new();
+        entry.take(1 << 20).read_to_string(&mut text).or_failed("asset.deb", failed)?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(|value| value.trim().to_owned())
+        };
+        if let (Some(name), Some(version)) = (field("Package"), field("Version")) {
+            return Ok((name, version, text.trim_end().to_owned()));
+        }
+    }
+    Err(Error::failed("asset.deb", format!("{}: it does not say which package it is", failed())))
+}
+
+/// When a package was built, in seconds: the time of its first member (ar(5)).
+fn built(deb: &Path) -> Result<u64> {
+    let failed = || format!("cannot read the package {}", deb.display());
+    let mut head = [0; 8 + 28];
+    fs::File::open(deb).and_then(|mut file| file.read_exact(&mut head)).or_failed("asset.deb", failed)?;
+    let text = String::from_utf8_lossy(&head[8 + 16..]);
+    text.trim().parse().or_failed("asset.deb", failed)
+}
+
+/// A path as a word of a line in sources.list.
+fn plain(path: &Path) -> Result<&str> {
+    path.to_str()
+        .filter(|path| !path.contains(|c: char| c.is_whitespace() || "[]#\"\\".contains(c)))
+        .ok_or_else(|| {
+            Error::host("asset.scripts", format!("apt takes no repository in {}", path.display()))
+                .help("set FIREGOPHER_HOME (or TMPDIR) to a directory whose path holds no white space")
+        })
+}
