@@ -65,8 +65,9 @@ fn sample() -> firegopher::error::Result<Sample> {
     let _ = fs::remove_dir_all(&dir);
     let home = Home::new(home());
     let (store, apt) = (Store::open(home.clone())?, Apt::new(&home));
-    let pins = resolve_all(&store, &apt, &[AssetId::image(PACKAGES)], &Silent)?.remove(0).packages;
-    let debs = fetch_debs(&store, &apt, &pins, &Silent)?;
+    let id = AssetId::image(PACKAGES);
+    let pins = resolve_all(&store, &apt, std::slice::from_ref(&id), &Silent)?.remove(0).packages;
+    let debs = fetch_debs(&store, &apt, &id, &pins, &Silent)?;
     let parts: Vec<PathBuf> = (0..3).map(|part| dir.join(format!("part-{part}"))).collect();
     for (index, deb) in debs.iter().enumerate() {
         for target in [&sample.tools, &parts[index * parts.len() / debs.len()]] {
