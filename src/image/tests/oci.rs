@@ -62,6 +62,37 @@ fn an_opaque_directory_hides_all_that_is_below() {
 }
 
 #[test]
+fn a_whiteout_in_a_directory_that_replaces_a_link_leaves_alone_what_is_behind_the_link() {
+    let (_bench, image) = build(vec![
+        Tar::default().dir("real/").file("real/x", b"").file("real/y", b"").symlink("link", "real"),
+        // What overlayfs makes of `rm link; mkdir link`.
+        Tar::default()
+            .dir("link/")
+            .file("link/.wh..wh..opq", b"")
+            .file("link/.wh.x", b"")
+            .file("link/z", b""),
+    ]);
+    assert_eq!(image.names("/real"), ["x", "y"]);
+    assert_eq!(image.names("/link"), ["z"]);
+    // Through a link that stays, it hides what is behind it.
+    let (_bench, image) = build(vec![
+        Tar::default().dir("real/").file("real/x", b"").file("real/y", b"").symlink("link", "real"),
+        Tar::default().file("link/.wh.x", b""),
+    ]);
+    assert_eq!(image.names("/real"), ["y"]);
+}
+
+#[test]
+fn a_hidden_directory_keeps_what_its_own_layer_puts_there() {
+    let (_bench, image) = build(vec![
+        Tar::default().dir("d/").dir("d/e/").file("d/e/low", b"").file("d/low", b""),
+        Tar::default().dir("d/").dir("d/e/").hard_link("d/e/high", "d/low").file(".wh.d", b""),
+    ]);
+    assert_eq!(image.names("/d"), ["e"]);
+    assert_eq!(image.names("/d/e"), ["high"]);
+}
+
+#[test]
 fn files_and_directories_replace_each_other() {
     let (_bench, image) = build(vec![
         Tar::default().file("f", b"file").dir("d/").file("d/x", b"").symlink("l", "d").symlink("m", "d"),
