@@ -19,7 +19,7 @@ const BOOKKEEPING: &str = ".wh..wh.";
 
 /// The tree that `layers`, lowest first, make up. All of them together are held to one archive's limits.
 pub(super) fn assemble(layers: &[PathBuf], scratch_dir: &Path, limits: Limits) -> Result<Tree> {
-    let read = read_all(layers, scratch_dir, &Account::new(limits))?;
+    let read = read_all(layers, scratch_dir, &Account::rooted(limits))?;
     let mut stack = Stack {
         tree: Tree::new(Meta::root(0o755), 0),
         name: String::new(),

@@ -186,7 +186,7 @@ fn entries_go_through_links_inside_and_nowhere_else() {
         (vec![Tar::default().symlink("l", "l").file("l/x", b"")], "image.link-loop"),
         (vec![Tar::default().file("f", b""), Tar::default().file("f/x", b"")], "archive.through-file"),
         (vec![Tar::default().file("../x", b"")], "archive.parent-path"),
-        (vec![Tar::default().file("/etc/x", b"")], "archive.absolute-path"),
+        (vec![Tar::default().file("/../x", b"")], "archive.parent-path"),
         (vec![Tar::default().file("a/../../.wh.x", b"")], "archive.parent-path"),
         (vec![Tar::default().hard_link("a", "../b")], "archive.link-escape"),
         (vec![Tar::default().hard_link("a", "nothing")], "archive.hard-link"),
@@ -199,6 +199,21 @@ fn entries_go_through_links_inside_and_nowhere_else() {
     ] {
         assert_eq!(refused(layers).code(), code);
     }
+}
+
+#[test]
+fn names_may_begin_at_the_root() {
+    let (_bench, image) = build(vec![
+        Tar::default()
+            .raw(b"/", b'5', 0o711, (0, 0), b"", 0, b"")
+            .dir("/etc/")
+            .file("//etc/x", b"x")
+            .file("/gone", b""),
+        Tar::default().hard_link("/etc/y", "/etc/x").file("/.wh.gone", b""),
+    ]);
+    assert_eq!(image.names("/"), ["etc", "lost+found"]);
+    assert_eq!(image.owner("/").0, 0o40711);
+    assert_eq!(image.number("/etc/x"), image.number("/etc/y"));
 }
 
 #[test]
