@@ -38,13 +38,30 @@ impl Default for Limits {
 #[derive(Debug)]
 pub(crate) struct Account {
     limits: Limits,
+    /// Names with a leading '/' begin at the root of the archive.
+    rooted: bool,
     decompressed: AtomicU64,
     entries: AtomicUsize,
 }
 
 impl Account {
     pub fn new(limits: Limits) -> Self {
-        Account { limits, decompressed: AtomicU64::new(0), entries: AtomicUsize::new(0) }
+        Account { limits, rooted: false, decompressed: AtomicU64::new(0), entries: AtomicUsize::new(0) }
+    }
+
+    /// For layers of container images: some builders write their names from the root on, which every runtime takes
+    /// for the image's root.
+    pub fn rooted(limits: Limits) -> Self {
+        Account { rooted: true, ..Account::new(limits) }
+    }
+
+    /// A name without the '/' that means nothing here.
+    fn name<'a>(&self, raw: &'a [u8]) -> &'a [u8] {
+        match raw.iter().position(|byte| *byte != b'/') {
+            _ if !self.rooted => raw,
+            Some(start) => &raw[start..],
+            None => b"",
+        }
     }
 
     fn decompress(&self, name: &str, bytes: usize) -> Result<()> {

@@ -58,19 +58,21 @@ fn layer(random: &mut Random, files: &mut Vec<String>) -> Tar {
         let owner = (random.below(3), 1_000_000 * random.below(3));
         let beside = |name: String| if parent.is_empty() { name } else { format!("{parent}/{name}") };
         let is_dir = dirs.contains(&path);
+        let start = ["", "", "", "./", "/"][random.below(5) as usize];
+        let written = format!("{start}{path}");
         tar = match random.below(10) {
             0..3 if !is_dir => {
                 let data = vec![b'x'; random.below(6000) as usize];
                 files.push(path.clone());
-                tar.raw(path.as_bytes(), b'0', mode, owner, b"", data.len() as u64, &data)
+                tar.raw(written.as_bytes(), b'0', mode, owner, b"", data.len() as u64, &data)
             }
             3 if !is_dir => {
                 let target = if random.below(2) == 0 { format!("/{}", random.path()) } else { random.path() };
-                tar.raw(path.as_bytes(), b'2', 0o777, owner, target.as_bytes(), 0, b"")
+                tar.raw(written.as_bytes(), b'2', 0o777, owner, target.as_bytes(), 0, b"")
             }
             4 if !is_dir => match below.iter().chain(files.iter()).nth(random.below(12) as usize) {
                 Some(target) if *target != path => {
-                    tar.raw(path.as_bytes(), b'1', 0o644, (0, 0), target.as_bytes(), 0, b"")
+                    tar.raw(written.as_bytes(), b'1', 0o644, (0, 0), target.as_bytes(), 0, b"")
                 }
                 _ => tar,
             },
@@ -78,7 +80,7 @@ fn layer(random: &mut Random, files: &mut Vec<String>) -> Tar {
             6 | 7 => tar.file(&beside(format!(".wh.{name}")), b""),
             _ => {
                 dirs.insert(path.clone());
-                tar.raw(path.as_bytes(), b'5', 0o700 | mode, owner, b"", 0, b"")
+                tar.raw(written.as_bytes(), b'5', 0o700 | mode, owner, b"", 0, b"")
             }
         };
     }
