@@ -14,10 +14,12 @@ pub mod net;
 pub mod packages;
 pub mod plan;
 pub mod project;
+mod replace;
 pub mod step;
 pub mod store;
 pub mod supervise;
 #[cfg(test)]
 mod testing;
 pub mod ui;
+pub mod upkeep;
 pub mod vmm;

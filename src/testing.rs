@@ -28,13 +28,36 @@ pub fn artifacts() -> Result<Artifacts, String> {
 }
 
 /// The home that tests share: `target/tmp/home-UID`, beside cargo's own directories.
-fn home() -> Home {
+pub fn home() -> Home {
     if let Some(home) = std::env::var_os("FIREGOPHER_TEST_HOME") {
         return Home::new(PathBuf::from(home));
     }
     let exe = std::env::current_exe().expect("a test runs from a file");
     let target = exe.ancestors().nth(3).expect("a test binary is TARGET/PROFILE/deps/NAME");
     Home::new(target.join("tmp").join(format!("home-{}", nix::unistd::geteuid())))
+}
+
+/// The packages that `names` need, all of them, fetched once into the shared home; pinned there for ever.
+pub fn debs(names: &[&str]) -> Result<Vec<PathBuf>, String> {
+    let fetch = || -> crate::error::Result<Vec<PathBuf>> {
+        let home = home();
+        fs_err::create_dir_all(home.root().parent().expect("it has a parent"))
+            .expect("target/ can be written to");
+        let store = Store::open(home.clone())?;
+        let _guard = crate::store::lock_file(&home.root().join("test.lock.guard"), &|_| ())?;
+        let path = home.root().join("test.lock");
+        let mut lock = Lock::load(&path)?;
+        let id = crate::lock::AssetId::image(names.iter().copied());
+        let apt = crate::asset::Apt::new(&home);
+        if lock.get(&id).is_none() {
+            let mut pins =
+                crate::asset::resolve_all(&store, &apt, std::slice::from_ref(&id), &crate::asset::Silent)?;
+            lock.set(id.clone(), pins.remove(0))?;
+            lock.save(&path)?;
+        }
+        crate::asset::fetch_debs(&store, &apt, &id, lock.get(&id).unwrap_or_default(), &crate::asset::Silent)
+    };
+    fetch().map_err(|e| e.to_string())
 }
 
 fn fetch() -> crate::error::Result<Artifacts> {

@@ -249,6 +249,8 @@ pub fn fetch_debs(
     }
     pins.iter()
         .map(|pin| {
+            // A use, for gc.
+            let _ = store.reuse(&deb_key(&pin.sha256));
             stored(store, pin)
                 .ok_or_else(|| Error::bug(format!("{} was published and is not there", pin.package)))
         })

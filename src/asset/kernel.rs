@@ -2,6 +2,7 @@
 //! configuration and `kernel.json`.
 
 use super::elf::{loadable, module_info};
+use super::ikconfig;
 use super::members::{self, Member};
 use super::modules::{self, Modules, Order};
 use crate::error::{Context, Error, Result};
@@ -54,7 +55,10 @@ pub fn kernel_tree(debs: &[PathBuf], out: &Path) -> Result<()> {
     }
     let (release, image) = found.image()?;
     found.modules.builtin = modules::builtin(&found.builtin);
-    found.modules.lint(&release, found.config.as_deref())?;
+    // With a configuration the kernel is judged for the VMM that is to boot it, before it does.
+    if found.config.is_none() {
+        found.modules.check_drivers(&release)?;
+    }
     let order = loop {
         match found.modules.order()? {
             Order::Complete(order) => break order,
@@ -69,28 +73,32 @@ pub fn kernel_tree(debs: &[PathBuf], out: &Path) -> Result<()> {
             }
         }
     };
-    write(out, &release, &image, found.config.as_deref(), &order, &found.bytes)
+    let vmlinux = vmlinux::extract(&image).map_err(|e| unusable(&format!("the kernel {release}"), e))?;
+    write(out, &release, &vmlinux, found.config.take(), &order, &found.bytes)
 }
 
-/// The same layout from a vmlinux or bzImage, without modules: all drivers must be built in.
+/// The same layout from a vmlinux or bzImage, without modules: all drivers must be built in. The configuration is
+/// the one that the kernel carries in itself, if it does.
 ///
 /// # Errors
-/// Usage if it is no x86 kernel image; failed if it cannot be read.
+/// `kernel.*` if it is no whole x86-64 kernel; `asset.read` if it cannot be read.
 pub fn kernel_from_path(path: &Path, out: &Path) -> Result<()> {
     let bytes =
         fs::read(path).or_failed("asset.read", || format!("cannot read the kernel {}", path.display()))?;
-    let unusable = |e: Error| {
-        let help = e.help_text().unwrap_or("give it as vmlinux, or as the vmlinuz of an x86_64 distribution");
-        Error::failed(e.code(), format!("{} cannot be used as a kernel", path.display()))
-            .help(help.to_owned())
-            .because(e)
-    };
-    let vmlinux = vmlinux::extract(&bytes).map_err(unusable)?;
+    let name = path.display().to_string();
+    let vmlinux = vmlinux::extract(&bytes).map_err(|e| unusable(&name, e))?;
     if !loadable(&vmlinux) {
         let what = "it is cut off, or no x86-64 ELF file that can be loaded";
-        return Err(unusable(Error::failed("kernel.damaged", what)));
+        return Err(unusable(&name, Error::failed("kernel.damaged", what)));
     }
-    write(out, "", &bytes, None, &[], &BTreeMap::new())
+    write(out, "", &vmlinux, None, &[], &BTreeMap::new())
+}
+
+fn unusable(name: &str, cause: Error) -> Error {
+    let help = cause.help_text().unwrap_or("give it as vmlinux, or as the vmlinuz of an x86_64 distribution");
+    Error::failed(cause.code(), format!("{name} cannot be used as a kernel"))
+        .help(help.to_owned())
+        .because(cause)
 }
 
 /// What was found in the packages.
@@ -172,12 +180,11 @@ fn decompress(suffix: &str, bytes: Vec<u8>) -> io::Result<Vec<u8>> {
 fn write(
     out: &Path,
     release: &str,
-    image: &[u8],
-    config: Option<&str>,
+    vmlinux: &[u8],
+    config: Option<String>,
     order: &[String],
     bytes: &BTreeMap<String, (String, Vec<u8>)>,
 ) -> Result<()> {
-    let vmlinux = vmlinux::extract(image)?;
     let failed = || format!("cannot write the kernel tree {}", out.display());
     let put = |name: &str, bytes: &[u8]| fs::write(out.join(name), bytes).or_failed("asset.write", failed);
     fs::create_dir_all(out.join("modules")).or_failed("asset.write", failed)?;
@@ -188,12 +195,12 @@ fn write(
         put(&format!("modules/{name}"), bytes)?;
         names.push(name);
     }
-    put("vmlinux", &vmlinux)?;
-    if let Some(config) = config {
+    put("vmlinux", vmlinux)?;
+    if let Some(config) = config.or_else(|| ikconfig::of(vmlinux)) {
         put("config", config.as_bytes())?;
     }
     let release =
-        if release.is_empty() { banner_release(&vmlinux).unwrap_or_default() } else { release.to_owned() };
+        if release.is_empty() { banner_release(vmlinux).unwrap_or_default() } else { release.to_owned() };
     let info = KernelInfo { release, modules: names };
     let json = serde_json::to_vec_pretty(&info)
         .map_err(|e| Error::bug("kernel.json cannot be written").because(e))?;
@@ -205,7 +212,7 @@ fn banner_release(vmlinux: &[u8]) -> Option<String> {
     const BANNER: &[u8] = b"Linux version ";
     let is_release = |b: &u8| b.is_ascii_alphanumeric() || b"._+~-".contains(b);
     // Format strings such as "Linux version %s" come first in some kernels.
-    vmlinux.windows(BANNER.len()).enumerate().filter(|(_, window)| *window == BANNER).find_map(|(at, _)| {
+    memchr::memmem::find_iter(vmlinux, BANNER).find_map(|at| {
         let rest = &vmlinux[at + BANNER.len()..];
         let length = rest.iter().take(128).take_while(|b| is_release(b)).count();
         let text = std::str::from_utf8(&rest[..length]).ok()?;

@@ -5,7 +5,6 @@ use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
 use crate::project;
-use crate::store::Store;
 use crate::supervise::{self, STATE_FILE};
 use crate::ui::Ui;
 use crate::{manifest, net};
@@ -43,7 +42,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // Also refuses a home that is somebody else's.
-    let _store = Store::open(home.clone())?;
+    let _store = project::open_store(&home)?;
     let _guard = project::take(&home, &name, &ui)?;
     let observed = supervise::observe(&home, &name)?;
     for wanted in &args.vms {

@@ -2,8 +2,10 @@
 
 mod attach;
 mod build;
+mod caps;
 mod doctor;
 mod down;
+mod gc;
 mod init;
 mod lock;
 mod logs;
@@ -11,9 +13,11 @@ mod plan;
 mod ps;
 mod run;
 mod signals;
+mod store;
 mod target;
 mod up;
 mod update;
+mod verify;
 
 use crate::error::{Error, Result};
 use crate::ui;
@@ -60,12 +64,20 @@ enum Command {
     Lock(lock::Args),
     /// Move pins to what the package sources serve now.
     Update(update::Args),
+    /// Remove what nobody needs and was not used for long.
+    Gc(gc::Args),
+    /// Check the store's objects, and take out those that are broken.
+    Verify(verify::Args),
+    /// Show what the store holds, and what could go.
+    Store(store::Args),
 }
 
 /// Parses the process's arguments, runs the command, returns the exit code.
 pub fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|first| first == crate::supervise::ARGUMENT) {
-        return crate::supervise::child_main();
+    match std::env::args_os().nth(1) {
+        Some(first) if first == crate::supervise::ARGUMENT => return crate::supervise::child_main(),
+        Some(first) if first == crate::supervise::guard::ARGUMENT => return crate::supervise::guard::main(),
+        _ => {}
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -112,6 +124,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(args) => doctor::run(dir, &args),
         Command::Lock(args) => lock::run(dir, &args),
         Command::Update(args) => update::run(dir, &args),
+        Command::Gc(args) => gc::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Store(args) => store::run(&args),
     }
 }
 

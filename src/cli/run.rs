@@ -51,7 +51,7 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let work = project.work(&scan, args.offline, &ui);
     let done = execute(&graph, &work)?;
     ui.clear();
-    let host = project::host();
+    let host = project::host(&project.manifest);
     let (vm, nodes) = (&project.manifest.vms[0], &graph.vms[0]);
     up::announce(vm, host, &ui);
     let namespace = match host.root {
@@ -70,11 +70,14 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
             let _ = crate::net::address::release(&project.home.project(&project.name), &vm.name);
         })?;
     drop(guard);
+    // The VM's state says what it uses: its life keeps nobody from collecting the rest.
+    let Project { home, name, store, manifest, .. } = project;
+    drop(store);
+    let vm = &manifest.vms[0];
     forward_stdin(client.try_clone()?);
     let followed = vec![Followed { name: vm.name.clone(), client, ours: true, ports: vec![] }];
     let quiet = Ui::stderr().quiet();
-    let ended =
-        attach::follow(followed, Until::Ended, signals.as_ref(), &project.home, &project.name, &quiet)?;
+    let ended = attach::follow(followed, Until::Ended, signals.as_ref(), &home, &name, &quiet)?;
     let outcome = ended.outcomes.into_iter().next().and_then(|(_, outcome)| outcome);
     let outcome = outcome.ok_or_else(|| Error::failed("run.lost", "the VM went away without an end"))?;
     if let Some(message) = outcome.failure() {
@@ -83,7 +86,7 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
         // An exit code of 137 alone would leave one guessing.
         ui.line(&format!("the workload {}", outcome.describe()));
     }
-    down::remove_vm(&project.home, &project.name, &vm.name, true)?;
+    down::remove_vm(&home, &name, &vm.name, true)?;
     Ok(ExitCode::from(outcome.exit_code()))
 }
 

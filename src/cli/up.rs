@@ -46,7 +46,9 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         ui.note(&plan::render::summary(&plan));
         drop(guard);
         let running = connect_all(&project)?;
-        let ended = attach::follow(running, until, signals.as_ref(), &project.home, &project.name, &ui)?;
+        let Project { home, name, store, .. } = project;
+        drop(store);
+        let ended = attach::follow(running, until, signals.as_ref(), &home, &name, &ui)?;
         return Ok(code(&ended, until));
     }
     let graph = Graph::of(&project.manifest);
@@ -58,7 +60,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     // A signal must not end this process between two VMs: what was started is stopped again first.
     let signals = signals.as_ref();
     signals.inspect(|signals| signals.hold());
-    let host = project::host();
+    let host = project::host(&project.manifest);
     let boots = Boots {
         project: &project,
         graph: &graph,
@@ -77,7 +79,10 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         },
     };
     drop(guard);
-    let ended = attach::follow(followed, until, signals, &project.home, &project.name, &ui)?;
+    // What the VMs use is in their states; whoever follows them keeps nobody from collecting the rest.
+    let Project { home, name, store, .. } = project;
+    drop(store);
+    let ended = attach::follow(followed, until, signals, &home, &name, &ui)?;
     Ok(code(&ended, until))
 }
 

@@ -5,9 +5,11 @@ use super::index::Index;
 use super::place::Placer;
 use super::tree::Meta;
 use super::writer::{Ext4, ImageWriter as _, create_file, write_error};
-use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian};
-use crate::error::{Context, Error, Result};
+use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian, oci, room, workload};
+use crate::error::{Context, Result};
+use crate::listing::Listing;
 use fs_err as fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// What a base image is made of.
@@ -15,12 +17,19 @@ use std::path::{Path, PathBuf};
 pub enum BaseSource<'a> {
     /// Debian packages, all that the image shall hold.
     Debs(&'a [PathBuf]),
-    /// A root file system as a tar (plain, gzip, xz or zstd) or zip.
+    /// A root file system as a tar (plain or compressed) or zip.
     Tar(&'a Path),
+    /// The layers of a container image, lowest first: tars, plain or compressed with gzip or zstd.
+    Layers(&'a [PathBuf]),
+    /// A root file system as a scanned directory; root owns everything in it.
+    Dir {
+        /// The directory.
+        root: &'a Path,
+        /// What the scan saw in it.
+        listing: &'a Listing,
+    },
     /// A finished ext4 image, which is copied.
     Ext4(&'a Path),
-    /// The layers of a container image, lowest first: tars, plain or compressed.
-    Layers(&'a [PathBuf]),
 }
 
 /// Writes `out_dir/base.ext4` and `out_dir/index.json`; gives warnings back. Large temporary files, nameless, go to
@@ -47,8 +56,16 @@ pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) ->
             Ext4.write(&placer.tree, Role::Base, &image)?;
             Index::of_tree(&placer.tree)
         }
-        BaseSource::Layers(_) => {
-            return Err(Error::failed("image.layers", "this version cannot apply layers yet"));
+        BaseSource::Layers(layers) => {
+            let tree = oci::assemble(layers, scratch_dir, Limits::default())?;
+            Ext4.write(&tree, Role::Base, &image)?;
+            Index::of_tree(&tree)
+        }
+        BaseSource::Dir { root, listing } => {
+            let mut placer = Placer::new(&nothing);
+            workload::place_dir(&mut placer, "/", (0, 0), root, listing)?;
+            Ext4.write(&placer.tree, Role::Base, &image)?;
+            Index::of_tree(&placer.tree)
         }
         BaseSource::Ext4(path) => {
             let index = Index::of_ext4(path)?;
@@ -67,8 +84,18 @@ fn copy_image(from: &Path, to: &Path) -> Result<()> {
     let source =
         fs::File::open(from).or_failed("image.read", || format!("cannot read {}", from.display()))?;
     let target = create_file(to, 0)?;
-    copy::copy(&source, &target).map_err(|e| {
+    let copied = (|| {
+        if copy::share(&source, &target) {
+            return Ok(());
+        }
+        // Holes stay holes: what it occupies there it occupies here.
+        let needed = source.metadata().map_or(0, |meta| meta.blocks() * 512);
+        let dir = to.parent().unwrap_or(Path::new("/"));
+        room::check(dir, needed, &format!("a copy of {}", from.display()))?;
+        copy::copy(&source, &target).map_err(|e| write_error(to, e))
+    })();
+    if copied.is_err() {
         let _ = fs::remove_file(to);
-        write_error(to, e)
-    })
+    }
+    copied
 }

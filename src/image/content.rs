@@ -1,5 +1,6 @@
 //! Where the bytes of a regular file come from, and the proof that they are the bytes that were announced.
 
+use super::copy;
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
 use fs_err as fs;
@@ -7,8 +8,12 @@ use fs_err::os::unix::fs::FileExt as _;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// From this size on it pays to look for holes.
+const LARGE: u64 = 1 << 20;
 
 /// The source of a file's bytes; its length stands beside it in the tree.
 #[derive(Debug, Clone)]
@@ -89,6 +94,27 @@ impl Content {
             Content::Host { path, digest } => (Box::new(fs::File::open(path)?), Check::blake3(*digest)),
         };
         Ok(ContentReader { inner, check, failed: None, ended: false })
+    }
+
+    /// How many of the `size` bytes are holes where they come from. Only large files are asked about, and 0 is the
+    /// answer where it cannot be told.
+    pub fn holes(&self, size: u64) -> u64 {
+        if size < LARGE {
+            return 0;
+        }
+        let sparse = |meta: std::fs::Metadata| size.saturating_sub(meta.blocks() * 512);
+        match self {
+            Content::Bytes(_) | Content::Zip { .. } => 0,
+            Content::Slice { file, offset } => copy::holes(file, *offset, offset + size).unwrap_or(0),
+            Content::Beneath { dir, path, .. } => {
+                let how = OpenHow::new()
+                    .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+                    .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+                let file = openat2(dir.as_ref(), &**path, how).map(std::fs::File::from);
+                file.ok().and_then(|file| file.metadata().ok()).map_or(0, sparse)
+            }
+            Content::Host { path, .. } => fs::metadata(path).map_or(0, sparse),
+        }
     }
 
     /// The error for bytes that are not what was announced; `path` is the file's path in the image.

@@ -6,12 +6,14 @@ use nix::unistd::{Whence, lseek};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
+/// Lets the new, empty `to` share the extents of `from`, where the file system can.
+pub(crate) fn share(from: &fs::File, to: &fs::File) -> bool {
+    // SAFETY: FICLONE takes a file descriptor by value and touches no memory of ours; both outlive the call.
+    unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) == 0 }
+}
+
 /// Copies all of `from` into the new, empty `to`; holes stay holes. `to` gets the length of `from`.
 pub(crate) fn copy(from: &fs::File, to: &fs::File) -> io::Result<()> {
-    // SAFETY: FICLONE takes a file descriptor by value and touches no memory of ours; both outlive the call.
-    if unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) } == 0 {
-        return Ok(());
-    }
     let length = from.metadata()?.len();
     to.set_len(length)?;
     let mut at = 0;
@@ -21,6 +23,17 @@ pub(crate) fn copy(from: &fs::File, to: &fs::File) -> io::Result<()> {
         at = end;
     }
     Ok(())
+}
+
+/// How many bytes from `start` to `end` are holes.
+pub(super) fn holes(file: &fs::File, start: u64, end: u64) -> io::Result<u64> {
+    let (mut at, mut holes) = (start, 0);
+    while at < end {
+        let (data, next) = next_data(file, at, end)?.unwrap_or((end, end));
+        holes += data.min(end) - at;
+        at = next.max(data).min(end);
+    }
+    Ok(holes)
 }
 
 /// The next run of data at or after `at`; everything, where the file system does not know.

@@ -1,10 +1,10 @@
 //! The index of a base image: its directories and symlinks, so that a workload can be placed over the base
 //! without reading it. Compact JSON, sorted, deterministic.
 
+use super::superblock;
 use super::tree::{Kind, Meta, Node, NodeId, Tree};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
-use fs_err::os::unix::fs::FileExt as _;
 use mkext4::reader::Fs;
 use mkext4::spec::inode::{FileType, Inode};
 use serde::{Deserialize, Serialize};
@@ -13,8 +13,6 @@ use std::convert::Infallible;
 use std::path::Path;
 
 const FORMAT: u32 = 1;
-/// EXT4_FEATURE_INCOMPAT_RECOVER: the journal holds what the file system lacks, and read-only mounts cannot replay it.
-const RECOVER: u32 = 0x4;
 
 /// What the index says about one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,23 +76,8 @@ impl Index {
         let code = "image.ext4-unreadable";
         let say = || format!("cannot read {} as an ext4 file system", image.display());
         let file = fs::File::open(image).or_failed(code, say)?;
-        let mut incompat = [0; 4];
-        // s_feature_incompat, at 0x60 of the superblock at 1024.
-        file.read_exact_at(&mut incompat, 1024 + 0x60).or_failed(code, say)?;
-        if u32::from_le_bytes(incompat) & RECOVER != 0 {
-            return Err(Error::failed(
-                "image.ext4-dirty",
-                format!("{} was not unmounted cleanly", image.display()),
-            )
-            .help("replay its journal with `e2fsck -p`, or mount and unmount it"));
-        }
-        let fs = Fs::open(file.into_parts().0).map_err(|e| match e {
-            // mke2fs takes blocks of 1 KiB for file systems below 512 MiB, unless told otherwise.
-            mkext4::Error::Unsupported(_) => Error::failed(code, say())
-                .help("make it with `mke2fs -t ext4 -b 4096`, or give the root file system as a tar")
-                .because(e),
-            e => Error::failed(code, say()).because(e),
-        })?;
+        superblock::check(&file)?;
+        let fs = Fs::open(file.into_parts().0).or_failed(code, say)?;
         let mut index = Index::default();
         let mut seen = HashSet::new();
         let mut pending = vec![(mkext4::spec::ROOT_INO, String::new())];

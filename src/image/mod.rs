@@ -3,7 +3,7 @@
 //! Everything that becomes an image passes through one in-memory `tree`, filled by `place` (which knows the
 //! base's directories and links) from archives, packages or listings, and written by `writer`.
 
-mod archive;
+pub(crate) mod archive;
 mod base;
 mod content;
 mod copy;
@@ -13,16 +13,20 @@ mod empty;
 mod index;
 mod initramfs;
 mod member;
+mod oci;
 mod place;
+mod room;
 mod sink;
+mod superblock;
 mod tree;
 pub mod vmlinux;
 mod workload;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
+pub(crate) use archive::files as archive_files;
 pub use base::{BaseSource, build_base};
 pub use empty::create_empty;
 pub use initramfs::write_initramfs;

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use std::collections::{HashMap, VecDeque};
 
 /// As many as Linux follows (MAXSYMLINKS).
-const MOST_LINKS: u32 = 40;
+pub(super) const MOST_LINKS: u32 = 40;
 
 /// Places entries into a tree. Items are begun one after the other; later ones win.
 pub(crate) struct Placer<'a> {
@@ -375,6 +375,6 @@ fn follow(spot: &mut Spot, pending: &mut VecDeque<String>, target: &str) {
 }
 
 /// The names of a path; empty ones and "." dropped, ".." kept.
-fn parts(path: &str) -> VecDeque<String> {
+pub(super) fn parts(path: &str) -> VecDeque<String> {
     path.split('/').filter(|part| !matches!(*part, "" | ".")).map(str::to_owned).collect()
 }

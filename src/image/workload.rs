@@ -38,7 +38,7 @@ pub enum WorkloadSource<'a> {
         /// What the scan saw in it.
         listing: &'a Listing,
     },
-    /// A zip, tar, tar.gz, tar.xz or tar.zst.
+    /// A zip or tar, the latter plain or compressed.
     Archive(&'a Path),
     /// A single file.
     File {
@@ -71,7 +71,9 @@ pub fn build_workload(
             return Err(Error::bug(format!("`to` is not absolute: {:?}", item.to)));
         }
         match item.source {
-            WorkloadSource::Dir { root, listing } => place_dir(&mut placer, item, root, listing)?,
+            WorkloadSource::Dir { root, listing } => {
+                place_dir(&mut placer, item.to, item.owner, root, listing)?;
+            }
             WorkloadSource::File { path, digest, executable } => {
                 place_file(&mut placer, item, path, digest, executable)?;
             }
@@ -112,17 +114,24 @@ fn owned(mode: u16, (uid, gid): (u32, u32)) -> Meta {
     Meta { mode, uid, gid, mtime: (CONSTANT_TIME, 0), xattrs: Vec::new() }
 }
 
-fn place_dir(placer: &mut Placer<'_>, item: &WorkloadItem<'_>, root: &Path, listing: &Listing) -> Result<()> {
+/// Places a scanned directory at `to`, all of it owned by `owner`.
+pub(super) fn place_dir(
+    placer: &mut Placer<'_>,
+    to: &str,
+    owner: (u32, u32),
+    root: &Path,
+    listing: &Listing,
+) -> Result<()> {
     let say = || format!("cannot read the directory {}", root.display());
     let dir: OwnedFd = fs::File::open(root).or_failed("image.read", say)?.into_parts().0.into();
     let (dir, shown) = (Arc::new(dir), Arc::new(root.to_owned()));
-    placer.begin(root.display().to_string(), item.to, owned(0o755, item.owner))?;
+    placer.begin(root.display().to_string(), to, owned(0o755, owner))?;
     for Listed { path, mode, kind } in &listing.entries {
-        let meta = owned(mode & 0o7777, item.owner);
+        let meta = owned(mode & 0o7777, owner);
         match kind {
             ListedKind::Dir => placer.dir(path, meta)?,
             ListedKind::Symlink { target } => {
-                placer.leaf(path, owned(0o777, item.owner), Kind::Symlink(target.as_str().into()))?;
+                placer.leaf(path, owned(0o777, owner), Kind::Symlink(target.as_str().into()))?;
             }
             ListedKind::File { size, digest } => {
                 let (dir, shown) = (Arc::clone(&dir), Arc::clone(&shown));

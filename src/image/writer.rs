@@ -3,6 +3,7 @@
 
 use super::Role;
 use super::content::Content;
+use super::room;
 use super::sink::CoalescingSink;
 use super::tree::{Kind, Meta, NodeId, Tree};
 use crate::error::{Context, Error, Result};
@@ -101,6 +102,8 @@ impl ImageWriter for Ext4 {
                 Err(e) => return Err(Error::bug("an image's size was underestimated").because(e)),
             }
         };
+        let dir = out.parent().unwrap_or(Path::new("/"));
+        room::check(dir, census.bytes(), &format!("the image {}", out.display()))?;
         let file = create_file(out, layout.image_len())?;
         let done = fill(&layout, &files, &file, out);
         if done.is_err() {
@@ -204,6 +207,8 @@ fn fill(layout: &Layout, files: &[Pending<'_>], file: &fs::File, out: &Path) -> 
 struct Census {
     inodes: u64,
     blocks: u64,
+    /// Bytes of contents that are holes where they come from, and stay holes.
+    holes: u64,
 }
 
 impl Census {
@@ -236,7 +241,10 @@ impl Census {
                 if leaves <= 1 { 2 } else { leaves + 2 + leaves / 400 }
             }
             // One extent covers 128 MiB at most; 340 extents fit a tree block.
-            Kind::File { size, .. } => size.div_ceil(BLOCK) + size.div_ceil(GROUP * BLOCK) / 2,
+            Kind::File { size, content } => {
+                self.holes += content.holes(*size) / BLOCK * BLOCK;
+                size.div_ceil(BLOCK) + size.div_ceil(GROUP * BLOCK) / 2
+            }
             Kind::Symlink(_) => 1,
             _ => 0,
         };
@@ -244,6 +252,11 @@ impl Census {
 
     fn inodes(&self) -> u64 {
         self.inodes + RESERVED_INODES
+    }
+
+    /// What the image occupies at most, holes left out: contents and inodes of 256 bytes.
+    fn bytes(&self) -> u64 {
+        ((self.blocks + self.inodes().div_ceil(16)) * BLOCK).saturating_sub(self.holes)
     }
 
     /// The blocks of the whole image; `spare` enlarges it step by step.

@@ -14,6 +14,11 @@ use crate::error::{Error, Result};
 const MAGIC: &[u8; 8] = b"fglist1\n";
 
 impl Listing {
+    /// Whether a file that starts with these bytes holds a listing.
+    pub(crate) fn starts(bytes: &[u8]) -> bool {
+        bytes.starts_with(MAGIC)
+    }
+
     /// As bytes to publish; equal listings give equal bytes.
     pub fn encode(&self) -> Vec<u8> {
         let text = |out: &mut Vec<u8>, text: &str| {

@@ -14,9 +14,12 @@ mod project;
 mod schema;
 mod source;
 mod table;
+mod tuning;
 mod units;
 mod vm;
 mod workload;
+
+pub use workload::is_archive;
 
 use crate::digest::FieldHasher;
 use crate::error::{Context, Error, Result};

@@ -7,10 +7,19 @@ use super::table::WORKLOAD;
 use kdl::KdlValue;
 
 /// Archives keep their own owners, modes and contents.
-const ARCHIVES: &[&str] = &[".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst"];
+const ARCHIVES: &[&str] = &[
+    ".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2",
+    ".tar.lz4", ".tlz4",
+];
 
 /// 4,294,967,295 is `(uid_t)-1`, which means "leave it" (chown(2)).
 const ID_MAX: u32 = u32::MAX - 1;
+
+/// Whether a workload's name is that of an archive, which is unpacked rather than placed.
+pub fn is_archive(name: &str) -> bool {
+    let lower = name.to_lowercase();
+    ARCHIVES.iter().any(|ending| lower.ends_with(ending))
+}
 
 impl Decoder<'_> {
     pub fn workload(&self, setting: Setting<'_>) -> Option<Spanned<Workload>> {
@@ -152,11 +161,6 @@ impl Decoder<'_> {
         };
         self.checked("manifest.bad-user", &text.span, user(&text.value))
     }
-}
-
-fn is_archive(name: &str) -> bool {
-    let lower = name.to_lowercase();
-    ARCHIVES.iter().any(|ending| lower.ends_with(ending))
 }
 
 /// `uid` or `uid:gid`; the gid equals the uid unless set.

@@ -66,6 +66,7 @@ pub fn needs(task: &Task) -> Vec<Need<'_>> {
         Task::FetchKernel(KernelSource::Url(source)) => vec![Need::file(FileRole::Kernel, source)],
         Task::FetchQemu => plain(AssetId::Vmm),
         Task::FetchMmdebstrap => plain(AssetId::Mmdebstrap),
+        Task::FetchFirecracker(source, _) => vec![Need::file(FileRole::Vmm, source)],
         Task::FetchImage(ImageSource::Debian(packages)) => plain(AssetId::Image(packages.clone())),
         Task::FetchImage(ImageSource::Url(source)) => vec![Need::file(FileRole::Image, source)],
         Task::FetchImage(ImageSource::Oci(reference)) => plain(AssetId::Oci(reference.clone())),
@@ -82,7 +83,7 @@ pub fn needs(task: &Task) -> Vec<Need<'_>> {
             _ => Vec::new(),
         },
         Task::FetchKernel(KernelSource::Path(_))
-        | Task::FetchImage(ImageSource::Path(_) | ImageSource::OciPath { .. })
+        | Task::FetchImage(ImageSource::Path { .. } | ImageSource::OciPath { .. })
         | Task::Image(_)
         | Task::Initramfs => Vec::new(),
     }
@@ -117,8 +118,13 @@ pub fn node_inputs(
         }
     }
     match &node.task {
-        Task::FetchKernel(KernelSource::Path(path)) | Task::FetchImage(ImageSource::Path(path)) => {
+        Task::FetchKernel(KernelSource::Path(path)) => {
             if let Some(source) = scan.sources.get(&Scan::file_id(path)) {
+                inputs.push(path.display().to_string(), source.digest());
+            }
+        }
+        Task::FetchImage(ImageSource::Path { path, keep_modes }) => {
+            if let Some(source) = scan.sources.get(&Scan::base_id(path, *keep_modes)) {
                 inputs.push(path.display().to_string(), source.digest());
             }
         }
@@ -144,7 +150,12 @@ pub fn node_inputs(
                 inputs.push(name, value);
             }
         }
-        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchMmdebstrap | Task::FetchImage(_) => {}
+        Task::FetchFirecracker(_, Some(version)) => inputs.push("declared version", version),
+        Task::FetchKernel(_)
+        | Task::FetchQemu
+        | Task::FetchMmdebstrap
+        | Task::FetchFirecracker(..)
+        | Task::FetchImage(_) => {}
     }
     let unknown: Vec<usize> = node.parents.iter().copied().filter(|&p| outputs[p].is_none()).collect();
     if !unknown.is_empty() {
@@ -309,6 +320,11 @@ impl Scan {
     /// The id of a container image on this host.
     pub fn image_id(path: &std::path::Path, tag: Option<&str>) -> String {
         format!("{} {}", path.display(), tag.unwrap_or_default())
+    }
+
+    /// The id of the scan of a base image's file or directory.
+    pub fn base_id(path: &std::path::Path, keep_modes: bool) -> String {
+        format!("base {}{}", path.display(), if keep_modes { " modes" } else { "" })
     }
 
     /// The id of a plain file's scan.

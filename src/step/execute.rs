@@ -1,7 +1,7 @@
 //! Runs the pure steps of a graph: each as soon as its parents are done, several at a time, each key once
 //! even among processes.
 
-use super::{Work, sources, tasks};
+use super::{Work, kernel_lint, sources, tasks};
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
 use crate::plan::{Graph, Inputs, Missing, node_inputs};
@@ -34,7 +34,7 @@ struct Progress {
 }
 
 /// Runs what has to be run. On an error the steps under way are finished, no other is started, and the first
-/// error is returned; what was published stays.
+/// error is returned; what was published stays. Kernels that cannot boot are an error too.
 pub fn execute(graph: &Graph, work: &Work<'_>) -> Result<Outputs> {
     sources::download(graph, work)?;
     let count = graph.nodes.len();
@@ -56,7 +56,9 @@ pub fn execute(graph: &Graph, work: &Work<'_>) -> Result<Outputs> {
     }
     let outputs: Option<Vec<_>> = progress.outputs.into_iter().collect();
     let outputs = outputs.ok_or_else(|| Error::bug("a step neither ran nor failed"))?;
-    Ok(Outputs { outputs, inputs: progress.inputs, ran: progress.ran })
+    let done = Outputs { outputs, inputs: progress.inputs, ran: progress.ran };
+    kernel_lint::check_kernels(graph, &done, work)?;
+    Ok(done)
 }
 
 fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
@@ -115,7 +117,7 @@ fn run_node(graph: &Graph, index: usize, outputs: &[Option<ObjectDigest>], work:
             },
         )?;
     let key = inputs.key(kind);
-    let cached = || work.store.action(&key).map(|a| a.output).filter(|output| work.store.has(output));
+    let cached = || work.store.reuse(&key);
     if let Some(output) = cached() {
         return Ok(Done { output, inputs, ran: false });
     }

@@ -2,11 +2,13 @@
 
 pub mod boot;
 mod execute;
+mod kernel_lint;
 mod record;
 pub mod run_config;
 mod sources;
 mod tasks;
 
+pub use boot::{firecracker_needs, firecracker_version};
 pub use execute::{Outputs, execute};
 pub use record::record_last;
 pub use sources::resolve;

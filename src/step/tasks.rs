@@ -6,6 +6,7 @@ use crate::asset;
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
 use crate::image::{self, BaseSource, WorkloadItem, WorkloadSource};
+use crate::manifest::is_archive;
 use crate::manifest::model::{ImageSource, KernelSource, Workload, WorkloadFrom};
 use crate::plan::{Node, Scan, ScannedSource, Task, image_subject};
 use fs_err as fs;
@@ -22,6 +23,8 @@ enum ImageParts {
     Debs(Vec<ObjectDigest>),
     /// The digest of a tar or ext4 file, on the host or in the store.
     File(ObjectDigest),
+    /// The digest of a directory's listing.
+    Dir(ObjectDigest),
     /// The layers of a container image, as objects, lowest first.
     Layers(Vec<ObjectDigest>),
 }
@@ -59,9 +62,19 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             asset::mmdebstrap_tree(&pinned_debs(&node.task, work)?, &out)?;
             store.publish_tree(&out)
         }
+        Task::FetchFirecracker(source, version) => {
+            let temp = store.temp_dir()?;
+            let out = new_dir(temp.path())?;
+            let archive = downloaded(&node.task, source, work)?;
+            asset::firecracker_tree(&archive, source.url(), *version, temp.path(), &out)?;
+            store.publish_tree(&out)
+        }
         Task::FetchImage(source) => {
             let parts = match source {
-                ImageSource::Path(path) => ImageParts::File(scanned(path, work)?.digest()),
+                ImageSource::Path { path, keep_modes } => match base(path, *keep_modes, work)? {
+                    ScannedSource::File { digest, .. } => ImageParts::File(*digest),
+                    ScannedSource::Dir { digest, .. } => ImageParts::Dir(*digest),
+                },
                 ImageSource::Url(source) => {
                     ImageParts::File(digest_of(&downloaded(&node.task, source, work)?)?)
                 }
@@ -141,12 +154,19 @@ fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) 
             let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
             image::build_base(BaseSource::Layers(&paths), &out, temp.path())?
         }
-        (ImageParts::File(digest), ImageSource::Path(path)) => {
-            let file = scanned_file(path, work)?;
-            let warnings = image::build_base(base_file(&file)?, &out, temp.path())?;
-            unchanged(&file, digest, work)?;
-            warnings
+        (ImageParts::File(_) | ImageParts::Dir(_), ImageSource::Path { path, keep_modes }) => {
+            match base(path, *keep_modes, work)? {
+                ScannedSource::File { path, digest, .. } => {
+                    let warnings = image::build_base(base_file(path)?, &out, temp.path())?;
+                    unchanged(path, *digest, work)?;
+                    warnings
+                }
+                ScannedSource::Dir { path, listing, .. } => {
+                    image::build_base(BaseSource::Dir { root: path, listing }, &out, temp.path())?
+                }
+            }
         }
+        (ImageParts::Dir(_), _) => return Err(Error::bug("a directory came from elsewhere than this host")),
         (ImageParts::File(digest), source) => {
             let file = work.store.object_path(&digest);
             let built = image::build_base(base_file(&file)?, &out, temp.path());
@@ -155,6 +175,12 @@ fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) 
     };
     warnings.iter().for_each(|w| work.ui.warning(w));
     work.store.publish_tree(&out)
+}
+
+/// A base image on this host, as it was scanned.
+fn base<'a>(path: &Path, keep_modes: bool, work: &'a Work<'_>) -> Result<&'a ScannedSource> {
+    let source = work.scan.sources.get(&Scan::base_id(path, keep_modes));
+    source.ok_or_else(|| Error::bug(format!("{} was not scanned before its step", path.display())))
 }
 
 fn base_file(path: &Path) -> Result<BaseSource<'_>> {
@@ -185,7 +211,7 @@ fn unpack(task: &Task, workloads: &[Workload], base: ObjectDigest, work: &Work<'
     let mut archives = Vec::new();
     for (workload, file) in workloads.iter().zip(&files) {
         let source = match (file, &workload.source) {
-            (Some(file), WorkloadFrom::Url(source)) if is_archive(Path::new(source.file_name())) => {
+            (Some(file), WorkloadFrom::Url(source)) if is_archive(source.file_name()) => {
                 WorkloadSource::Archive(file)
             }
             (Some(file), _) => {
@@ -195,7 +221,7 @@ fn unpack(task: &Task, workloads: &[Workload], base: ObjectDigest, work: &Work<'
                 let scanned = work.scan.sources.get(&Scan::workload_id(workload));
                 match scanned.ok_or_else(|| Error::bug(format!("{} was not scanned", workload.source)))? {
                     ScannedSource::Dir { path, listing, .. } => WorkloadSource::Dir { root: path, listing },
-                    ScannedSource::File { path, digest, .. } if is_archive(path) => {
+                    ScannedSource::File { path, digest, .. } if is_archive(&path.to_string_lossy()) => {
                         archives.push((path, *digest));
                         WorkloadSource::Archive(path)
                     }
@@ -232,11 +258,4 @@ fn is_program(path: &Path) -> Result<bool> {
 
 fn project_path(path: &Path, work: &Work<'_>) -> PathBuf {
     work.dir.join(path)
-}
-
-/// Whether a workload file is unpacked rather than placed.
-pub fn is_archive(path: &Path) -> bool {
-    const ENDINGS: [&str; 8] = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst"];
-    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
-    ENDINGS.iter().any(|ending| name.ends_with(ending))
 }

@@ -4,7 +4,6 @@
 use super::{Store, write_failed};
 use crate::digest::StepKey;
 use crate::error::Result;
-use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::ops::Deref;
@@ -148,33 +147,21 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Program and subcommand only: later arguments may be anybody's secrets.
 pub(super) fn write_holder(file: &mut File) -> io::Result<()> {
-    let mut args = std::env::args_os();
-    let program = args.next().map(PathBuf::from).unwrap_or_default();
-    let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let command = subcommand(args).map(|a| format!(" {}", a.to_string_lossy())).unwrap_or_default();
+    let name = super::holders::name(std::env::args_os());
     file.set_len(0)?;
     file.rewind()?;
-    write!(file, "{program}{command} (pid {})", std::process::id())
+    write!(file, "{name} (pid {})", std::process::id())
 }
 
-/// The first argument that is neither an option nor the directory of `-C`.
-fn subcommand(mut args: impl Iterator<Item = OsString>) -> Option<OsString> {
-    while let Some(arg) = args.next() {
-        if arg == "-C" {
-            args.next();
-        } else if !arg.as_encoded_bytes().starts_with(b"-") {
-            return Some(arg);
-        }
-    }
-    None
-}
-
+/// Who has a lock: by the kernel's list, which also knows shared holders, else by what the last one wrote.
 fn read_holder(file: &mut File) -> String {
+    let holders = super::holders::of(file);
+    if !holders.is_empty() {
+        return holders.join(" and ");
+    }
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.take(256).read_to_string(&mut text));
-    // Shared holders do not write: there can be many.
     if read.is_err() || text.is_empty() { "another firegopher command".to_owned() } else { text }
 }
 

@@ -8,12 +8,17 @@
 //! v1/partial/             downloads that are not finished
 //! v1/locks/               one lock file for each step key being worked on
 //! v1/quarantine/          objects found broken
+//! v1/apt/                 apt's lists and caches
 //! v1/lock, v1/tmp.lock    users share the first, gc has it alone; the second guards the sweep of tmp/
 //! ```
 
+mod describe;
 mod dirs;
+pub mod gc;
 mod guard;
 mod hash;
+mod holders;
+mod inventory;
 mod lock;
 mod object;
 mod partial;
@@ -21,10 +26,13 @@ mod record;
 pub mod scan;
 mod temp;
 mod tree;
+mod uses;
+pub mod verify;
 
 pub use dirs::{create_private_dir, write_failed};
 pub use guard::{FileLock, Temps, lock_file};
 pub use hash::hash_file;
+pub use inventory::{Area, Inventory, Object, Other, Record, allocated};
 pub use lock::{Exclusive, KeyLock};
 pub use partial::{Partial, PartialInfo, STALE};
 pub use record::{Action, Last, LastStep};

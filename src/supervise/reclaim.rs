@@ -71,6 +71,17 @@ pub fn reclaim(home: &Home, project: &Name, vm: &Name) -> Result<()> {
     Ok(())
 }
 
+/// Whether a VM's supervisor died before it cleaned up: there is something for [`reclaim`] to do.
+pub fn is_lost(home: &Home, project: &Name, vm: &Name) -> Result<bool> {
+    let dir = home.vm(project, vm);
+    match State::load(&dir)? {
+        Some(state) if state.is_alive() => Ok(false),
+        // One that ends for good leaves no directory either.
+        Some(state) if state.ephemeral || !state.status.is_final() => Ok(true),
+        _ => Ok(!Journal::open(&dir)?.is_empty()),
+    }
+}
+
 pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Result<()> {
     match dir.try_exists() {
         Ok(true) => {}

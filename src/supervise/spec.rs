@@ -1,12 +1,14 @@
 //! What a supervisor is told. Holds secrets, so it crosses to the supervisor over a socket and never a disk.
 
-use crate::digest::StepKey;
+use crate::digest::{ObjectDigest, StepKey};
+use crate::home::Home;
 use crate::manifest::model::{Port, Restart};
 use crate::name::Name;
-use crate::vmm::spec::VmSpec;
+use crate::vmm::spec::{VmSpec, VmmBinary};
 use firegopher_protocol::RunConfig;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// One VM to boot and watch.
@@ -39,6 +41,27 @@ pub struct SuperviseSpec {
     pub scratch: Option<u64>,
     /// Disks that outlive the VM; made if absent.
     pub volumes: Vec<VolumeSpec>,
+}
+
+impl SuperviseSpec {
+    /// The objects of the store that a boot of this VM reads, each once.
+    pub fn objects(&self) -> Vec<ObjectDigest> {
+        let spec = &self.vm_spec;
+        let programs: Vec<&Path> = match &spec.vmm {
+            VmmBinary::QemuTree(path) | VmmBinary::QemuPath(path) => vec![path],
+            VmmBinary::Firecracker { firecracker, jailer } => vec![firecracker, jailer],
+        };
+        let files = [spec.kernel.as_path(), &spec.initramfs].into_iter().chain(programs);
+        let drives = spec.drives.iter().map(|drive| drive.path.as_path());
+        let objects = Home::new(&self.home).store().join("objects");
+        // objects/ab/abcdef…, or something in a tree of that name.
+        let object = |path: &Path| {
+            let name = path.strip_prefix(&objects).ok()?.components().nth(1)?;
+            name.as_os_str().to_str()?.parse().ok()
+        };
+        let found: BTreeSet<ObjectDigest> = files.chain(drives).filter_map(object).collect();
+        found.into_iter().collect()
+    }
 }
 
 /// One volume.

@@ -1,6 +1,7 @@
 //! What the user sees on stderr: steps as they run, downloads, warnings, errors. Data for pipes goes to stdout
 //! and is written by the commands themselves.
 
+pub mod human;
 mod progress;
 mod report;
 

@@ -1,100 +1,198 @@
 //! Finds what a kernel's configuration lacks to boot as a guest, and says what would be missing.
 
-use super::boot_args::Machine;
+use super::boot_args::{Machine, Severity};
 
-/// A symbol, whether its driver may be a module that the initramfs loads, and what is missing without it.
-/// What the initramfs itself and the first lines on the console need cannot be a module.
-const NEEDED: &[(&str, bool, &str)] = &[
-    ("BLK_DEV_INITRD", false, "the initramfs that starts the guest"),
-    ("RD_GZIP", false, "unpacking the initramfs"),
-    ("BINFMT_ELF", false, "running any program"),
-    ("ACPI", false, "finding the devices"),
-    ("SERIAL_8250_CONSOLE", false, "the console"),
-    ("DEVTMPFS", false, "/dev"),
-    ("TMPFS", false, "/run and /tmp"),
-    ("VIRTIO_MMIO", true, "every device"),
-    ("VIRTIO_BLK", true, "the disks"),
-    ("VIRTIO_NET", true, "the network"),
-    ("EXT4_FS", true, "the root file system"),
-    ("OVERLAY_FS", true, "a writable root over the sealed images"),
+/// Something that a guest needs of its kernel.
+struct Need {
+    /// Any one of them does, without `CONFIG_`. The first is the one to name.
+    symbols: &'static [&'static str],
+    /// The driver's module where it may be one: what the initramfs itself and the first lines on the console need
+    /// may not.
+    module: Option<&'static str>,
+    severity: Severity,
+    /// What is missing without it.
+    what: &'static str,
+}
+
+const fn need(symbols: &'static [&'static str], what: &'static str) -> Need {
+    Need { symbols, module: None, severity: Severity::Error, what }
+}
+
+const fn driver(symbols: &'static [&'static str], module: &'static str, what: &'static str) -> Need {
+    Need { symbols, module: Some(module), severity: Severity::Error, what }
+}
+
+const fn better(symbols: &'static [&'static str], what: &'static str) -> Need {
+    Need { symbols, module: None, severity: Severity::Warning, what }
+}
+
+/// Under every VMM.
+const ALWAYS: &[Need] = &[
+    need(&["64BIT", "X86_64"], "64-bit programs"),
+    need(&["BLK_DEV_INITRD"], "the initramfs that starts the guest"),
+    need(&["RD_GZIP"], "unpacking the initramfs"),
+    need(&["BINFMT_ELF"], "running any program"),
+    need(&["DEVTMPFS"], "/dev"),
+    need(&["PROC_FS"], "/proc"),
+    need(&["SYSFS"], "/sys"),
+    driver(&["VIRTIO_MMIO"], "virtio_mmio", "every device"),
+    driver(&["VIRTIO_BLK"], "virtio_blk", "the disks"),
+    driver(&["VIRTIO_NET"], "virtio_net", "the network"),
+    driver(&["EXT4_FS"], "ext4", "reading the root file system"),
+    driver(&["OVERLAY_FS"], "overlay", "a writable root over the sealed images"),
+    better(&["SERIAL_8250_CONSOLE"], "the console, which shows why a boot fails"),
+    better(&["TMPFS"], "/dev/shm, and /run in memory"),
 ];
-/// Likewise, under Firecracker.
-const FIRECRACKER: &[(&str, bool, &str)] =
-    &[("VIRTIO_VSOCKETS", true, "the control channel"), ("SERIO_I8042", true, "Ctrl-Alt-Del")];
-/// Likewise, under QEMU.
-const QEMU: &[(&str, bool, &str)] = &[("VIRTIO_CONSOLE", true, "the control channel")];
+const FIRECRACKER: &[Need] = &[
+    // Firecracker also announces its devices on the kernel's command line.
+    need(&["ACPI", "VIRTIO_MMIO_CMDLINE_DEVICES"], "finding the devices"),
+    driver(&["VIRTIO_VSOCKETS"], "vmw_vsock_virtio_transport", "the control channel"),
+    better(&["SERIO_I8042"], "Ctrl-Alt-Del, the second way to stop the guest"),
+];
+const QEMU: &[Need] = &[
+    need(&["PVH"], "being started as a vmlinux"),
+    need(&["ACPI"], "finding the devices"),
+    driver(&["VIRTIO_CONSOLE"], "virtio_console", "the control channel"),
+];
 
 /// A symbol that is not set as it has to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     /// Without `CONFIG_`.
     pub symbol: &'static str,
-    /// It is set to `m`, and must be `y`.
+    /// It is set to `m`, and its module does not come along.
     pub is_module: bool,
+    /// An error: the guest does not boot.
+    pub severity: Severity,
     /// What does not work.
     pub what: &'static str,
 }
 
-/// What `config`, a kernel's `.config`, lacks. `modules`: whether the initramfs brings the kernel's modules.
-pub fn lint(config: &str, machine: Machine, modules: bool) -> Vec<Missing> {
+/// What `config`, a kernel's `.config`, lacks. `modules`: names of those that the initramfs brings, `-` as `_`.
+/// Nothing, if it is no configuration.
+pub fn lint(config: &str, machine: Machine, modules: &[String]) -> Vec<Missing> {
+    let set = |line: &'_ str| -> Option<(String, bool)> {
+        let (symbol, value) = line.strip_prefix("CONFIG_")?.split_once('=')?;
+        matches!(value.trim_end(), "y" | "m").then(|| (symbol.to_owned(), value.starts_with('m')))
+    };
+    let set: std::collections::HashMap<String, bool> = config.lines().filter_map(set).collect();
+    if set.is_empty() {
+        return Vec::new();
+    }
     let more = match machine {
         Machine::Firecracker => FIRECRACKER,
         Machine::Qemu => QEMU,
     };
-    let mut found = Vec::new();
-    for &(symbol, may_be_module, what) in NEEDED.iter().chain(more) {
-        match value(config, symbol) {
-            Some("y") => {}
-            Some("m") if may_be_module && modules => {}
-            value => found.push(Missing { symbol, is_module: value == Some("m"), what }),
-        }
-    }
-    found
-}
-
-/// What a symbol is set to; `# CONFIG_X is not set` sets nothing.
-fn value<'a>(config: &'a str, symbol: &str) -> Option<&'a str> {
-    config.lines().find_map(|line| line.strip_prefix("CONFIG_")?.strip_prefix(symbol)?.strip_prefix('='))
+    let is_met = |need: &&Need| {
+        need.symbols.iter().any(|symbol| match set.get(*symbol) {
+            Some(false) => true,
+            Some(true) => need.module.is_some_and(|module| modules.iter().any(|m| m == module)),
+            None => false,
+        })
+    };
+    let missing = ALWAYS.iter().chain(more).filter(|need| !is_met(need));
+    missing
+        .map(|need| Missing {
+            symbol: need.symbols[0],
+            is_module: set.get(need.symbols[0]) == Some(&true),
+            severity: need.severity,
+            what: need.what,
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn config(machine: &[(&str, bool, &str)], set: &str) -> String {
-        let lines = NEEDED.iter().chain(machine).map(|(symbol, may_be_module, _)| {
-            format!("CONFIG_{symbol}={}\n", if *may_be_module { set } else { "y" })
+    fn needs(machine: Machine) -> impl Iterator<Item = &'static Need> {
+        ALWAYS.iter().chain(if machine == Machine::Qemu { QEMU } else { FIRECRACKER })
+    }
+
+    /// Drivers as `set` says, all else built in.
+    fn config(machine: Machine, set: &str) -> String {
+        let lines = needs(machine).map(|need| {
+            format!("CONFIG_{}={}\n", need.symbols[0], if need.module.is_some() { set } else { "y" })
         });
         lines.collect()
     }
 
+    fn modules(machine: Machine) -> Vec<String> {
+        needs(machine).filter_map(|need| need.module).map(str::to_owned).collect()
+    }
+
     #[test]
     fn modules_do_if_the_initramfs_brings_them() {
-        assert_eq!(lint(&config(FIRECRACKER, "m"), Machine::Firecracker, true), []);
-        assert_eq!(lint(&config(QEMU, "y"), Machine::Qemu, false), []);
-        let without: Vec<_> = lint(&config(QEMU, "m"), Machine::Qemu, false);
-        assert!(without.iter().all(|missing| missing.is_module), "{without:?}");
-        assert!(without.iter().any(|missing| missing.symbol == "OVERLAY_FS"), "{without:?}");
+        for machine in [Machine::Firecracker, Machine::Qemu] {
+            assert_eq!(lint(&config(machine, "m"), machine, &modules(machine)), []);
+            assert_eq!(lint(&config(machine, "y"), machine, &[]), []);
+            let without = lint(&config(machine, "m"), machine, &[]);
+            assert!(without.iter().all(|missing| missing.is_module), "{without:?}");
+            let mut some = modules(machine);
+            some.retain(|module| module != "overlay");
+            let found = lint(&config(machine, "m"), machine, &some);
+            let symbols: Vec<_> = found.iter().map(|missing| missing.symbol).collect();
+            assert_eq!(symbols, ["OVERLAY_FS"]);
+        }
     }
 
     #[test]
     fn what_the_initramfs_needs_cannot_be_a_module() {
-        let config = config(QEMU, "m").replace("CONFIG_ACPI=y", "CONFIG_ACPI=m");
-        let found = lint(&config, Machine::Qemu, true);
-        assert_eq!(found, [Missing { symbol: "ACPI", is_module: true, what: "finding the devices" }]);
+        let machine = Machine::Qemu;
+        let config = config(machine, "m").replace("CONFIG_ACPI=y", "CONFIG_ACPI=m");
+        let found = lint(&config, machine, &modules(machine));
+        let severity = Severity::Error;
+        assert_eq!(
+            found,
+            [Missing { symbol: "ACPI", is_module: true, severity, what: "finding the devices" }]
+        );
     }
 
     #[test]
     fn a_symbol_is_not_taken_for_another() {
-        let config = config(QEMU, "y")
+        let config = config(Machine::Qemu, "y")
             .replace("CONFIG_ACPI=y", "# CONFIG_ACPI is not set\nCONFIG_ACPI_BUTTON=y\nCONFIG_XACPI=y");
-        assert_eq!(lint(&config, Machine::Qemu, true).len(), 1);
+        assert_eq!(lint(&config, Machine::Qemu, &[]).len(), 1);
     }
 
     #[test]
     fn a_control_channel_belongs_to_its_machine() {
-        let found = lint(&config(QEMU, "y"), Machine::Firecracker, true);
-        let symbols: Vec<_> = found.iter().map(|missing| missing.symbol).collect();
-        assert_eq!(symbols, ["VIRTIO_VSOCKETS", "SERIO_I8042"]);
+        let symbols = |config: &str, machine| -> Vec<_> {
+            lint(config, machine, &[]).iter().map(|m| (m.symbol, m.severity)).collect()
+        };
+        let qemu = config(Machine::Qemu, "y");
+        assert_eq!(
+            symbols(&qemu, Machine::Firecracker),
+            [("VIRTIO_VSOCKETS", Severity::Error), ("SERIO_I8042", Severity::Warning)]
+        );
+        let firecracker = config(Machine::Firecracker, "y");
+        assert_eq!(
+            symbols(&firecracker, Machine::Qemu),
+            [("PVH", Severity::Error), ("VIRTIO_CONSOLE", Severity::Error)]
+        );
+    }
+
+    #[test]
+    fn firecracker_can_do_without_acpi_but_not_without_any_announcement() {
+        let without = config(Machine::Firecracker, "y").replace("CONFIG_ACPI=y", "# CONFIG_ACPI is not set");
+        let errors = lint(&without, Machine::Firecracker, &[]);
+        assert_eq!(errors.iter().map(|m| m.symbol).collect::<Vec<_>>(), ["ACPI"]);
+        let with = format!("{without}CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\n");
+        assert_eq!(lint(&with, Machine::Firecracker, &[]), []);
+    }
+
+    #[test]
+    fn what_only_makes_a_guest_poorer_is_a_warning() {
+        let config = config(Machine::Qemu, "y").replace("SERIAL_8250_CONSOLE=y", "SERIAL_8250_CONSOLE=m");
+        let found = lint(&config, Machine::Qemu, &[]);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].severity, found[0].is_module), (Severity::Warning, true));
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_not_judged() {
+        for text in ["", "hello", "# CONFIG_ACPI is not set\n"] {
+            assert_eq!(lint(text, Machine::Qemu, &[]), []);
+        }
     }
 }

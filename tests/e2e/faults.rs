@@ -6,8 +6,10 @@ use crate::traces::{
     IMAGE, SLEEP, apt_config, assert_clean, assert_objects_verify, files, home_with_packages, is_root, kill9,
     pid_of,
 };
+use firegopher::home::Home;
 use firegopher::name::{Name, VmId};
 use firegopher::net::{netns::Netns, tap};
+use firegopher::store::Store;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -113,6 +115,28 @@ fn a_disk_that_fills_up_while_fetching_publishes_nothing() {
 }
 
 #[test]
+fn gc_works_on_a_full_disk() {
+    if !is_root() {
+        return skip("mounting a small disk needs root");
+    }
+    on_small_disk(8 << 20, |disk| {
+        let project = Project::empty().with_home(disk);
+        let store = Store::open(Home::new(disk)).unwrap();
+        let file = store.publish_bytes(&[7; 1 << 20]).unwrap();
+        let temp = store.temp_dir().unwrap();
+        fs::create_dir(temp.path().join("out")).unwrap();
+        fs::write(temp.path().join("out/file"), [8; 1 << 20]).unwrap();
+        let tree = store.publish_tree(&temp.path().join("out")).unwrap();
+        drop((temp, store));
+        fill(disk, 0);
+        project.ok(&["gc", "--max-size", "0"]).says("Freed 2.");
+        let store = Store::open(Home::new(disk)).unwrap();
+        assert!(!store.has(&file) && !store.has(&tree));
+        assert!(files(&disk.join("v1/tmp")).is_empty());
+    });
+}
+
+#[test]
 fn a_disk_that_fills_up_while_building_or_booting_loses_nothing() {
     if !is_root() {
         return skip("mounting a small disk needs root");
@@ -211,6 +235,7 @@ fn a_taken_tap_name_is_told_and_left_alone() {
         mac: [2, 0, 0, 0, 0, 1],
         owner: None,
         persist: false,
+        mtu: None,
     };
     let foreign = tap::create(&namespace, &config).unwrap();
     for _ in 0..2 {

@@ -5,7 +5,7 @@ mod host;
 mod http;
 
 pub use command::{Command, Output};
-pub use host::{guests, home, seed_home, skip};
+pub use host::{guests, home, home_like_the_warm_one, seed_home, skip};
 pub use http::{free_port, get, try_get};
 
 use std::os::unix::fs::PermissionsExt;

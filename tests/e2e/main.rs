@@ -11,6 +11,8 @@ mod examples;
 mod faults;
 mod harness;
 mod isolation;
+mod kernels;
+mod oci;
 mod ordinary_user;
 mod refusals;
 mod run;
@@ -21,6 +23,7 @@ mod signals;
 mod snapshots;
 mod traces;
 mod ubuntu;
+mod upkeep;
 
 #[path = "../support/web.rs"]
 #[expect(dead_code, reason = "the library's own tests use the rest of it")]

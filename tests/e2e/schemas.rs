@@ -51,7 +51,7 @@ fn the_schemas_refuse_what_is_not_documented() {
     }
 }
 
-fn check_document(schema: &str, document: &Value) {
+pub fn check_document(schema: &str, document: &Value) {
     let path = format!("{}/schema/{schema}.schema.json", env!("CARGO_MANIFEST_DIR"));
     let schema: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");

@@ -30,7 +30,10 @@ fn help_lists_every_command() {
 #[test]
 fn help_of_every_command() {
     let project = Project::empty();
-    let names = ["init", "plan", "build", "up", "run", "down", "ps", "logs", "doctor", "lock", "update"];
+    let names = [
+        "init", "plan", "build", "up", "run", "down", "ps", "logs", "doctor", "lock", "update", "gc",
+        "verify", "store",
+    ];
     let pages: Vec<String> = names.iter().map(|name| shown(&project, &[name, "--help"])).collect();
     insta::assert_snapshot!(pages.join("\n"));
 }

@@ -4,14 +4,18 @@ mod path;
 mod tar;
 mod zip;
 
-use super::content::Content;
+use super::content::{Content, SliceReader};
 use super::place::Placer;
+use super::room;
 use super::tree::{Kind, Meta};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
+use fs_err::os::unix::fs::FileExt as _;
+use std::collections::HashMap;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 pub(in crate::image) use path::clean;
 
@@ -27,6 +31,25 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits { total: 32 << 30, entries: 4_000_000 }
+    }
+}
+
+/// What is used up of limits that several archives, read at once, share.
+#[derive(Debug)]
+pub(crate) struct Account {
+    limits: Limits,
+    decompressed: AtomicU64,
+    entries: AtomicUsize,
+}
+
+impl Account {
+    pub fn new(limits: Limits) -> Self {
+        Account { limits, decompressed: AtomicU64::new(0), entries: AtomicUsize::new(0) }
+    }
+
+    fn decompress(&self, name: &str, bytes: usize) -> Result<()> {
+        let before = self.decompressed.fetch_add(bytes as u64, Ordering::Relaxed);
+        if before + bytes as u64 > self.limits.total { Err(too_big(name, self.limits)) } else { Ok(()) }
     }
 }
 
@@ -54,6 +77,8 @@ enum Format {
     Gzip,
     Xz,
     Zstd,
+    Bzip2,
+    Lz4,
     Zip,
 }
 
@@ -62,6 +87,8 @@ fn detect(head: &[u8]) -> Option<Format> {
         [0x1f, 0x8b, ..] => Some(Format::Gzip),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Format::Xz),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Format::Zstd),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some(Format::Bzip2),
+        [0x04, 0x22, 0x4d, 0x18, ..] => Some(Format::Lz4),
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Some(Format::Zip),
         _ if tar::looks_like_header(head) => Some(Format::Tar),
         _ => None,
@@ -71,6 +98,16 @@ fn detect(head: &[u8]) -> Option<Format> {
 /// Reads the index of the archive at `path`. Compressed tars are unpacked once, to a nameless file in `scratch_dir`.
 /// `owner` owns what has no owner of its own (members of zip archives).
 pub(crate) fn read(path: &Path, scratch_dir: &Path, owner: (u32, u32), limits: Limits) -> Result<Vec<Entry>> {
+    read_within(path, scratch_dir, owner, &Account::new(limits))
+}
+
+/// As [`read`], for one of several archives that share their limits.
+pub(crate) fn read_within(
+    path: &Path,
+    scratch_dir: &Path,
+    owner: (u32, u32),
+    account: &Account,
+) -> Result<Vec<Entry>> {
     let name = path.display().to_string();
     let mut file = fs::File::open(path).or_failed("archive.open", || format!("cannot open {name}"))?;
     let unreadable = |e: io::Error| Error::failed("archive.read", format!("cannot read {name}")).because(e);
@@ -80,23 +117,93 @@ pub(crate) fn read(path: &Path, scratch_dir: &Path, owner: (u32, u32), limits: L
     let decompressed: Box<dyn Read> = match detect(&head) {
         Some(Format::Tar) => {
             let length = file.metadata().map_err(unreadable)?.len();
-            return tar::read(Arc::new(file), 0..length, &name, limits);
+            return tar::read(Arc::new(file), 0..length, &name, account);
         }
-        Some(Format::Zip) => return zip::read(file, &name, owner, limits),
+        Some(Format::Zip) => return zip::read(file, &name, owner, account),
         Some(Format::Gzip) => {
             Box::new(flate2::bufread::MultiGzDecoder::new(io::BufReader::with_capacity(1 << 18, file)))
         }
         Some(Format::Xz) => Box::new(liblzma::read::XzDecoder::new_multi_decoder(file)),
         Some(Format::Zstd) => Box::new(zstd::stream::read::Decoder::new(file).map_err(unreadable)?),
-        None => {
-            return Err(Error::failed(
-                "archive.unknown-format",
-                format!("{name} is no archive that firegopher reads"),
-            )
-            .help("zip, tar, tar.gz, tar.xz and tar.zst are read"));
+        Some(Format::Bzip2) => {
+            Box::new(bzip2::bufread::MultiBzDecoder::new(io::BufReader::with_capacity(1 << 18, file)))
         }
+        Some(Format::Lz4) => Box::new(lz4_flex::frame::FrameDecoder::new(file)),
+        None => return Err(unknown(&name, &file)),
     };
-    Spool::new(path, scratch_dir)?.read(decompressed, &name, limits)
+    if let Some(size) = declared_size(&head, path) {
+        room::check(scratch_dir, size, &format!("decompressing {name}"))?;
+    }
+    Spool::new(path, scratch_dir)?.read_within(decompressed, &name, account)
+}
+
+/// What a compressed file says it unpacks to: a hint, which may lie, to find out early that there is no room.
+fn declared_size(head: &[u8], path: &Path) -> Option<u64> {
+    match detect(head)? {
+        // ISIZE of RFC 1952: of the last member alone, and modulo 4 GiB.
+        Format::Gzip => {
+            let file = fs::File::open(path).ok()?;
+            let mut size = [0; 4];
+            file.read_exact_at(&mut size, file.metadata().ok()?.len().checked_sub(4)?).ok()?;
+            Some(u64::from(u32::from_le_bytes(size)))
+        }
+        Format::Zstd => zstd::zstd_safe::get_frame_content_size(head).ok()?,
+        _ => None,
+    }
+}
+
+/// What else is given as a root file system: where something stands, what, and what it is.
+const OTHERS: &[(u64, &[u8], &str)] = &[
+    (0, b"hsqs", "a squashfs image: unpack it with `unsquashfs` and give the directory"),
+    (0, b"QFI\xfb", "a qcow2 disk: give the root file system in it, as an ext4 image, a tar or a directory"),
+    (0, b"KDMV", "a VMDK disk: give the root file system in it, as an ext4 image, a tar or a directory"),
+    (0, b"XFSB", "an XFS image: give its files, as a tar or a directory"),
+    (0x10040, b"_BHRfS_M", "a btrfs image: give its files, as a tar or a directory"),
+    (1024, b"\xe2\xe1\xf5\xe0", "an EROFS image: give its files, as a tar or a directory"),
+    (0x8001, b"CD001", "an ISO 9660 image: give the root file system in it, as a tar or a directory"),
+    (512, b"EFI PART", "a disk with partitions: give the root partition alone, as an ext4 image"),
+    (510, b"\x55\xaa", "a disk with partitions: give the root partition alone, as an ext4 image"),
+    (0, b"070701", "a cpio archive: unpack it and give the directory"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it and give the directory"),
+    (0, b"\x5d\0\0", "compressed by lzma, or no archive: make it a tar.xz"),
+    (0, b"\x1f\x9d", "compressed by compress: make it a tar.gz"),
+    (0, b"<", "a page of HTML or XML, as servers send in place of a file: fetch it again"),
+];
+
+fn unknown(name: &str, file: &fs::File) -> Error {
+    let is = |(at, magic, _): &&(u64, &[u8], &str)| {
+        let mut bytes = vec![0; magic.len()];
+        file.read_exact_at(&mut bytes, *at).is_ok() && bytes == *magic
+    };
+    let error =
+        Error::failed("archive.unknown-format", format!("{name} is no archive that firegopher reads"));
+    match OTHERS.iter().find(is) {
+        Some((_, _, what)) => error.help(format!("it is {what}")),
+        None => {
+            error.help("zip and tar are read, the latter also compressed by gzip, xz, zstd, bzip2 or lz4")
+        }
+    }
+}
+
+/// Writes those regular files of an archive that `choose` gives a place to; a later one replaces an earlier one.
+pub(crate) fn files(
+    path: &Path,
+    scratch_dir: &Path,
+    mut choose: impl FnMut(&str) -> Option<std::path::PathBuf>,
+) -> Result<()> {
+    for entry in read(path, scratch_dir, (0, 0), Limits::default())? {
+        let EntryKind::Leaf(Kind::File { size, content }) = &entry.kind else { continue };
+        let Some(to) = choose(&entry.path) else { continue };
+        let mut out =
+            fs::File::create(&to).or_failed("asset.write", || "cannot write a file of an archive")?;
+        let copied = content.open(*size).and_then(|mut from| io::copy(&mut from, &mut out));
+        match copied {
+            Ok(bytes) if bytes == *size => {}
+            Ok(_) => return Err(content.mismatch(&entry.path, None)),
+            Err(e) => return Err(content.mismatch(&entry.path, Some(e))),
+        }
+    }
+    Ok(())
 }
 
 /// A nameless temporary file that decompressed tars are appended to.
@@ -116,13 +223,17 @@ impl Spool {
 
     /// Spools one tar stream and reads its index.
     pub fn read(&mut self, stream: impl Read, name: &str, limits: Limits) -> Result<Vec<Entry>> {
+        self.read_within(stream, name, &Account::new(limits))
+    }
+
+    fn read_within(&mut self, stream: impl Read, name: &str, account: &Account) -> Result<Vec<Entry>> {
         let start = self.length;
-        self.length += spool_to(stream, &self.file, name, limits)?;
-        tar::read(Arc::clone(&self.file), start..self.length, name, limits)
+        self.length += spool_to(stream, &self.file, name, account)?;
+        tar::read(Arc::clone(&self.file), start..self.length, name, account)
     }
 }
 
-fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, limits: Limits) -> Result<u64> {
+fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, account: &Account) -> Result<u64> {
     let mut buffer = vec![0; 1 << 20];
     let mut total = 0;
     loop {
@@ -135,9 +246,7 @@ fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, limits: Limits) 
             }
         };
         total += got as u64;
-        if total > limits.total {
-            return Err(too_big(name, limits));
-        }
+        account.decompress(name, got)?;
         to.write_all(&buffer[..got]).map_err(|e| match e.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Error::failed("image.disk-full", format!("no space left to decompress {name}")).because(e)
@@ -156,26 +265,25 @@ fn too_big(name: &str, limits: Limits) -> Error {
 /// Counts entries and bytes against the limits.
 struct Budget<'a> {
     name: &'a str,
-    limits: Limits,
+    account: &'a Account,
     bytes: u64,
-    entries: usize,
 }
 
 impl<'a> Budget<'a> {
-    fn new(name: &'a str, limits: Limits) -> Self {
-        Budget { name, limits, bytes: 0, entries: 0 }
+    fn new(name: &'a str, account: &'a Account) -> Self {
+        Budget { name, account, bytes: 0 }
     }
 
     fn spend(&mut self, bytes: u64) -> Result<()> {
-        self.entries += 1;
-        if self.entries > self.limits.entries {
+        let limits = self.account.limits;
+        if self.account.entries.fetch_add(1, Ordering::Relaxed) >= limits.entries {
             return Err(Error::failed(
                 "archive.too-many-entries",
-                format!("{} has more than {} entries", self.name, self.limits.entries),
+                format!("{} has more than {} entries", self.name, limits.entries),
             ));
         }
         self.bytes = self.bytes.saturating_add(bytes);
-        if self.bytes > self.limits.total { Err(too_big(self.name, self.limits)) } else { Ok(()) }
+        if self.bytes > limits.total { Err(too_big(self.name, limits)) } else { Ok(()) }
     }
 }
 
@@ -198,4 +306,57 @@ pub(crate) fn place(entries: Vec<Entry>, name: &str, placer: &mut Placer<'_>) ->
 
 fn file(size: u64, content: Content) -> EntryKind {
     EntryKind::Leaf(Kind::File { size, content })
+}
+
+/// Where the contents of an archive's regular file lie.
+#[derive(Debug, Clone)]
+pub(crate) struct Located {
+    file: Arc<fs::File>,
+    offset: u64,
+    /// In bytes.
+    pub size: u64,
+}
+
+impl Located {
+    /// Reads the contents.
+    pub fn open(&self) -> impl Read + '_ {
+        SliceReader { file: &self.file, offset: self.offset, left: self.size }
+    }
+}
+
+/// The regular files of a tar by their paths, those behind links within it included. Of two with one path the last
+/// counts, as for `tar -x`.
+pub(crate) fn locate(path: &Path, scratch_dir: &Path) -> Result<HashMap<String, Located>> {
+    let mut files = HashMap::new();
+    let mut links = Vec::new();
+    for Entry { path, kind, .. } in read(path, scratch_dir, (0, 0), Limits::default())? {
+        match kind {
+            EntryKind::Leaf(Kind::File { size, content: Content::Slice { file, offset } }) => {
+                files.insert(path, Located { file, offset, size });
+            }
+            EntryKind::Leaf(Kind::Symlink(target)) => {
+                let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
+                if let Some(target) = path::join(dir, &target) {
+                    links.push((path, target));
+                }
+            }
+            EntryKind::HardLink(target) => links.push((path, target)),
+            _ => {}
+        }
+    }
+    // A link to a link is found once its target is: archives list few, and no chain is longer than the list.
+    while !links.is_empty() {
+        let before = links.len();
+        links.retain(|(path, target)| match files.get(target).cloned() {
+            Some(found) => {
+                files.insert(path.clone(), found);
+                false
+            }
+            None => true,
+        });
+        if links.len() == before {
+            break;
+        }
+    }
+    Ok(files)
 }

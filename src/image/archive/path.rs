@@ -71,6 +71,24 @@ pub(super) fn clean_hard_link(archive: &str, path: &str, raw: &[u8]) -> Result<S
     })
 }
 
+/// The path that a link's target means, seen from its directory; none if it leads out.
+pub(super) fn join(dir: &str, target: &str) -> Option<String> {
+    if target.starts_with('/') {
+        return None;
+    }
+    let mut parts: Vec<&str> = dir.split('/').filter(|part| !part.is_empty()).collect();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join("/"))
+}
+
 /// The target of a symlink, as text.
 pub(super) fn symlink_text(archive: &str, path: &str, raw: &[u8]) -> Result<Box<str>> {
     let bad = |what: &str| {

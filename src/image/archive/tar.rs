@@ -1,7 +1,7 @@
 //! The index of an uncompressed tar: ustar, GNU and PAX. The `tar` crate decodes headers; the walk is ours, because
 //! its own splits PAX values at newlines (capabilities are binary) and reads extension headers of any length.
 
-use super::{Budget, Entry, EntryKind, Limits, file, path};
+use super::{Account, Budget, Entry, EntryKind, file, path};
 use crate::error::{Error, Result};
 use crate::image::content::Content;
 use crate::image::tree::{Kind, Meta};
@@ -34,7 +34,8 @@ struct Window<'a> {
 }
 
 impl Window<'_> {
-    const SIZE: usize = 64 << 10;
+    /// A header and the small files behind it; whatever is larger is not read here at all.
+    const SIZE: usize = 4 << 10;
 
     /// The `length` bytes at `at`, or fewer at the end of the file.
     fn get(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {
@@ -71,11 +72,16 @@ struct Extensions {
 }
 
 /// Reads all headers of the tar that is the given range of `file`; contents stay where they are.
-pub(super) fn read(file: Arc<fs::File>, range: Range<u64>, name: &str, limits: Limits) -> Result<Vec<Entry>> {
+pub(super) fn read(
+    file: Arc<fs::File>,
+    range: Range<u64>,
+    name: &str,
+    account: &Account,
+) -> Result<Vec<Entry>> {
     let unreadable = |e: io::Error| Error::failed("archive.read", format!("cannot read {name}")).because(e);
     let length = range.end;
     let mut window = Window { file: &file, start: 0, bytes: Vec::new() };
-    let mut budget = Budget::new(name, limits);
+    let mut budget = Budget::new(name, account);
     let (mut global, mut next) = (Extensions::default(), None::<Extensions>);
     let (mut entries, mut at) = (Vec::new(), range.start);
     while at < length {

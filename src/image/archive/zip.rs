@@ -1,6 +1,6 @@
 //! The index of a zip archive: Unix modes and symlinks where its maker recorded them, owners from the caller.
 
-use super::{Budget, Entry, EntryKind, Limits, file, path};
+use super::{Account, Budget, Entry, EntryKind, file, path};
 use crate::error::{Error, Result};
 use crate::image::content::Content;
 use crate::image::tree::{Kind, Meta};
@@ -16,7 +16,7 @@ const SYMLINK: u32 = 0o120000;
 const LONGEST_TARGET: u64 = 4095;
 
 /// Reads the central directory of `source`; contents stay where they are.
-pub(super) fn read(source: fs::File, name: &str, owner: (u32, u32), limits: Limits) -> Result<Vec<Entry>> {
+pub(super) fn read(source: fs::File, name: &str, owner: (u32, u32), account: &Account) -> Result<Vec<Entry>> {
     let damaged = |e: ::zip::result::ZipError| {
         Error::failed("archive.damaged", format!("cannot read {name} as a zip archive")).because(e)
     };
@@ -26,7 +26,7 @@ pub(super) fn read(source: fs::File, name: &str, owner: (u32, u32), limits: Limi
         return Err(Error::failed("archive.duplicate", format!("{name}: a name occurs twice"))
             .help("make the archive again: which of the two is meant cannot be told"));
     }
-    let mut budget = Budget::new(name, limits);
+    let mut budget = Budget::new(name, account);
     let mut entries = Vec::with_capacity(archive.len());
     for index in 0..archive.len() {
         let member = archive.by_index_raw(index).map_err(damaged)?;

@@ -111,17 +111,42 @@ fn every_compression_gives_the_same_image() {
     gzip.write_all(&tar).unwrap();
     let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
     xz.write_all(&tar).unwrap();
+    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bzip2.write_all(&tar).unwrap();
+    let mut lz4 = lz4_flex::frame::FrameEncoder::new(Vec::new());
+    lz4.write_all(&tar).unwrap();
     let mut images = Vec::new();
     for (name, bytes) in [
         ("a.tar", tar.clone()),
         ("a.tar.gz", gzip.finish().unwrap()),
         ("a.tar.xz", xz.finish().unwrap()),
         ("a.tar.zst", zstd::encode_all(&tar[..], 1).unwrap()),
+        ("a.tar.bz2", bzip2.finish().unwrap()),
+        ("a.tar.lz4", lz4.finish().unwrap()),
     ] {
         build(&bench, &bench.write(name, bytes), "/app").unwrap();
         images.push(blake3::hash(&std::fs::read(bench.path("out").join(WORKLOAD_IMAGE)).unwrap()));
     }
     assert!(images.iter().all(|image| *image == images[0]));
+}
+
+#[test]
+fn what_is_no_archive_is_told_by_what_it_is() {
+    let bench = Bench::new();
+    let refused = |at: usize, magic: &[u8], said: &str| {
+        let mut bytes = vec![0x11; 0x11000];
+        bytes[at..at + magic.len()].copy_from_slice(magic);
+        let Err(error) = build(&bench, &bench.write("x.tar", bytes), "/app") else { panic!("{said}: built") };
+        assert_eq!(error.code(), "archive.unknown-format");
+        assert!(error.help_text().unwrap().contains(said), "{error:?}");
+    };
+    refused(0, b"hsqs", "unsquashfs");
+    refused(510, b"\x55\xaa", "partitions");
+    refused(512, b"EFI PART", "partitions");
+    refused(0x10040, b"_BHRfS_M", "btrfs");
+    refused(0x8001, b"CD001", "ISO 9660");
+    refused(0, b"<html>", "HTML");
+    refused(0, b"hello", "gzip, xz, zstd, bzip2 or lz4");
 }
 
 #[test]

@@ -7,6 +7,11 @@ use std::io::Read as _;
 
 /// A Debian package out of a control text, a script and a data tar.
 fn package(bench: &Bench, name: &str, postinst: &str, data: Tar) -> PathBuf {
+    package_of(bench, name, postinst, data.end())
+}
+
+/// The same, out of a finished data tar.
+pub(super) fn package_of(bench: &Bench, name: &str, postinst: &str, data: Vec<u8>) -> PathBuf {
     let control = Tar::default()
         .file("./control", format!("Package: {name}\nVersion: 1\n").as_bytes())
         .file("./postinst", postinst.as_bytes());
@@ -14,7 +19,7 @@ fn package(bench: &Bench, name: &str, postinst: &str, data: Tar) -> PathBuf {
     let members = [
         ("debian-binary", b"2.0\n".to_vec()),
         ("control.tar.zst", zstd::encode_all(&control.end()[..], 1).unwrap()),
-        ("data.tar", data.end()),
+        ("data.tar", data),
     ];
     for (name, bytes) in members {
         ar.extend_from_slice(
@@ -210,30 +215,30 @@ fn a_copy_keeps_its_holes() {
 }
 
 #[test]
-fn what_is_no_ext4_is_refused() {
+fn a_directory_becomes_a_base_of_roots() {
     let bench = Bench::new();
-    let out = bench.make_dir("out");
-    for bytes in [vec![], vec![0; 1 << 20]] {
-        let image = bench.write("x.ext4", bytes);
-        let error = build_base(BaseSource::Ext4(&image), &out, &bench.scratch()).unwrap_err();
-        assert_eq!(error.code(), "image.ext4-unreadable");
-    }
-    assert_eq!(std::fs::read_dir(out).unwrap().count(), 0);
-}
-
-#[test]
-fn an_image_with_an_unfinished_journal_is_refused() {
-    let Some(debugfs) = tool("debugfs") else {
-        println!("skipped: no debugfs");
-        return;
-    };
-    let bench = Bench::new();
-    let tar = bench.write("root.tar", root_tar());
-    build(&bench, "out", BaseSource::Tar(&tar));
-    let image = bench.path("out").join(BASE_IMAGE);
-    Command::new(debugfs).args(["-w", "-R", "feature needs_recovery"]).arg(&image).output().unwrap();
-    let error = build_base(BaseSource::Ext4(&image), &bench.make_dir("copy"), &bench.scratch()).unwrap_err();
-    assert_eq!(error.code(), "image.ext4-dirty", "{:?}", std::error::Error::source(&error));
+    bench.write("root/usr/bin/tool", "x");
+    bench.make_dir("root/proc");
+    std::os::unix::fs::symlink("usr/bin", bench.path("root/bin")).unwrap();
+    let listed = |path: &str, kind| crate::listing::Listed { path: path.into(), mode: 0o755, kind };
+    let tool = crate::listing::ListedKind::File { size: 1, digest: blake3::hash(b"x").into() };
+    let link = crate::listing::ListedKind::Symlink { target: "usr/bin".into() };
+    let dir = || crate::listing::ListedKind::Dir;
+    let entries = vec![
+        listed("bin", link),
+        listed("proc", dir()),
+        listed("usr", dir()),
+        listed("usr/bin", dir()),
+        listed("usr/bin/tool", tool),
+    ];
+    let (root, listing) = (bench.path("root"), crate::listing::Listing { entries });
+    let (image, _) = build(&bench, "out", BaseSource::Dir { root: &root, listing: &listing });
+    assert_eq!(image.names("/"), ["bin", "lost+found", "proc", "usr"]);
+    assert_eq!(image.owner("/"), (0o040755, 0, 0));
+    assert_eq!(image.owner("/usr/bin/tool"), (0o100755, 0, 0));
+    assert_eq!(image.target("bin"), "usr/bin");
+    let index = Index::load(&bench.path("out").join(BASE_INDEX)).unwrap();
+    assert_eq!(index.get("bin"), Some(&Indexed::Symlink("usr/bin".into())));
 }
 
 #[test]

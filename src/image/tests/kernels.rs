@@ -13,6 +13,8 @@ fn bz_image(mut payload: Vec<u8>, append: Option<u32>) -> Vec<u8> {
     image[0x1f1] = 3;
     image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+    image[0x236] = 1;
     image[0x248..0x24c].copy_from_slice(&100u32.to_le_bytes());
     image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     image.extend(payload);
@@ -20,9 +22,16 @@ fn bz_image(mut payload: Vec<u8>, append: Option<u32>) -> Vec<u8> {
     image
 }
 
+/// The first 20 bytes of an ELF file.
+fn elf_head(class: u8, kind: u8, machine: u8) -> Vec<u8> {
+    let mut head = b"\x7fELF".to_vec();
+    head.extend([class, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, kind, 0, machine, 0]);
+    head
+}
+
 fn elf() -> Vec<u8> {
     let noise = (0..300_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 27) as u8);
-    b"\x7fELF".iter().copied().chain(noise).chain(std::iter::repeat_n(0, 9 << 20)).collect()
+    elf_head(2, 2, 62).into_iter().chain(noise).chain(std::iter::repeat_n(0, 9 << 20)).collect()
 }
 
 fn lz4_legacy(bytes: &[u8]) -> Vec<u8> {
@@ -35,46 +44,105 @@ fn lz4_legacy(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The payload in every compression, with the size that is appended to it.
+fn payloads(kernel: &[u8]) -> Vec<(&'static str, Vec<u8>, Option<u32>)> {
+    let size = Some(kernel.len() as u32);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(kernel).unwrap();
+    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 0);
+    xz.write_all(kernel).unwrap();
+    let options = liblzma::stream::LzmaOptions::new_preset(0).unwrap();
+    let stream = liblzma::stream::Stream::new_lzma_encoder(&options).unwrap();
+    let mut lzma = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
+    lzma.write_all(kernel).unwrap();
+    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bzip2.write_all(kernel).unwrap();
+    let mut lz4 = lz4_flex::frame::FrameEncoder::new(Vec::new());
+    lz4.write_all(kernel).unwrap();
+    vec![
+        ("gzip", gzip.finish().unwrap(), None),
+        ("xz", xz.finish().unwrap(), size),
+        ("lzma", lzma.finish().unwrap(), size),
+        ("bzip2", bzip2.finish().unwrap(), size),
+        ("zstd", zstd::encode_all(kernel, 1).unwrap(), size),
+        ("lz4", lz4.finish().unwrap(), size),
+        ("lz4-legacy", lz4_legacy(kernel), size),
+    ]
+}
+
 #[test]
 fn an_elf_kernel_is_taken_as_it_is() {
-    assert!(matches!(vmlinux::extract(b"\x7fELF...").unwrap(), Cow::Borrowed(b"\x7fELF...")));
+    assert!(matches!(vmlinux::extract(&elf()).unwrap(), Cow::Borrowed(_)));
 }
 
 #[test]
 fn every_payload_of_a_bzimage_is_extracted() {
     let kernel = elf();
-    let size = Some(kernel.len() as u32);
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&kernel).unwrap();
-    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 0);
-    xz.write_all(&kernel).unwrap();
-    for (name, payload, size) in [
-        ("gzip", gzip.finish().unwrap(), None),
-        ("xz", xz.finish().unwrap(), size),
-        ("zstd", zstd::encode_all(&kernel[..], 1).unwrap(), size),
-        ("lz4", lz4_legacy(&kernel), size),
-    ] {
+    for (name, payload, size) in payloads(&kernel) {
         assert!(*vmlinux::extract(&bz_image(payload, size)).unwrap() == kernel[..], "{name}");
     }
 }
 
 #[test]
-fn damaged_kernels_are_refused() {
-    let code = |bytes: &[u8]| vmlinux::extract(bytes).unwrap_err().code();
-    assert_eq!(code(b""), "kernel.format");
-    assert_eq!(code(&[0; 4096]), "kernel.format");
-    assert_eq!(code(&bz_image(b"what is this".to_vec(), None)), "kernel.format");
+fn a_payload_that_is_cut_short_or_lies_about_its_size_is_damaged() {
     let kernel = elf();
-    let size = kernel.len() as u32;
-    let lz4 = lz4_legacy(&kernel);
-    assert_eq!(code(&bz_image(lz4.clone(), Some(size - 1))), "kernel.damaged");
-    assert_eq!(code(&bz_image(lz4.clone(), Some(size + 1))), "kernel.damaged");
-    assert_eq!(code(&bz_image(lz4.clone(), Some(u32::MAX))), "kernel.damaged");
-    assert_eq!(code(&bz_image(lz4[..lz4.len() / 2].to_vec(), Some(size))), "kernel.damaged");
-    assert_eq!(code(&bz_image(zstd::encode_all(&b"no elf"[..], 1).unwrap(), Some(6))), "kernel.damaged");
-    let mut cut = bz_image(lz4, Some(size));
-    cut.truncate(5000);
-    assert_eq!(code(&cut), "kernel.damaged");
+    for (name, payload, size) in payloads(&kernel) {
+        let damaged = |payload: &[u8], size: Option<u32>| {
+            let error = vmlinux::extract(&bz_image(payload.to_vec(), size)).unwrap_err();
+            assert_eq!(error.code(), "kernel.damaged", "{name}: {error}");
+            assert!(error.help_text().is_some() || name == "lz4-legacy", "{name}: {error}");
+        };
+        damaged(&payload[..payload.len() / 2], size);
+        if let Some(size) = size {
+            for wrong in [0, 1, size - 1, size + 1, 1 << 30, u32::MAX] {
+                damaged(&payload, Some(wrong));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_kernel_is_told_by_what_it_is() {
+    let refused = |bytes: &[u8], code: &str, message: &str| {
+        let error = vmlinux::extract(bytes).unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.to_string().contains(message), "{error}");
+        assert!(error.help_text().is_some(), "{error}");
+    };
+    refused(b"", "kernel.format", "empty");
+    refused(&[0; 4096], "kernel.format", "neither an ELF vmlinux nor an x86 bzImage");
+    refused(b"<!DOCTYPE html>", "kernel.format", "HTML");
+    refused(b"!<arch>\ndebian-binary", "kernel.format", "Debian packages");
+    refused(b"MZ\0\0zimg\0\0", "kernel.format", "EFI zboot");
+    refused(&elf_head(2, 2, 183), "kernel.architecture", "arm64");
+    refused(&elf_head(2, 2, 200), "kernel.architecture", "the machine 200");
+    refused(&elf_head(1, 2, 3), "kernel.architecture", "32-bit");
+    refused(&elf_head(2, 1, 62), "kernel.format", "module");
+    refused(&elf_head(2, 2, 62)[..17], "kernel.damaged", "header");
+    let mut arm64 = vec![0; 64];
+    arm64[0x38..0x3c].copy_from_slice(b"ARM\x64");
+    refused(&arm64, "kernel.format", "arm64");
+    for (name, packed, _) in payloads(&elf()) {
+        refused(&packed, "kernel.compressed", name.split('-').next().unwrap());
+    }
+
+    let bz = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut image = bz_image(zstd::encode_all(&elf()[..], 1).unwrap(), Some(elf().len() as u32));
+        change(&mut image);
+        image
+    };
+    vmlinux::extract(&bz(&|_| {})).unwrap();
+    refused(&bz(&|image| image[0x236] = 0), "kernel.architecture", "32-bit");
+    refused(&bz(&|image| image[0x206] = 7), "kernel.format", "boot protocol 2.07");
+    refused(&bz(&|image| image.truncate(5000)), "kernel.damaged", "outside");
+    refused(&bz(&|image| image[0x24c..0x250].fill(0xff)), "kernel.damaged", "outside");
+    let wrap = |payload: &[u8], size| bz_image(payload.to_vec(), size);
+    refused(&wrap(b"what is this", None), "kernel.format", "unknown way");
+    refused(&wrap(b"\x89LZO\0\r\n\x1a\n123", None), "kernel.format", "lzo");
+    let arm = elf_head(2, 2, 183);
+    refused(&wrap(&zstd::encode_all(&arm[..], 1).unwrap(), Some(20)), "kernel.architecture", "arm64");
+    let error = vmlinux::extract(&wrap(&zstd::encode_all(&b"no elf"[..], 1).unwrap(), Some(6))).unwrap_err();
+    assert_eq!(error.code(), "kernel.damaged");
 }
 
 #[test]

@@ -4,9 +4,10 @@
 //! killed at, objects/ holds whole objects only. Since the name is the digest, publishing twice is no conflict.
 
 use super::dirs::sync_dir;
-use super::hash::{hash_file, hash_open};
+use super::hash::{hash_file, hash_sealed};
 use super::temp::remove_tree;
 use super::tree::{Visit, digest_with, tree_digest};
+use super::uses::touch;
 use super::{Store, create_private_dir, write_failed};
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
@@ -44,6 +45,7 @@ impl Store {
     pub fn publish_bytes(&self, bytes: &[u8]) -> Result<ObjectDigest> {
         let digest = ObjectDigest::from(blake3::hash(bytes));
         if self.has(&digest) {
+            touch(&self.object_path(&digest));
             return Ok(digest);
         }
         let temp = self.temp_dir()?;
@@ -75,7 +77,7 @@ impl Store {
             // Sealed before it is hashed: what is hashed is what stays.
             let mode = if executable { SEALED_EXECUTABLE } else { SEALED };
             file.set_permissions(Permissions::from_mode(mode))?;
-            let (_, digest) = hash_open(&mut file, meta.len(), meta.blocks(), &mut Vec::new())?;
+            let (_, digest) = hash_sealed(&mut file, meta.len(), meta.blocks(), &mut Vec::new())?;
             if !self.has(&digest) {
                 // Not fdatasync, which may leave out the mode.
                 file.sync_all()?;
@@ -147,10 +149,13 @@ impl Store {
             create_private_dir(shard)?;
             sync_dir(&self.dir("objects"))?;
         }
+        // A download may have its server's time.
+        touch(from);
         let new = rename_new(from, &to).map_err(failed)?;
         if new {
             sync_dir(shard)?;
         } else {
+            touch(&to);
             remove_tree(from).map_err(failed)?;
         }
         Ok(new)
@@ -180,6 +185,8 @@ impl Store {
                 n => dir.join(format!("{digest}.{n}")),
             };
             if rename_new(&self.object_path(digest), &to).map_err(failed)? {
+                // It stays there for a while from now on.
+                touch(&to);
                 return Ok(to);
             }
         }

@@ -12,6 +12,7 @@ mod ignored;
 mod walk;
 
 use super::Store;
+use super::uses::touch;
 use crate::digest::{FieldHasher, ObjectDigest};
 use crate::error::{Context, Error, Result};
 use crate::listing::{Listed, ListedKind, Listing};
@@ -67,7 +68,9 @@ pub fn scan_dir(store: &Store, root: &Path, options: &ScanOptions<'_>) -> Result
     let cache_path = cache_path(store, "dir", root, options.ignore)?;
     let cache = Cache::load(&cache_path);
     let digests = content::digests(&dir, root, &mut found, &cache, &clock)?;
-    if digests.stale {
+    if !digests.stale {
+        touch(&cache_path);
+    } else {
         let entries = found.iter().zip(&digests.by_entry).filter_map(|(entry, digest)| {
             let digest = (*digest)?;
             clock.trusts(&entry.stat).then_some((entry.path.as_str(), &entry.stat, digest))
@@ -126,7 +129,10 @@ pub fn scan_file(store: &Store, path: &Path) -> Result<ScannedFile> {
     let cache_path = cache_path(store, "file", path, &[])?;
     let cached = Cache::load(&cache_path).get_only(&stat);
     let (stat, digest) = match cached {
-        Some(digest) => (stat, digest),
+        Some(digest) => {
+            touch(&cache_path);
+            (stat, digest)
+        }
         None => {
             let (stat, digest) = content::hash_stable(&mut file, path, open)?;
             if clock.trusts(&stat) {

@@ -66,7 +66,7 @@ fn vm_of(programs: [PathBuf; 2], tag: &str, kernel: &[u8]) -> Vm {
         kvm: true,
         kernel: put("kernel", kernel),
         initramfs: put("initramfs", &[0; 512]),
-        wordy: false,
+        tuning: Default::default(),
         cpus: 1,
         memory: 128 << 20,
         drives: vec![drive("base", true), drive("scratch", false)],
@@ -123,7 +123,7 @@ impl Vm {
 
     fn inside(&self) -> PathBuf {
         let VmmBinary::Firecracker { firecracker, .. } = &self.spec.vmm else { unreachable!() };
-        stage::root_of(&self.jail().root, firecracker, self.spec.id.as_str())
+        stage::root_of(&self.jail().root, firecracker, &jail::name_of(&self.spec.id, self.jail()))
     }
 
     /// Cleans up and looks for what a VM could leave.
@@ -136,8 +136,10 @@ impl Vm {
         );
         assert_eq!(processes_of(self.jail().uid), Vec::<i32>::new());
         for controller in ["memory", "pids", "cpu", "."] {
-            let group =
-                Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(self.spec.id.as_str());
+            let group = Path::new("/sys/fs/cgroup")
+                .join(controller)
+                .join("firegopher")
+                .join(jail::name_of(&self.spec.id, self.jail()));
             assert!(!group.exists(), "{} is left", group.display());
         }
     }
@@ -222,7 +224,7 @@ fn a_jailed_vmm_has_nothing_but_its_jail_and_stays_up_until_it_is_killed() {
     let groups = fs::read_to_string(proc.join("cgroup")).unwrap();
     for controller in ["memory", "pids", "cpu"] {
         let inside = groups.lines().any(|l| {
-            l.ends_with(&format!("/firegopher/{}", vm.spec.id.as_str()))
+            l.ends_with(&format!("/firegopher/{}", jail::name_of(&vm.spec.id, vm.jail())))
                 && (l.contains(&format!(":{controller}")) || l.starts_with("0::"))
         });
         assert!(inside || launched.warnings.iter().any(|w| w.contains(controller)), "{controller}: {groups}");
@@ -397,7 +399,7 @@ fn what_a_killed_supervisor_leaves_is_found_and_ended() {
         let launched = vm.launch(None);
         heard(&launched);
         let (uid, root) = (vm.jail().uid, vm.jail().root.display());
-        println!("vmm {} {uid} {root} {}", launched.pid, vm.spec.id.as_str());
+        println!("vmm {} {uid} {root} {}", launched.pid, jail::name_of(&vm.spec.id, vm.jail()));
         std::thread::sleep(PATIENCE);
         return;
     }

@@ -4,6 +4,7 @@ use super::CommandLine;
 use crate::error::{Error, Result};
 use crate::vmm::jail::Staged;
 use crate::vmm::spec::{NetSpec, VmSpec, VmmBinary};
+use crate::vmm::tuning::HugePages;
 use firegopher_protocol::PORT_NAME;
 use serde_json::json;
 use std::ffi::OsString;
@@ -52,10 +53,16 @@ pub(super) fn build(
     arg("-sandbox", &SANDBOX);
     let accel = if spec.kvm { "kvm" } else { "tcg" };
     // ACPI announces the virtio devices; without it, or without the timers, kernels stall for seconds.
-    arg(
-        "-machine",
-        &format!("microvm,accel={accel},acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,auto-kernel-cmdline=off"),
-    );
+    let mut machine =
+        format!("microvm,accel={accel},acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,auto-kernel-cmdline=off");
+    // Transparent ones QEMU asks for by itself.
+    if spec.tuning.huge_pages == Some(HugePages::Reserved) {
+        // A file of hugetlbfs without its mount: nothing to reach from a jail. It fails at once if pages lack.
+        let ram = json!({"qom-type": "memory-backend-memfd", "id": "ram", "size": spec.memory, "hugetlb": true, "hugetlbsize": 2 << 20});
+        arg("-object", &ram.to_string());
+        machine += ",memory-backend=ram";
+    }
+    arg("-machine", &machine);
     if let Some(firmware) = firmware(&spec.vmm) {
         arg("-bios", &firmware);
     }
@@ -82,8 +89,20 @@ pub(super) fn build(
         let file = json!({"driver": "file", "filename": path, "read-only": drive.read_only, "locking": "on"});
         let node = json!({"driver": "raw", "node-name": format!("drive{n}"), "read-only": drive.read_only, "file": file});
         arg("-blockdev", &node.to_string());
+        let mut top = format!("drive{n}");
+        let rate = spec.tuning.of_drive(&drive.role);
+        if rate.is_limit() {
+            // 0 stands for no limit.
+            let limits =
+                json!({"bps-total": rate.bandwidth.unwrap_or(0), "iops-total": rate.ops.unwrap_or(0)});
+            let group = json!({"qom-type": "throttle-group", "id": format!("rate{n}"), "limits": limits});
+            arg("-object", &group.to_string());
+            top = format!("limited{n}");
+            let filter = json!({"driver": "throttle", "node-name": top, "throttle-group": format!("rate{n}"), "file": format!("drive{n}")});
+            arg("-blockdev", &filter.to_string());
+        }
         // The serial number lets the guest tell its drives apart whatever their order.
-        arg("-device", &format!("virtio-blk-device,bus={},drive=drive{n},serial=drive{n}", bus()?));
+        arg("-device", &format!("virtio-blk-device,bus={},drive={top},serial=drive{n}", bus()?));
     }
     match &spec.net {
         NetSpec::None => {}

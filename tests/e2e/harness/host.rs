@@ -175,6 +175,34 @@ pub fn seed_home(to: &Path, uid: u32) {
     super::chown_tree(to, uid);
 }
 
+/// A home of one's own that holds what the warm one does, in files of its own. Belongs to `uid` if there is one.
+pub fn home_like_the_warm_one(to: &Path, uid: Option<u32>) {
+    let (from, into) = (home().join("v1"), to.join("v1"));
+    for area in ["objects", "actions"] {
+        clone_tree(&from.join(area), &into.join(area), area == "objects" && uid.is_none());
+    }
+    private(to);
+    if let Some(uid) = uid {
+        super::chown_tree(to, uid);
+    }
+}
+
+/// Copies a tree with its modes and links, files by hard link if they may be shared.
+fn clone_tree(from: &Path, to: &Path, share: bool) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            clone_tree(&path, &target, share);
+        } else if kind.is_symlink() {
+            std::os::unix::fs::symlink(std::fs::read_link(&path).unwrap(), &target).unwrap();
+        } else if !share || std::fs::hard_link(&path, &target).is_err() {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
 /// Directories 0700, as the store demands.
 fn private(dir: &Path) {
     use std::os::unix::fs::PermissionsExt;

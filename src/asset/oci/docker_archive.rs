@@ -1,0 +1,97 @@
+//! What `docker save`, `podman save --format docker-archive` and `skopeo copy … docker-archive:` write: a tar with a
+//! manifest.json, configurations and layers.
+
+use super::image::{self, MAX_DOCUMENT, digest_of, digest_text, invalid};
+use super::local::{Found, is_named, several, unknown_tag};
+use super::source::Source;
+use crate::error::{Context, Result};
+use crate::lock::{OciLayer, is_digest};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::io::Read;
+
+const PLAIN: &str = "application/vnd.docker.image.rootfs.diff.tar";
+const GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+const ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
+
+/// An image of the archive.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct JustRootFs {
+    rootfs: JustDiffIds,
+}
+
+#[derive(Deserialize)]
+struct JustDiffIds {
+    #[serde(default)]
+    diff_ids: Vec<String>,
+}
+
+pub(super) fn find(source: &Source, list: &[u8], tag: Option<&str>) -> Result<Found> {
+    let shown = source.shown();
+    let list: Vec<Listed> = serde_json::from_slice(list)
+        .map_err(|e| invalid(&shown, "its manifest.json cannot be read").because(e))?;
+    let names = || list.iter().flat_map(|listed| listed.repo_tags.iter().flatten().cloned()).collect();
+    let wanted: Vec<&Listed> = list
+        .iter()
+        .filter(|listed| {
+            tag.is_none_or(|tag| listed.repo_tags.iter().flatten().any(|name| is_named(name, tag)))
+        })
+        .collect();
+    let listed = match (wanted.as_slice(), tag) {
+        ([only], _) => *only,
+        ([], None) => return Err(invalid(&shown, "it holds no image at all")),
+        ([], Some(tag)) => return Err(unknown_tag(&shown, tag, names())),
+        _ => return Err(several(&shown, names())),
+    };
+    let lacks = |name: &str| invalid(&shown, &format!("it lacks {name}"));
+    let config = source.document(&listed.config, MAX_DOCUMENT)?.ok_or_else(|| lacks(&listed.config))?;
+    let diff_ids: JustRootFs = serde_json::from_slice(&config)
+        .map_err(|e| invalid(&shown, "its configuration cannot be read").because(e))?;
+    let mut layers = Vec::with_capacity(listed.layers.len());
+    for (index, name) in listed.layers.iter().enumerate() {
+        let diff_id = diff_ids.rootfs.diff_ids.get(index).map_or("", String::as_str);
+        layers.push(layer(source, name, diff_id)?);
+    }
+    // The configuration lists every layer's digest: its own digest is the image's.
+    let digest = digest_of(&config);
+    let pin = image::pin(digest.clone(), digest, &config, layers, &shown)?;
+    Ok(Found { pin, files: listed.layers.clone() })
+}
+
+/// A layer's digest: known for an uncompressed one, whose blob is what the configuration names.
+fn layer(source: &Source, name: &str, diff_id: &str) -> Result<OciLayer> {
+    let shown = source.shown();
+    let lacks = || invalid(&shown, &format!("it lacks the layer {name}"));
+    let mut opened = source.file(name)?.ok_or_else(lacks)?;
+    let failed = || format!("cannot read the layer {name} of {shown}");
+    let mut head = Vec::with_capacity(4);
+    opened.reader.by_ref().take(4).read_to_end(&mut head).or_failed("oci.read", failed)?;
+    let media = match head.as_slice() {
+        [0x1f, 0x8b, ..] => GZIP,
+        [0x28, 0xb5, 0x2f, 0xfd] => ZSTD,
+        _ => PLAIN,
+    };
+    let digest = if media == PLAIN && is_digest(diff_id) {
+        diff_id.to_owned()
+    } else {
+        let mut hasher = Sha256::new();
+        hasher.update(&head);
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match opened.reader.read(&mut buffer).or_failed("oci.read", failed)? {
+                0 => break digest_text(hasher.finalize().as_slice()),
+                got => hasher.update(&buffer[..got]),
+            }
+        }
+    };
+    Ok(OciLayer { digest, size: opened.size, media: media.to_owned() })
+}

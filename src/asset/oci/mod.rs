@@ -1,0 +1,21 @@
+//! Container images: of registries and of this machine. Pins them, takes their layers into the store as they are,
+//! and reads the defaults that they bring. What a layer means for a file system is `image`'s.
+
+mod blob;
+mod docker_archive;
+mod image;
+mod local;
+mod login;
+mod pull;
+mod reference;
+mod registry;
+mod source;
+mod trouble;
+
+#[cfg(test)]
+mod tests;
+
+pub use blob::{have, stored};
+pub use local::{LocalImage, inspect, open_local};
+pub use pull::{fetch, resolve};
+pub use reference::full_reference;

@@ -1,0 +1,242 @@
+//! Puts the layers of a container image on top of each other: whiteouts, opaque directories and replaced files as the
+//! OCI image specification (layer.md) has them. Unlike in other archives the last of two entries wins.
+
+use super::archive::{self, Account, Entry, EntryKind, Limits};
+use super::place::{MOST_LINKS, parts};
+use super::tree::{Kind, Meta, Node, NodeId, Tree};
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Begins the name of an entry that hides what a lower layer has under the rest of the name.
+const WHITEOUT: &str = ".wh.";
+/// Hides all that lower layers have in its directory.
+const OPAQUE: &str = ".wh..wh..opq";
+/// Begins the names of AUFS's own bookkeeping, of which only [`OPAQUE`] means anything.
+const BOOKKEEPING: &str = ".wh..wh.";
+
+/// The tree that `layers`, lowest first, make up. All of them together are held to one archive's limits.
+pub(super) fn assemble(layers: &[PathBuf], scratch_dir: &Path, limits: Limits) -> Result<Tree> {
+    let read = read_all(layers, scratch_dir, &Account::new(limits))?;
+    let mut stack =
+        Stack { tree: Tree::new(Meta::root(0o755), 0), name: String::new(), dirs: HashMap::new() };
+    for (path, entries) in layers.iter().zip(read) {
+        stack.apply(path.display().to_string(), entries)?;
+    }
+    Ok(stack.tree)
+}
+
+/// Reads all indexes, compressed layers side by side and the largest first.
+fn read_all(layers: &[PathBuf], scratch_dir: &Path, account: &Account) -> Result<Vec<Vec<Entry>>> {
+    let mut order: Vec<usize> = (0..layers.len()).collect();
+    order.sort_by_key(|index| {
+        std::cmp::Reverse(fs_err::metadata(&layers[*index]).map_or(0, |meta| meta.len()))
+    });
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(layers.len()));
+    let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).min(8).min(layers.len());
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = archive::read_within(&layers[*index], scratch_dir, (0, 0), account);
+                    let failed = result.is_err();
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((*index, result));
+                    if failed {
+                        // Nobody will want the rest.
+                        next.store(order.len(), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// The layers so far.
+struct Stack {
+    tree: Tree,
+    /// The current layer, for errors.
+    name: String,
+    /// Where the directories that entries name are, links followed; forgotten when a link or directory goes away.
+    dirs: HashMap<Box<str>, NodeId>,
+}
+
+impl Stack {
+    fn apply(&mut self, name: String, entries: Vec<Entry>) -> Result<()> {
+        self.name = name;
+        self.dirs.clear();
+        // Whiteouts hide what is below their layer, never what is in it, wherever in the archive they stand.
+        for entry in &entries {
+            self.whiteout(&entry.path)?;
+        }
+        self.dirs.clear();
+        for entry in entries.into_iter().filter(|entry| !is_marker(&entry.path)) {
+            self.place(entry)?;
+        }
+        Ok(())
+    }
+
+    fn whiteout(&mut self, path: &str) -> Result<()> {
+        let (dir, name) = split(path);
+        let Some(hidden) = name.strip_prefix(WHITEOUT) else { return Ok(()) };
+        if name.starts_with(BOOKKEEPING) && name != OPAQUE {
+            return Ok(());
+        }
+        if matches!(hidden, "" | "." | "..") {
+            return Err(Error::failed(
+                "archive.whiteout",
+                format!("{}: the whiteout {path} names nothing that could be hidden", self.name),
+            ));
+        }
+        let Some(dir) = self.find_dir(dir, path, false)? else { return Ok(()) };
+        if let Kind::Dir(children) = &mut self.tree.node_mut(dir).kind {
+            if name == OPAQUE {
+                children.clear();
+            } else {
+                children.remove(hidden);
+            }
+            self.dirs.clear();
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, Entry { path, meta, kind }: Entry) -> Result<()> {
+        let (dir, name) = split(&path);
+        let parent = self.found(dir, &path)?;
+        if name.is_empty() {
+            // Only a directory can be the root: the archive reader has seen to that.
+            self.tree.node_mut(Tree::ROOT).meta = meta;
+            return Ok(());
+        }
+        let there = self.tree.child(parent, name);
+        if parent == Tree::ROOT && name == "lost+found" {
+            // Every ext4 file system brings its own; images made from mounted ones contain it.
+            return if matches!(kind, EntryKind::Dir) { Ok(()) } else { Err(self.reserved()) };
+        }
+        let id = match kind {
+            EntryKind::Dir => match there.filter(|id| self.tree.node(*id).kind.is_dir()) {
+                Some(id) => {
+                    self.tree.node_mut(id).meta = meta;
+                    return Ok(());
+                }
+                None => self.tree.add(Node { meta, kind: Kind::Dir(Default::default()), origin: 0 }),
+            },
+            EntryKind::Leaf(kind) => self.tree.add(Node { meta, kind, origin: 0 }),
+            EntryKind::HardLink(target) => self.link_target(&path, &target)?,
+        };
+        if there.is_some_and(|id| matches!(self.tree.node(id).kind, Kind::Dir(_) | Kind::Symlink(_))) {
+            self.dirs.clear();
+        }
+        self.tree.link(parent, name, id);
+        Ok(())
+    }
+
+    /// The file that a hard link names, of this layer or a lower one.
+    fn link_target(&mut self, path: &str, target: &str) -> Result<NodeId> {
+        let (dir, name) = split(target);
+        let dir = self.find_dir(dir, path, false)?;
+        let id = dir.and_then(|dir| self.tree.child(dir, name));
+        id.filter(|id| !self.tree.node(*id).kind.is_dir()).ok_or_else(|| {
+            Error::failed(
+                "archive.hard-link",
+                format!(
+                    "{}: {path} is a hard link to {target}, which is no file of this layer or one below it",
+                    self.name
+                ),
+            )
+        })
+    }
+
+    /// The directory `dir`, made if it is missing, for the entry `path`.
+    fn found(&mut self, dir: &str, path: &str) -> Result<NodeId> {
+        let found = self.find_dir(dir, path, true)?;
+        Ok(found.expect("invariant: a directory that may be made is found or an error"))
+    }
+
+    /// Follows `dir` from the root, through links as long as these stay inside.
+    fn find_dir(&mut self, dir: &str, path: &str, make: bool) -> Result<Option<NodeId>> {
+        if dir.is_empty() {
+            return Ok(Some(Tree::ROOT));
+        }
+        if let Some(id) = self.dirs.get(dir) {
+            return Ok(Some(*id));
+        }
+        let mut chain = vec![Tree::ROOT];
+        let mut pending = parts(dir);
+        let mut links = 0;
+        while let Some(name) = pending.pop_front() {
+            let here = *chain.last().expect("invariant: the root is never popped");
+            if name == ".." {
+                if chain.len() == 1 {
+                    return Err(Error::failed(
+                        "archive.link-escape",
+                        format!("{}: {path} goes through a link that leaves the root", self.name),
+                    ));
+                }
+                chain.pop();
+                continue;
+            }
+            if make && here == Tree::ROOT && name == "lost+found" {
+                return Err(self.reserved());
+            }
+            let Some(id) = self.tree.child(here, &name) else {
+                if !make {
+                    return Ok(None);
+                }
+                let (meta, kind) = (Meta::root(0o755), Kind::Dir(Default::default()));
+                let id = self.tree.add(Node { meta, kind, origin: 0 });
+                self.tree.link(here, &name, id);
+                chain.push(id);
+                continue;
+            };
+            match &self.tree.node(id).kind {
+                Kind::Dir(_) => chain.push(id),
+                Kind::Symlink(target) => {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(Error::failed(
+                            "image.link-loop",
+                            format!("{}: too many symbolic links on the way to {path}", self.name),
+                        ));
+                    }
+                    if target.starts_with('/') {
+                        chain.truncate(1);
+                    }
+                    for part in parts(target).into_iter().rev() {
+                        pending.push_front(part);
+                    }
+                }
+                _ if make => {
+                    return Err(Error::failed(
+                        "archive.through-file",
+                        format!("{}: {path} is beneath {name}, which is not a directory", self.name),
+                    ));
+                }
+                _ => return Ok(None),
+            }
+        }
+        let id = *chain.last().expect("invariant: the root is never popped");
+        self.dirs.insert(dir.into(), id);
+        Ok(Some(id))
+    }
+
+    fn reserved(&self) -> Error {
+        Error::failed("image.reserved-name", format!("{}: /lost+found belongs to the file system", self.name))
+            .help("build the image without it")
+    }
+}
+
+/// Whether an entry is no file but says something about lower layers, or is below AUFS's bookkeeping.
+fn is_marker(path: &str) -> bool {
+    split(path).1.starts_with(WHITEOUT) || path.split('/').any(|part| part.starts_with(BOOKKEEPING))
+}
+
+/// The directory's path and the last name; both empty for the root.
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}

@@ -1,0 +1,130 @@
+//! Kernels given as files: the real one re-wrapped as other distributions do, and judged before it boots.
+
+use crate::harness::{Project, guests};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// The warm store's kernel tree: `vmlinux`, `config`.
+fn kernel_tree(project: &Project) -> PathBuf {
+    let built = project.ok(&["build", "--json"]).json();
+    let steps = built["steps"].as_array().unwrap();
+    let fetch = steps.iter().find(|step| step["kind"] == "fetch-kernel").unwrap();
+    PathBuf::from(fetch["path"].as_str().unwrap())
+}
+
+/// A bzImage around a payload (Documentation/arch/x86/boot.rst), `size` appended as the kernel's build does.
+fn bz_image(mut payload: Vec<u8>, size: Option<u32>) -> Vec<u8> {
+    payload.extend(size.iter().flat_map(|size| size.to_le_bytes()));
+    let mut image = vec![0; 5 * 512];
+    image[0x1f1] = 4;
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+    image[0x236] = 1;
+    image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    image.extend(payload);
+    image
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+fn lz4_legacy(bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![0x02, 0x21, 0x4c, 0x18];
+    for block in bytes.chunks(8 << 20) {
+        let block = lz4_flex::block::compress(block);
+        out.extend((block.len() as u32).to_le_bytes());
+        out.extend(block);
+    }
+    out
+}
+
+fn lz4_frame(bytes: &[u8]) -> Vec<u8> {
+    let mut lz4 = lz4_flex::frame::FrameEncoder::new(Vec::new());
+    lz4.write_all(bytes).unwrap();
+    lz4.finish().unwrap()
+}
+
+fn xz(bytes: &[u8]) -> Vec<u8> {
+    // As scripts/xz_wrap.sh: branches filtered, CRC32.
+    let mut filters = liblzma::stream::Filters::new();
+    let mut options = liblzma::stream::LzmaOptions::new_preset(0).unwrap();
+    filters.x86().lzma2(options.dict_size(32 << 20));
+    let stream =
+        liblzma::stream::Stream::new_stream_encoder(&filters, liblzma::stream::Check::Crc32).unwrap();
+    let mut xz = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
+    xz.write_all(bytes).unwrap();
+    xz.finish().unwrap()
+}
+
+#[test]
+fn the_real_kernel_in_any_wrapping_gives_the_same_vmlinux() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new("vm \"a\" { image { debian \"busybox-static\" }; run \"true\" }");
+    let vmlinux = std::fs::read(kernel_tree(&project).join("vmlinux")).unwrap();
+    let size = Some(vmlinux.len() as u32);
+    let wrapped = [
+        ("gzip", bz_image(gzip(&vmlinux), None)),
+        ("xz", bz_image(xz(&vmlinux), size)),
+        ("zstd", bz_image(zstd::encode_all(&vmlinux[..], 1).unwrap(), size)),
+        ("lz4", bz_image(lz4_frame(&vmlinux), size)),
+        ("lz4-legacy", bz_image(lz4_legacy(&vmlinux), size)),
+        ("none", vmlinux.clone()),
+    ];
+    for (name, bytes) in wrapped {
+        project.write("kernel", bytes);
+        let out = project.path().join(name);
+        firegopher::asset::kernel_from_path(&project.path().join("kernel"), &out).unwrap();
+        assert!(std::fs::read(out.join("vmlinux")).unwrap() == vmlinux, "{name}");
+        let info = firegopher::asset::kernel::KernelInfo::load(&out).unwrap();
+        assert!(info.release.starts_with(|c: char| c.is_ascii_digit()), "{name}: {info:?}");
+        assert!(!out.join("config").exists(), "{name}: this kernel has no IKCONFIG");
+    }
+}
+
+#[test]
+fn a_kernel_that_another_distribution_wrapped_boots() {
+    let Some(_turn) = guests(1) else { return };
+    let image = "image { debian \"busybox-static\" }; run \"true\"";
+    let project = Project::new(&format!("vm \"a\" {{ {image} }}"));
+    let vmlinux = std::fs::read(kernel_tree(&project).join("vmlinux")).unwrap();
+    project.write("bzImage", bz_image(gzip(&vmlinux), None));
+    // Its drivers are modules, which a file brings none of: it boots, and init then waits for the channel.
+    project.manifest(&format!(
+        "vm \"a\" {{ {image}; kernel {{ path \"bzImage\" }}; vmm \"qemu\"; boot-timeout \"10s\" }}"
+    ));
+    let output = project.run(&["up"]).expect(1);
+    output.says("a failed: the guest did not report within 10 s");
+    let console = project.ok(&["logs", "--console", "a"]).stdout;
+    assert!(console.contains("[    0."), "the kernel ran: {console}");
+    assert!(!console.contains("Kernel panic"), "it found its init: {console}");
+}
+
+#[test]
+fn a_kernel_that_tells_its_configuration_is_judged_before_it_boots() {
+    let Some(_turn) = guests(1) else { return };
+    let image = "image { debian \"busybox-static\" }; run \"true\"";
+    let project = Project::new(&format!("vm \"a\" {{ {image} }}"));
+    let tree = kernel_tree(&project);
+    let mut vmlinux = std::fs::read(tree.join("vmlinux")).unwrap();
+    let config = std::fs::read(tree.join("config")).unwrap();
+    vmlinux.extend_from_slice(b"IKCFG_ST");
+    vmlinux.extend(gzip(&config));
+    vmlinux.extend_from_slice(b"IKCFG_ED");
+    let size = Some(vmlinux.len() as u32);
+    project.write("bzImage", bz_image(lz4_frame(&vmlinux), size));
+    project.manifest(&format!("vm \"a\" {{ {image}; kernel {{ path \"bzImage\" }} }}"));
+    for command in [["build"].as_slice(), &["up"]] {
+        let output = project.run(command).expect(64);
+        let output = output
+            .says(
+                "VM a: the kernel bzImage cannot boot under QEMU: it lacks CONFIG_VIRTIO_MMIO (every device",
+            )
+            .says("CONFIG_OVERLAY_FS (a writable root over the sealed images, a module that is not there)");
+        assert!(!output.stderr.contains("CONFIG_EXT4_FS"), "it is built in: {output:?}");
+    }
+    assert_eq!(project.ps("a"), None, "nothing was booted");
+}
