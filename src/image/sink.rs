@@ -54,9 +54,22 @@ impl<'a> CoalescingSink<'a> {
         Ok(())
     }
 
+    /// Writes what is held back, and lets the disk begin with the rest.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.flush()?;
+        self.begin();
+        Ok(())
+    }
+
     fn wrote(&mut self, length: usize) {
         self.behind += length as u64;
         if self.behind >= BATCH {
+            self.begin();
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.behind > 0 {
             self.behind = 0;
             // SAFETY: the descriptor is open during the call, which touches no memory of ours. Should it fail, the
             // disk begins when it is synced.

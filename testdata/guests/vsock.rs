@@ -101,11 +101,11 @@ const HEADER: usize = size_of::<Header>();
 
 #[repr(C, align(4096))]
 struct Memory {
+    /// Maps the fourth GiB, where the devices are. First, as its address has to be a multiple of 4096.
+    directory: [u64; 512],
     queues: [Queue; 3],
     buffers: [[[u8; BUFFER]; SIZE / 2]; 2],
     headers: [[[u8; 64]; SIZE / 2]; 2],
-    /// Maps the fourth GiB, where the devices are.
-    directory: [u64; 512],
 }
 
 static mut MEMORY: Memory = unsafe { core::mem::zeroed() };
@@ -189,6 +189,8 @@ unsafe fn map_devices() {
 unsafe fn set_up(device: &Device) {
     unsafe {
         device.write(reg::STATUS, 0);
+        // Acknowledged, driven, features, driver ready: one at a time.
+        device.write(reg::STATUS, 1);
         device.write(reg::STATUS, 1 | 2);
         device.write(reg::FEATURES_SEL, 0);
         device.write(reg::FEATURES, 0);
@@ -343,6 +345,17 @@ unsafe extern "C" fn play(zero_page: *const u8) -> ! {
         end("done\n")
     }
 }
+
+/// What compiled code may call without asking.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
+    unsafe { asm!("rep movsb", inout("rcx") count => _, inout("rdi") to => _, inout("rsi") from => _) };
+    to
+}
+
+/// Named by the core library, which was built to unwind.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -112,6 +112,7 @@ fn a_release_by_url_is_taken_apart_and_boots() {
     let gzip =
         flate2::write::GzEncoder::new(std::fs::File::create(&archive).unwrap(), flate2::Compression::fast());
     let mut tar = tar::Builder::new(gzip);
+    tar.sparse(false);
     let version = firegopher::vmm::firecracker::version::of(&cli.programs[0]).unwrap();
     for (program, name) in cli.programs.iter().zip(["firecracker", "jailer"]) {
         let inside = format!("release-v{version}-x86_64/{name}-v{version}-x86_64");

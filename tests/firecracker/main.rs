@@ -5,6 +5,7 @@
 
 mod cli;
 mod stopping;
+mod vsock;
 
 use firegopher::digest::StepKey;
 use firegopher::home::Home;

@@ -17,6 +17,7 @@ use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const SEALED: u32 = 0o444;
 const SEALED_EXECUTABLE: u32 = 0o555;
@@ -130,11 +131,7 @@ impl Store {
             }
         })?;
         if !self.has(&digest) {
-            for path in sealed {
-                File::open(&path)
-                    .and_then(|file| file.sync_all())
-                    .map_err(|e| write_failed(format_args!("syncing {}", path.display()), e))?;
-            }
+            sync_together(&sealed)?;
         }
         self.install(dir, &digest)?;
         Ok(digest)
@@ -205,6 +202,28 @@ impl Store {
         all.sort_unstable();
         Ok(all)
     }
+}
+
+/// Syncs files and directories several at a time: what is asked for together shares the journal's commits.
+fn sync_together(paths: &[PathBuf]) -> Result<()> {
+    const WORKERS: usize = 8;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+            File::open(path)
+                .and_then(|file| file.sync_all())
+                .map_err(|e| write_failed(format_args!("syncing {}", path.display()), e))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..WORKERS.min(paths.len())).map(|_| scope.spawn(work)).collect();
+        let done = work();
+        others.into_iter().fold(done, |done, other| {
+            let other = other.join().unwrap_or_else(|_| Err(Error::bug("syncing panicked")));
+            done.and(other)
+        })
+    })
 }
 
 fn missing(digest: &ObjectDigest) -> Error {

@@ -62,7 +62,7 @@ impl Vmm for Firecracker {
                 .help("run as root, or write `vmm \"auto\"`: QEMU runs as you")
         })?;
         inspect(firecracker, jailer)?;
-        kvm_opens()?;
+        kvm_opens(Path::new("/dev/kvm"))?;
         spec.tuning.check_host(spec.memory)?;
         let mut timings = Timings::default();
 
@@ -139,8 +139,8 @@ impl Vmm for Firecracker {
 }
 
 /// Told before anything is staged: Firecracker itself would say it last.
-fn kvm_opens() -> Result<()> {
-    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+fn kvm_opens(device: &Path) -> Result<()> {
+    match OpenOptions::new().read(true).write(true).open(device) {
         Ok(_) => Ok(()),
         Err(e) => {
             let help = match e.kind() {

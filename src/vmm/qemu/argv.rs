@@ -188,3 +188,45 @@ fn too_many(spec: &VmSpec) -> Error {
 fn not_utf8(path: &Path) -> Error {
     Error::failed("vmm.path", format!("{} is not UTF-8", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::firecracker::config::tests::spec;
+    use crate::vmm::tuning::Rate;
+
+    fn words(spec: &VmSpec) -> String {
+        let drives = spec.drives.iter().map(|drive| drive.path.clone()).collect();
+        let files = Staged { kernel: "/kernel".into(), initramfs: "/initramfs".into(), drives };
+        let wiring = Wiring { control: 3, console: 4, qmp: 5, tap: Some(6) };
+        let (argv, _) = build(spec, &files, false, wiring, "quiet").unwrap();
+        argv.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_plain_machine_has_neither_limits_nor_pages_of_its_own() {
+        let words = words(&spec());
+        assert!(!words.contains("throttle") && !words.contains("memory-backend"), "{words}");
+    }
+
+    #[test]
+    fn rates_and_huge_pages_become_objects_of_their_own() {
+        let mut tuned = spec();
+        tuned.tuning.huge_pages = Some(HugePages::Reserved);
+        tuned.tuning.scratch = Rate { bandwidth: Some(1 << 20), ops: None };
+        tuned.tuning.volumes.insert("data".to_owned(), Rate { bandwidth: None, ops: Some(50) });
+        let words = words(&tuned);
+        for part in [
+            "\"hugetlb\":true,\"hugetlbsize\":2097152",
+            ",memory-backend=ram",
+            "{\"id\":\"rate1\",\"limits\":{\"bps-total\":1048576,\"iops-total\":0}",
+            "{\"id\":\"rate2\",\"limits\":{\"bps-total\":0,\"iops-total\":50}",
+            "{\"driver\":\"throttle\",\"file\":\"drive1\",\"node-name\":\"limited1\",\"throttle-group\":\"rate1\"}",
+            "drive=drive0,serial=drive0",
+            "drive=limited1,serial=drive1",
+            "drive=limited2,serial=drive2",
+        ] {
+            assert!(words.contains(part), "{part} is not in {words}");
+        }
+    }
+}
