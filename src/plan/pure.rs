@@ -1,10 +1,13 @@
 //! Pure steps: their input vectors, and whether the store already has their outputs.
 
-use super::{Action, Graph, Inputs, Node, PlannedStep, Reason, Scan, ScannedSource, Situation, Task};
+use super::{
+    Action, Graph, Inputs, Node, PlannedStep, Reason, Running, Scan, ScannedSource, Situation, Task,
+};
 use crate::digest::ObjectDigest;
 use crate::listing::{Change, Listing};
 use crate::lock::{AssetId, FileRole, Lock, Pinned};
 use crate::manifest::model::{ImageSource, KernelSource, UrlSource, Workload, WorkloadFrom};
+use crate::name::Name;
 use crate::step::run_config;
 
 /// At most this many changed files are named; the rest are counted.
@@ -248,10 +251,16 @@ fn explain_miss(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Vec<
     }
 }
 
-/// Compares a step's inputs with those of the last time one of its VMs needed it; `None` if none did.
+/// Compares a step's inputs with those that a running VM of it was booted with, else with those of the last time that
+/// one of its VMs needed it; `None` if none did.
 fn changes_since_last(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Option<Vec<Reason>> {
     let kind = node.task.kind();
-    let before = node.vms.iter().find_map(|vm| situation.store.last(vm)?.steps.remove(kind.label()))?;
+    let runs = |vm: &Name| situation.observed.iter().any(|o| o.name == *vm && o.running == Running::Yes);
+    let before = node.vms.iter().find_map(|vm| {
+        let mut last = situation.store.last(vm)?;
+        let booted = if runs(vm) { last.booted.remove(kind.label()) } else { None };
+        booted.or_else(|| last.steps.remove(kind.label()))
+    })?;
     let mut reasons = Vec::new();
     for change in inputs.changes_since(&before.inputs) {
         match file_changes(node, &change, &before.listings, situation) {

@@ -29,6 +29,9 @@ pub struct Action {
 pub struct Last {
     /// By step name.
     pub steps: BTreeMap<String, LastStep>,
+    /// The same of the last boot: what a running VM is compared with, whatever was built since.
+    #[serde(default)]
+    pub booted: BTreeMap<String, LastStep>,
 }
 
 /// One step when it last ran.
@@ -123,7 +126,7 @@ mod tests {
 
         let name = |n| Name::new(n).unwrap();
         let step = LastStep { key, inputs: vec![], output: None, listings: vec![ObjectDigest::new([2; 32])] };
-        let last = Last { steps: BTreeMap::from([("unpack".to_owned(), step)]) };
+        let last = Last { steps: BTreeMap::from([("unpack".to_owned(), step)]), ..Last::default() };
         assert_eq!(s.store.last(&name("p"), &name("web")), None);
         s.store.record_last(&name("p"), &name("web"), &last).unwrap();
         assert_eq!(s.store.last(&name("p"), &name("web")), Some(last));
