@@ -6,6 +6,8 @@ pub trait Progress: Sync {
     fn start(&self, what: &str, total: Option<u64>);
     /// The current piece of work advanced by `n` bytes.
     fn advance(&self, n: u64);
+    /// The current piece of work of this thread is over, well or not.
+    fn end(&self) {}
     /// Something worth a line of its own, such as who is waited for.
     fn note(&self, text: &str);
 }

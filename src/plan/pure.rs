@@ -66,6 +66,7 @@ pub fn needs(task: &Task) -> Vec<Need<'_>> {
         Task::FetchKernel(KernelSource::Url(source)) => vec![Need::file(FileRole::Kernel, source)],
         Task::FetchQemu => plain(AssetId::Vmm),
         Task::FetchMmdebstrap => plain(AssetId::Mmdebstrap),
+        Task::FetchFirecracker(source, _) => vec![Need::file(FileRole::Vmm, source)],
         Task::FetchImage(ImageSource::Debian(packages)) => plain(AssetId::Image(packages.clone())),
         Task::FetchImage(ImageSource::Url(source)) => vec![Need::file(FileRole::Image, source)],
         Task::FetchImage(ImageSource::Oci(reference)) => plain(AssetId::Oci(reference.clone())),
@@ -149,7 +150,12 @@ pub fn node_inputs(
                 inputs.push(name, value);
             }
         }
-        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchMmdebstrap | Task::FetchImage(_) => {}
+        Task::FetchFirecracker(_, Some(version)) => inputs.push("declared version", version),
+        Task::FetchKernel(_)
+        | Task::FetchQemu
+        | Task::FetchMmdebstrap
+        | Task::FetchFirecracker(..)
+        | Task::FetchImage(_) => {}
     }
     let unknown: Vec<usize> = node.parents.iter().copied().filter(|&p| outputs[p].is_none()).collect();
     if !unknown.is_empty() {

@@ -44,14 +44,13 @@ impl Partial {
         self.dir.join("note.json")
     }
 
-    /// Publishes the finished bytes, whose digest was taken as they were written, and ends the download.
-    pub fn publish(self, store: &Store, digest: &ObjectDigest) -> Result<()> {
-        store.publish_hashed(&self.bytes(), digest)?;
-        self.discard();
-        Ok(())
+    /// Publishes the finished bytes, whose digest was taken as they were written. The key stays held, so that what
+    /// others look for when it is free can be recorded first.
+    pub fn publish(&self, store: &Store, digest: &ObjectDigest) -> Result<()> {
+        store.publish_hashed(&self.bytes(), digest)
     }
 
-    /// Forgets what has arrived.
+    /// Forgets what is left and frees the key.
     pub fn discard(self) {
         // What stays is swept once it is stale.
         let _ = remove_tree(&self.dir);
@@ -166,6 +165,7 @@ mod tests {
         fs_err::write(partial.bytes(), "whole").unwrap();
         let digest = blake3::hash(b"whole").into();
         partial.publish(&s.store, &digest).unwrap();
+        partial.discard();
         assert_eq!(s.store.read(&digest).unwrap(), b"whole");
         assert!(s.store.partials().unwrap().is_empty());
     }

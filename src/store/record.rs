@@ -63,7 +63,13 @@ impl Store {
 
     /// Records a VM's steps.
     pub fn record_last(&self, project: &Name, vm: &Name, last: &Last) -> Result<()> {
-        self.write_json(&self.last_path(project, vm), last)
+        let path = self.last_path(project, vm);
+        let json = serde_json::to_vec(last).map_err(|e| Error::bug("a record is no JSON").because(e))?;
+        // One command at a time works on a project. Not by way of the store's own directory for unfinished files:
+        // the state of VMs may lie on another file system.
+        create_private_dir(path.parent().expect("invariant: records have a directory"))?;
+        crate::replace::replace(&path, &json)
+            .map_err(|e| write_failed(format_args!("writing {}", path.display()), e))
     }
 
     fn last_path(&self, project: &Name, vm: &Name) -> PathBuf {

@@ -123,6 +123,13 @@ impl Progress for Ui {
         }
     }
 
+    fn end(&self) {
+        let bar = self.transfers().remove(&std::thread::current().id());
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+    }
+
     fn note(&self, text: &str) {
         Ui::note(self, text);
     }

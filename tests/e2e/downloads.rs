@@ -1,9 +1,11 @@
 //! Sources by url: pinned, verified, and the same from wherever they come.
 
-use crate::harness::{Project, guests, public_dir};
+use crate::harness::{PATIENCE, Project, guests, public_dir};
+use crate::traces::files;
 use crate::web::{Reply, Server};
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// A server whose files can be exchanged.
 struct Site {
@@ -167,4 +169,41 @@ fn what_cannot_be_downloaded_is_told_with_its_address() {
     let digest = format!("sha256=\"{}\"", "0".repeat(64));
     let project = Project::new(&vm("http://no-such-host.invalid/a.tar", &digest));
     project.run(&["lock"]).expect(1).says("no-such-host.invalid").says("help:");
+}
+
+#[test]
+fn a_download_that_was_killed_is_gone_on_with_by_the_next_command() {
+    let archive = tarball(&[("hello", &"x".repeat(4 << 20))]);
+    let served = archive.clone();
+    let server = Server::start(move |request| {
+        let reply = Reply::ok(served.clone()).header("etag", "\"one\"").ranged(request);
+        if request.nth == 0 { reply.stall(3 << 20) } else { reply }
+    });
+    let home = public_dir();
+    std::fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    // Nothing else of it needs a download, and so no package lists.
+    let project = Project::new(&vm(&server.url("/a.tar"), "")).with_home(home.path());
+    let running = project.command(&["lock"]).spawn();
+    let partial = home.path().join("v1/partial");
+    let begun = Instant::now();
+    let arrived = loop {
+        let sizes = files(&partial)
+            .iter()
+            .filter(|p| p.ends_with("bytes"))
+            .map(|p| p.metadata().unwrap().len())
+            .sum();
+        if sizes >= 2 << 20 {
+            break sizes;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{sizes} bytes arrived");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    running.signal(9);
+    assert_eq!(running.wait(PATIENCE).code, None);
+    assert!(!project.read("firegopher.lock").contains("a.tar"));
+    project.ok(&["lock"]).says("going on with").says("Wrote firegopher.lock");
+    assert!(project.read("firegopher.lock").contains(&sha256(&archive)));
+    let from = server.seen()[1].from_byte().unwrap() as u64;
+    assert!(from >= arrived && from <= 3 << 20, "{from}");
+    assert!(files(&partial).is_empty());
 }

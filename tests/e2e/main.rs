@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bases;
 mod building;
 mod changes;
 mod commands;
@@ -22,6 +23,7 @@ mod settings;
 mod signals;
 mod snapshots;
 mod traces;
+mod ubuntu;
 mod upkeep;
 
 #[path = "../support/web.rs"]

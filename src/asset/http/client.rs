@@ -102,7 +102,7 @@ impl<'a> Asker<'a> {
     }
 
     fn client(&self, url: &Url) -> Result<&Client, Failure> {
-        let secure = url.scheme() == "https";
+        let secure = url.scheme() == "https" || proxy_speaks_tls();
         let slot = if secure { &self.secure } else { &self.plain };
         if let Some(client) = slot.get() {
             return Ok(client);
@@ -122,6 +122,12 @@ impl<'a> Asker<'a> {
         let client = self.shared.build(roots).map_err(Failure::ours)?;
         Ok(slot.get_or_init(|| client))
     }
+}
+
+/// Whether plain http, too, goes through TLS: to the proxy.
+fn proxy_speaks_tls() -> bool {
+    let names = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
+    names.iter().any(|name| std::env::var(name).is_ok_and(|proxy| proxy.starts_with("https:")))
 }
 
 /// Nothing came for too long.

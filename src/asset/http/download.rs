@@ -47,6 +47,7 @@ impl Job<'_> {
             .build()
             .map_err(|e| Error::failed("http.client", "cannot prepare for downloads").because(e))?;
         let done = runtime.block_on(self.download(&partial, stop));
+        self.progress.end();
         // Not waiting for a name server that takes its time.
         runtime.shutdown_background();
         match done {
@@ -59,6 +60,7 @@ impl Job<'_> {
                     url: self.wanted.urls[url].clone(),
                 };
                 self.record(&fetched, begin.elapsed())?;
+                partial.discard();
                 Ok(Some(fetched))
             }
             Ok(None) => Ok(None),
@@ -86,7 +88,8 @@ impl Job<'_> {
         // Of each URL the last failure, and whether it is of use any more.
         let mut failures: Vec<Option<Failure>> = self.urls.iter().map(|_| None).collect();
         for round in 0..settings.rounds {
-            let mut asked: Option<Duration> = None;
+            // The least that any of them asks for.
+            let mut asked: Option<Option<Duration>> = None;
             for (index, url) in self.urls.iter().enumerate() {
                 if matches!(&failures[index], Some(f) if f.next == Next::OtherUrl) {
                     continue;
@@ -97,7 +100,9 @@ impl Job<'_> {
                     Err(failure) => {
                         match failure.next {
                             Next::Nothing => return Err(failure.error),
-                            Next::Again(after) => asked = asked.min(after).or(after),
+                            Next::Again(after) => {
+                                asked = Some(asked.map_or(after, |before| before.min(after)))
+                            }
                             Next::OtherUrl => {}
                         }
                         failures[index] = Some(failure);
@@ -106,7 +111,7 @@ impl Job<'_> {
             }
             let alive = failures.iter().flatten().find(|f| f.next != Next::OtherUrl);
             let Some(failure) = alive.filter(|_| round + 1 < settings.rounds) else { break };
-            let pause = settings.pause_after(round, asked);
+            let pause = settings.pause_after(round, asked.flatten());
             self.progress.note(&format!("{}; trying again in {:.1} s", failure.error, pause.as_secs_f32()));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}

@@ -93,6 +93,8 @@ impl State<'_> {
     /// Throws away what has arrived.
     pub fn restart(&mut self) -> Result<(), Failure> {
         (self.origin, self.pieced) = (None, false);
+        // First of all: what comes next must never pass for what came before.
+        let _ = std::fs::remove_file(self.partial.note());
         self.sink.restart().map_err(Failure::ours)
     }
 

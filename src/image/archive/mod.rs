@@ -202,6 +202,27 @@ fn unknown(name: &str, file: &fs::File) -> Error {
     }
 }
 
+/// Writes those regular files of an archive that `choose` gives a place to; a later one replaces an earlier one.
+pub(crate) fn files(
+    path: &Path,
+    scratch_dir: &Path,
+    mut choose: impl FnMut(&str) -> Option<std::path::PathBuf>,
+) -> Result<()> {
+    for entry in read(path, scratch_dir, (0, 0), Limits::default())? {
+        let EntryKind::Leaf(Kind::File { size, content }) = &entry.kind else { continue };
+        let Some(to) = choose(&entry.path) else { continue };
+        let mut out =
+            fs::File::create(&to).or_failed("asset.write", || "cannot write a file of an archive")?;
+        let copied = content.open(*size).and_then(|mut from| io::copy(&mut from, &mut out));
+        match copied {
+            Ok(bytes) if bytes == *size => {}
+            Ok(_) => return Err(content.mismatch(&entry.path, None)),
+            Err(e) => return Err(content.mismatch(&entry.path, Some(e))),
+        }
+    }
+    Ok(())
+}
+
 /// A nameless temporary file that decompressed tars are appended to.
 pub(crate) struct Spool {
     file: Arc<fs::File>,

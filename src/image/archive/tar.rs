@@ -34,7 +34,8 @@ struct Window<'a> {
 }
 
 impl Window<'_> {
-    const SIZE: usize = 64 << 10;
+    /// A header and the small files behind it; whatever is larger is not read here at all.
+    const SIZE: usize = 4 << 10;
 
     /// The `length` bytes at `at`, or fewer at the end of the file.
     fn get(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {

@@ -3,11 +3,14 @@
 mod archives;
 mod bases;
 pub(crate) mod compare;
+mod corpus;
 mod foreign;
 mod kernels;
 mod layers;
 mod members;
 mod oci;
+mod oracle;
+mod ownership;
 mod random;
 
 use super::index::Index;
