@@ -69,7 +69,7 @@ fn a_broken_connection_is_gone_on_with() {
     // Without a digest too: the server vouches for the parts.
     let fetched = get(&s, blind(server.url("/x"))).unwrap();
     assert_eq!(s.store.read(&fetched.object).unwrap(), &body[..]);
-    let starts: Vec<_> = server.seen().iter().map(Request::from_byte).collect();
+    let starts: Vec<_> = server.seen().iter().map(Request::first_byte).collect();
     assert_eq!(starts, [None, Some(200_000), Some(400_000), Some(600_000), Some(800_000), Some(1_000_000)]);
     assert!(server.seen()[1..].iter().all(|r| r.header("if-range") == Some("\"one\"")));
 }
@@ -142,7 +142,7 @@ fn parts_of_the_same_length_that_do_not_belong_together_are_found_out() {
     });
     let fetched = get(&s, pinned(server.url("/x"), &new)).unwrap();
     assert_eq!(s.store.read(&fetched.object).unwrap(), &new[..]);
-    let starts: Vec<_> = server.seen().iter().map(Request::from_byte).collect();
+    let starts: Vec<_> = server.seen().iter().map(Request::first_byte).collect();
     assert_eq!(starts, [None, Some(200_000), None], "the parts, and then the whole");
 }
 
