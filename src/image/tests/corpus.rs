@@ -124,7 +124,8 @@ impl Corpus {
 
     fn xattrs(&mut self) {
         let large = [0xab; 3000];
-        let lists: [(&str, u8, &[(&str, &[u8])]); 6] = [
+        type Attributes<'a> = &'a [(&'a str, &'a [u8])];
+        let lists: [(&str, u8, Attributes<'_>); 6] = [
             ("plain", b'0', &[("SCHILY.xattr.user.plain", b"value")]),
             (
                 "binary",
