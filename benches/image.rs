@@ -4,7 +4,7 @@
 #[expect(dead_code, reason = "the other benchmarks use the rest")]
 mod common;
 
-use common::{Series, heading, rounds, scratch, wanted};
+use common::{Series, all_cpu, heading, rounds, scratch, wanted};
 use firegopher::home::Home;
 use firegopher::image::{BASE_IMAGE, BaseSource, build_base};
 use firegopher::store::Store;
@@ -36,13 +36,18 @@ fn base() {
     let mut all = Figures::default();
     // The first round warms the page cache and is not counted.
     for round in 0..=rounds(15) {
+        let begun = all_cpu();
         let (copied, parts) = copied(&tar, &dir.join("copy"));
+        let between = all_cpu();
         let (ours, built) = published(&store, &tar);
+        let ended = all_cpu();
         let theirs = tree.as_ref().map(|tree| mke2fs(tree, &dir.join("theirs.ext4")));
         if round == 0 {
             continue;
         }
         all.copied.millis(copied);
+        all.copied_cpu.millis(between - begun);
+        all.ours_cpu.millis(ended - between);
         for (series, time) in all.parts.iter_mut().zip(parts) {
             series.millis(time);
         }
@@ -57,7 +62,9 @@ fn base() {
     for (part, series) in ["cp", "b3sum", "fdatasync"].iter().zip(&all.parts) {
         series.report(&format!("  {part}"), "ms", None);
     }
+    all.copied_cpu.report("  user and system time", "ms", None);
     all.ours.report("built and published", "ms", None);
+    all.ours_cpu.report("  user and system time", "ms", None);
     all.built.report("  built, not yet hashed and synced", "ms", None);
     all.ours.over(&all.copied).report("built and published / copied", "", 1.3);
     if all.theirs.0.is_empty() {
@@ -72,7 +79,9 @@ fn base() {
 #[derive(Default)]
 struct Figures {
     copied: Series,
+    copied_cpu: Series,
     parts: [Series; 3],
+    ours_cpu: Series,
     ours: Series,
     built: Series,
     theirs: Series,
@@ -153,6 +162,8 @@ fn tarball(dir: &Path) -> PathBuf {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_size(content.len() as u64);
         header.set_mtime(1_700_000_000);
         match link {

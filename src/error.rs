@@ -30,7 +30,11 @@ impl Kind {
 
 /// An error for the user.
 #[derive(Debug)]
-pub struct Error {
+pub struct Error(Box<Inner>);
+
+/// In a box: results that hold an error are passed through many hands.
+#[derive(Debug)]
+struct Inner {
     kind: Kind,
     code: &'static str,
     message: String,
@@ -45,7 +49,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Self {
-        Error { kind, code, message: message.into(), help: None, report: None, source: None }
+        Error(Box::new(Inner { kind, code, message: message.into(), help: None, report: None, source: None }))
     }
 
     /// Something failed. `code` is stable and dotted by module, such as `store.disk-full`.
@@ -71,61 +75,61 @@ impl Error {
     /// Adds how to mend it, as a sentence to the user.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.0.help = Some(help.into());
         self
     }
 
     /// Adds the underlying cause.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.0.source = Some(source.into());
         self
     }
 
     /// Says `name` where the message says `path`, which means nothing to the user: an object of the store.
     #[must_use]
     pub fn calling(mut self, path: &std::path::Path, name: impl fmt::Display) -> Self {
-        self.message = self.message.replace(&path.display().to_string(), &name.to_string());
+        self.0.message = self.0.message.replace(&path.display().to_string(), &name.to_string());
         self
     }
 
     /// Replaces the plain message on the terminal by a rendered report.
     #[must_use]
     pub fn with_report(mut self, report: String) -> Self {
-        self.report = Some(report);
+        self.0.report = Some(report);
         self
     }
 
     /// Who has to act.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.0.kind
     }
 
     /// The stable code, for tests and `--json`.
     pub fn code(&self) -> &'static str {
-        self.code
+        self.0.code
     }
 
     /// How to mend it, if known.
     pub fn help_text(&self) -> Option<&str> {
-        self.help.as_deref()
+        self.0.help.as_deref()
     }
 
     /// A report rendered beforehand, if there is one.
     pub fn report(&self) -> Option<&str> {
-        self.report.as_deref()
+        self.0.report.as_deref()
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.0.message)
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|s| s as _)
+        self.0.source.as_deref().map(|s| s as _)
     }
 }
 

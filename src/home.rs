@@ -67,10 +67,6 @@ impl Home {
     pub fn volumes(&self, project: &Name) -> PathBuf {
         self.0.join("volumes").join(project)
     }
-    /// uid leases, under flock.
-    pub fn leases(&self) -> PathBuf {
-        self.0.join("leases.json")
-    }
 }
 
 #[cfg(test)]

@@ -223,7 +223,8 @@ mod tests {
 
     #[test]
     fn what_could_end_a_line_or_add_an_option_is_refused() {
-        let long: [(&str, fn(&mut PackageSource, String)); 4] = [
+        type Set = fn(&mut PackageSource, String);
+        let bad: [(&str, Set); 4] = [
             ("http:// http://x/ ftp://x/y cdrom:x http://x\ny http://u:p@x/y http://x/y/ file:x", |s, v| {
                 s.url = v
             }),
@@ -231,11 +232,11 @@ mod tests {
             ("-x main\nTrusted ../main", |s, v| s.components = vec![v]),
             ("a\nb a\"b", |s, v| s.keyring = v),
         ];
-        for (values, set) in long {
+        for (values, set) in bad {
             for value in values.split(' ') {
-                let mut bad = source();
-                set(&mut bad, value.to_owned());
-                assert!(bad.check().is_err(), "{value:?}");
+                let mut one = source();
+                set(&mut one, value.to_owned());
+                assert!(one.check().is_err(), "{value:?}");
             }
         }
         assert!(PackageSource { components: vec![], ..source() }.check().is_err());

@@ -6,14 +6,16 @@ use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::listing::Listing;
 use crate::lock::{AssetId, Lock, OciPin};
-use crate::manifest::model::{ImageSource, KernelSource, Manifest, VmmSource, Workload, WorkloadFrom};
+use crate::manifest::model::{
+    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, VmmSource, Workload, WorkloadFrom,
+};
 use crate::manifest::{self};
 use crate::name::Name;
 use crate::plan::{
     Graph, Host, Need, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools,
     fill_defaults, needs,
 };
-use crate::step::{Work, resolve, tools};
+use crate::step::{self, Work, resolve, tools};
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
@@ -73,17 +75,35 @@ impl Project {
                 }
                 ImageSource::Debian(_) | ImageSource::Url(_) | ImageSource::Oci(_) => {}
             }
+            if !matches!(vm.vmm, VmmSource::Firecracker(_)) {
+                vm.tuning.check_qemu(vm.name.as_str())?;
+            }
             match &vm.vmm {
                 VmmSource::QemuPath(path) => self.scan_plain(&mut scan, path)?,
-                VmmSource::FirecrackerPath(dir) => {
+                VmmSource::Firecracker(Firecracker {
+                    from: FirecrackerFrom::Dir(dir),
+                    version: declared,
+                }) => {
                     let [firecracker, jailer] = firecracker_programs(dir);
                     for program in [&firecracker, &jailer] {
                         self.scan_plain(&mut scan, program)?;
                     }
-                    let modular = matches!(vm.kernel, KernelSource::Debian(_));
-                    firecracker::usable(&self.canonical(&firecracker)?, &self.canonical(&jailer)?, modular)?;
+                    let program = self.canonical(&firecracker)?;
+                    firecracker::inspect(&program, &self.canonical(&jailer)?)?;
+                    let digest = scan.sources.get(&Scan::file_id(&firecracker)).map(ScannedSource::digest);
+                    let digest = digest.ok_or_else(|| Error::bug("a program was not scanned"))?;
+                    let version = step::firecracker_version(&self.store, &program, digest)?;
+                    firecracker::version::check_declared(
+                        version,
+                        *declared,
+                        &firecracker.display().to_string(),
+                    )?;
+                    firecracker::version::check(version, &step::firecracker_needs(vm))?;
                 }
-                VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
+                VmmSource::Firecracker(_)
+                | VmmSource::Auto
+                | VmmSource::Qemu
+                | VmmSource::AutoFirecracker(_) => {}
             }
             for workload in &vm.workloads {
                 self.scan_workload(&mut scan, workload, ui)?;
@@ -161,6 +181,14 @@ impl Project {
         supervise::observe(&self.home, &self.name)
     }
 
+    /// Whether hard links lead from the store into no jail. Without root there are none.
+    fn store_is_elsewhere(&self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let device = |path: &Path| path.ancestors().find_map(|dir| Some(fs::metadata(dir).ok()?.dev()));
+        nix::unistd::geteuid().is_root()
+            && device(&self.home.project(&self.name)) != device(&self.home.store().join("objects"))
+    }
+
     /// Plans against what is observed.
     pub fn plan(&self, scan: &Scan, observed: &[Observed]) -> Plan {
         let observed: Vec<ObservedVm> =
@@ -171,7 +199,7 @@ impl Project {
             lock: &self.lock,
             scan,
             tools: &self.tools,
-            store: &View { store: &self.store, project: &self.name },
+            store: &View { store: &self.store, project: &self.name, elsewhere: self.store_is_elsewhere() },
             observed: &observed,
         })
     }
@@ -365,16 +393,17 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
 /// Puts what `vmm "auto"` means on this host in its place.
 fn decide_vmms(manifest: &mut Manifest, hardware: impl Fn() -> bool) {
     for vm in &mut manifest.vms {
-        if let VmmSource::AutoFirecracker(dir) = &mut vm.vmm {
-            let dir = std::mem::take(dir);
-            vm.vmm = if hardware() { VmmSource::FirecrackerPath(dir) } else { VmmSource::Auto };
+        if let VmmSource::AutoFirecracker(source) = &vm.vmm {
+            vm.vmm = if hardware() { VmmSource::Firecracker(source.clone()) } else { VmmSource::Auto };
         }
     }
 }
 
-/// What this host allows; asked once.
-pub fn host() -> Host {
-    Host { root: nix::unistd::geteuid().is_root(), kvm: probe::kvm().is_usable() }
+/// What this host allows to VMs of this manifest. Making a VM to ask KVM for its worth takes some milliseconds: spared
+/// where all of them insist on it.
+pub fn host(manifest: &Manifest) -> Host {
+    let insist = manifest.vms.iter().all(|vm| matches!(vm.vmm, VmmSource::Firecracker(_)));
+    Host { root: nix::unistd::geteuid().is_root(), kvm: insist || probe::kvm().is_usable() }
 }
 
 /// Something would have to be fetched, and that was forbidden.
@@ -386,6 +415,8 @@ pub fn offline_error(what: &str) -> Error {
 struct View<'a> {
     store: &'a Store,
     project: &'a Name,
+    /// The store is on another file system than the jails.
+    elsewhere: bool,
 }
 
 impl StoreView for View<'_> {
@@ -397,6 +428,16 @@ impl StoreView for View<'_> {
     }
     fn last(&self, vm: &Name) -> Option<Last> {
         self.store.last(self.project, vm)
+    }
+    fn copied(&self, object: &ObjectDigest, file: Option<&str>) -> Option<u64> {
+        if !self.elsewhere {
+            return None;
+        }
+        let mut path = self.store.object_path(object);
+        path.extend(file);
+        let files = walkdir::WalkDir::new(path).into_iter().flatten().filter(|e| e.file_type().is_file());
+        let bytes: u64 = files.filter_map(|e| Some(e.metadata().ok()?.len())).sum();
+        (bytes > 0).then_some(bytes)
     }
     fn listing(&self, object: &ObjectDigest) -> Option<Listing> {
         Listing::decode(&self.store.read(object).ok()?).ok()

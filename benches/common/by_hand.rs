@@ -64,7 +64,7 @@ impl ByHand {
             let uid = state["uid"].as_u64().map(|uid| uid as u32);
             run.network = Some(network(guest, 30));
             let ns = Netns::create().expect("a namespace");
-            (ns, TapConfig { name, host, guest, mac, owner: uid, persist: false })
+            (ns, TapConfig { name, host, guest, mac, owner: uid, persist: false, mtu: None })
         });
         if tap.is_none() {
             run.network = Some(network(Ipv4Addr::new(10, 0, 2, 15), 24));

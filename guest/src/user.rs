@@ -132,6 +132,35 @@ fn find_or_make(user: &RunUser, passwd: &str, group: &str) -> Result<(Account, A
             };
             Ok((found, Additions::default()))
         }
+        RunUser::Image { user, group: wanted } => {
+            let id = |text: &str| text.parse::<u32>().ok().filter(|id| *id != u32::MAX);
+            let lacks = |file: &str, name: &str| {
+                Failure::new(format!("the image runs as {name:?}, which its own {file} does not know"))
+            };
+            // A name first, as container runtimes look it up, even if it is made of digits.
+            let found = known(&|name, _| name == user).or_else(|| known(&|_, uid| id(user) == Some(uid)));
+            let mut found = match (found, id(user)) {
+                (Some((name, uid, gid, home)), _) => account(name, uid, gid, home),
+                (None, Some(uid)) => Account {
+                    name: (uid == 0).then(|| "root".to_owned()),
+                    uid,
+                    gid: 0,
+                    groups: vec![0],
+                    home: if uid == 0 { "/root" } else { "/" }.to_owned(),
+                    created: false,
+                },
+                (None, None) if user == "root" => account("root", 0, 0, "/root"),
+                (None, None) => return Err(lacks("/etc/passwd", user)),
+            };
+            if let Some(wanted) = wanted {
+                let named = group.lines().filter_map(group_line).find(|(name, ..)| name == wanted);
+                let gid = named.map(|(_, gid, _)| gid).or_else(|| id(wanted));
+                found.gid = gid.ok_or_else(|| lacks("/etc/group", wanted))?;
+                // Who names a group gets that one and no other.
+                found.groups = vec![found.gid];
+            }
+            Ok((found, Additions::default()))
+        }
         RunUser::Name(name) => {
             if let Some((name, uid, gid, home)) = known(&|n, _| n == name) {
                 return Ok((account(name, uid, gid, home), Additions::default()));
@@ -231,6 +260,32 @@ mod tests {
             find_or_make(&RunUser::Id { uid: 5000, gid: 6000 }, PASSWD, GROUP).unwrap();
         assert_eq!((account.name, account.uid, account.gid, account.home), (None, 5000, 6000, "/".into()));
         assert_eq!(additions, Additions::default());
+    }
+
+    #[test]
+    fn an_images_user_is_looked_up_as_container_runtimes_do() {
+        let look = |user: &str, group: Option<&str>| {
+            let user = RunUser::Image { user: user.to_owned(), group: group.map(str::to_owned) };
+            find_or_make(&user, PASSWD, GROUP).map(|(account, additions)| {
+                assert_eq!(additions, Additions::default());
+                (account.uid, account.gid, account.groups, account.home)
+            })
+        };
+        let home = |home: &str| home.to_owned();
+        assert_eq!(look("ann", None).unwrap(), (1000, 1000, vec![1000, 110, 44], home("/home/ann")));
+        assert_eq!(look("1000", None).unwrap(), (1000, 1000, vec![1000, 110, 44], home("/home/ann")));
+        assert_eq!(look("7", None).unwrap(), (7, 0, vec![0], home("/")), "group 0 for an unknown number");
+        assert_eq!(look("ann", Some("video")).unwrap(), (1000, 44, vec![44], home("/home/ann")));
+        assert_eq!(look("7", Some("8")).unwrap(), (7, 8, vec![8], home("/")));
+        assert_eq!(look("root", Some("ssl")).unwrap(), (0, 110, vec![110], home("/root")));
+        for (user, group) in
+            [("bob", None), ("ann", Some("nobody")), ("4294967295", None), ("7", Some("4294967295"))]
+        {
+            assert!(look(user, group).is_err(), "{user} {group:?}");
+        }
+        let user = RunUser::Image { user: "root".into(), group: None };
+        let (account, _) = find_or_make(&user, "", "").unwrap();
+        assert_eq!((account.uid, account.gid), (0, 0), "without a passwd there is still root");
     }
 
     #[test]

@@ -118,6 +118,11 @@ impl Apt {
         }
     }
 
+    /// Whether the keyrings of the manifest's sources can be read.
+    pub(super) fn check_keyrings(&self) -> Result<()> {
+        self.foreign.as_ref().map_or(Ok(()), Foreign::check_keyrings)
+    }
+
     /// Whether `other` has the same sources.
     pub(super) fn is(&self, other: &Apt) -> bool {
         self.dir == other.dir

@@ -66,6 +66,11 @@ impl Foreign {
         Ok(text)
     }
 
+    /// Whether they can be read.
+    pub(super) fn check_keyrings(&self) -> Result<()> {
+        (0..self.sources.len()).try_for_each(|at| self.keyring(at).map(drop))
+    }
+
     fn keyring(&self, at: usize) -> Result<Vec<u8>> {
         let source = &self.sources[at];
         let path = self.project.join(&source.keyring);

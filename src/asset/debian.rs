@@ -40,6 +40,8 @@ pub fn resolve(apt: &Apt, id: &AssetId, progress: &dyn Progress) -> Result<Vec<P
 /// As [`resolve`] and [`fetch_debs`].
 pub fn resolve_all(store: &Store, apt: &Apt, ids: &[AssetId], progress: &dyn Progress) -> Result<Vec<Pins>> {
     let apt_of = |id: &AssetId| apt.of(id);
+    // Before anything is fetched.
+    ids.iter().try_for_each(|id| apt.of(id).check_keyrings())?;
     let mut all: Vec<Option<Pins>> = vec![None; ids.len()];
     while let Some(first) = all.iter().position(Option::is_none) {
         // All that have the same sources in one go.

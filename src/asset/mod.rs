@@ -7,6 +7,7 @@ mod apt_run;
 mod apt_sources;
 pub mod debian;
 mod elf;
+mod firecracker;
 pub mod http;
 mod ikconfig;
 pub mod kernel;
@@ -33,6 +34,7 @@ mod scripts_tests;
 
 pub use apt::Apt;
 pub use debian::{fetch_debs, resolve, resolve_all};
+pub use firecracker::firecracker_tree;
 pub use kernel::{kernel_from_path, kernel_tree};
 pub use mmdebstrap::mmdebstrap_tree;
 pub use progress::{Progress, Silent};

@@ -87,6 +87,7 @@ fn release(bytes: &[u8]) -> Release {
     };
     Release {
         origin: or(words("Origin"), words("Label")),
+        suite: or(words("Suite"), words("Codename")),
         codename: or(words("Codename"), words("Suite")),
         date: field(&text, "Date").and_then(|date| timestamp(&date)).unwrap_or_else(|| "unknown".to_owned()),
         sha256: Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect(),

@@ -7,18 +7,22 @@ use super::progress::Progress;
 use super::{apt_run, parse};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
+use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What scripts and mmdebstrap take from the host, or make anew in each run.
-const CLEAN: &str = r#"cd "$1" && rm -rf etc/apt/sources.list etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/99mmdebstrap etc/hostname \
-etc/resolv.conf var/cache/ldconfig/aux-cache var/cache/debconf/*-old var/lib/dpkg/*-old etc/.pwd.lock \
-var/lib/systemd/random-seed var/lib/systemd/catalog/database \
-&& find var/log var/cache/apt var/lib/apt/lists -type f -delete \
-&& if [ -e etc/machine-id ]; then : > etc/machine-id; fi \
-&& for backup in passwd group shadow gshadow subuid subgid; do rm -f "etc/$backup-"; done"#;
+const CLEAN: &str = r#"cd "$1" && rm -rf etc/apt/sources.list etc/apt/apt.conf.d/99mmdebstrap \
+etc/dpkg/dpkg.cfg.d/99mmdebstrap etc/hostname etc/resolv.conf etc/.pwd.lock etc/passwd- etc/group- etc/shadow- \
+etc/gshadow- etc/subuid- etc/subgid- var/cache/ldconfig/aux-cache var/cache/debconf/*-old var/lib/dpkg/*-old \
+var/lib/systemd/random-seed var/lib/systemd/catalog/database var/lib/apt/lists/auxfiles \
+var/log/dpkg.log var/log/alternatives.log var/log/bootstrap.log var/log/fontconfig.log var/log/apt/* \
+&& for dir in var/cache/apt/archives/partial var/lib/apt/lists/partial; do [ ! -d $dir ] || chown 0:0 $dir; done \
+&& for dir in var/cache/apt var/lib/apt/lists; do [ ! -d $dir ] || find $dir -type f -delete; done \
+&& find var/log -type f -exec truncate -s 0 {} + \
+&& if [ -e etc/machine-id ]; then : > etc/machine-id; fi"#;
 
 /// Installs `debs` with their scripts; gives a tar in `temp`, the same bytes for the same packages.
 ///
@@ -61,6 +65,8 @@ pub fn run_scripts(tool: &Path, debs: &[PathBuf], temp: &Path, progress: &dyn Pr
         .arg(format!("--customize-hook={CLEAN}"))
         // The tree is thrown away if anything goes wrong: nothing in it needs to be on a disk.
         .arg("--dpkgopt=force-unsafe-io")
+        // Whom apt gives its directories to depends on the host; CLEAN does the rest.
+        .arg("--skip=cleanup/apt")
         .arg("") // no suite: the repository has none
         .arg(&tar)
         .arg(format!("deb [trusted=yes] copy://{} ./", plain(&repository)?))
@@ -84,6 +90,9 @@ pub fn run_scripts(tool: &Path, debs: &[PathBuf], temp: &Path, progress: &dyn Pr
 
 /// mmdebstrap by the tree's own perl; as root without network and with an end for all its children.
 fn command(tool: &Path, root: bool) -> Command {
+    // The system's own programs first; newuidmap may be elsewhere.
+    let mut path = OsString::from("/usr/sbin:/usr/bin:/sbin:/bin:");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
     let mut command = if root {
         // Of util-linux, which is essential.
         let mut unshare = Command::new("unshare");
@@ -101,7 +110,7 @@ fn command(tool: &Path, root: bool) -> Command {
         .arg(tool.join("modules"))
         .arg(tool.join("mmdebstrap"))
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", path)
         .env("HOME", "/nonexistent")
         .env("LC_ALL", "C")
         .stdin(Stdio::null());

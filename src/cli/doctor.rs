@@ -3,7 +3,10 @@
 use super::{print, print_json};
 use crate::error::Result;
 use crate::home::Home;
-use crate::manifest::{self, model::VmmSource};
+use crate::manifest::{
+    self,
+    model::{FirecrackerFrom, VmmSource},
+};
 use crate::vmm::probe::{self, Check, Status};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -26,9 +29,10 @@ struct Document<'a> {
 fn firecracker(dir: &Path) -> Option<PathBuf> {
     let named = manifest::load(dir).ok().and_then(|manifest| {
         manifest.vms.iter().find_map(|vm| match &vm.vmm {
-            VmmSource::FirecrackerPath(path) | VmmSource::AutoFirecracker(path) => {
-                Some(manifest.dir.join(path))
-            }
+            VmmSource::Firecracker(source) | VmmSource::AutoFirecracker(source) => match &source.from {
+                FirecrackerFrom::Dir(path) => Some(manifest.dir.join(path)),
+                FirecrackerFrom::Release(_) => None,
+            },
             _ => None,
         })
     });

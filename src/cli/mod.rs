@@ -74,8 +74,10 @@ enum Command {
 
 /// Parses the process's arguments, runs the command, returns the exit code.
 pub fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|first| first == crate::supervise::ARGUMENT) {
-        return crate::supervise::child_main();
+    match std::env::args_os().nth(1) {
+        Some(first) if first == crate::supervise::ARGUMENT => return crate::supervise::child_main(),
+        Some(first) if first == crate::supervise::guard::ARGUMENT => return crate::supervise::guard::main(),
+        _ => {}
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -51,7 +51,7 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let work = project.work(&scan, args.offline, &ui);
     let done = execute(&graph, &work)?;
     ui.clear();
-    let host = project::host();
+    let host = project::host(&project.manifest);
     let (vm, nodes) = (&project.manifest.vms[0], &graph.vms[0]);
     up::announce(vm, host, &ui);
     let namespace = match host.root {

@@ -60,7 +60,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     // A signal must not end this process between two VMs: what was started is stopped again first.
     let signals = signals.as_ref();
     signals.inspect(|signals| signals.hold());
-    let host = project::host();
+    let host = project::host(&project.manifest);
     let boots = Boots {
         project: &project,
         graph: &graph,

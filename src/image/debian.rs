@@ -185,8 +185,10 @@ fn supply(placer: &mut Placer<'_>, scripts: &[String]) -> Result<()> {
     if placer.tree.lookup("usr/lib/os-release").is_some() {
         add(placer, "etc/os-release", Kind::Symlink("../usr/lib/os-release".into()))?;
     }
-    if placer.tree.lookup("etc/dpkg/origins/debian").is_some() {
-        add(placer, "etc/dpkg/origins/default", Kind::Symlink("debian".into()))?;
+    // A derivative names its parents, too.
+    let origin = |name: &&str| placer.tree.lookup(&format!("etc/dpkg/origins/{name}")).is_some();
+    if let Some(name) = ["ubuntu", "debian"].into_iter().find(origin) {
+        add(placer, "etc/dpkg/origins/default", Kind::Symlink(name.into()))?;
     }
     add(placer, "var/spool/mail", Kind::Symlink("../mail".into()))?;
     if let Some(shell) =

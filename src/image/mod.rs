@@ -26,6 +26,7 @@ mod writer;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub(crate) use archive::files as archive_files;
 pub use base::{BaseSource, build_base};
 pub use empty::create_empty;
 pub use initramfs::write_initramfs;

@@ -5,7 +5,7 @@ use super::archive::{self, Account, Entry, EntryKind, Limits};
 use super::place::{MOST_LINKS, parts};
 use super::tree::{Kind, Meta, Node, NodeId, Tree};
 use crate::error::{Error, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -19,9 +19,13 @@ const BOOKKEEPING: &str = ".wh..wh.";
 
 /// The tree that `layers`, lowest first, make up. All of them together are held to one archive's limits.
 pub(super) fn assemble(layers: &[PathBuf], scratch_dir: &Path, limits: Limits) -> Result<Tree> {
-    let read = read_all(layers, scratch_dir, &Account::new(limits))?;
-    let mut stack =
-        Stack { tree: Tree::new(Meta::root(0o755), 0), name: String::new(), dirs: HashMap::new() };
+    let read = read_all(layers, scratch_dir, &Account::rooted(limits))?;
+    let mut stack = Stack {
+        tree: Tree::new(Meta::root(0o755), 0),
+        name: String::new(),
+        dirs: HashMap::new(),
+        own: HashSet::new(),
+    };
     for (path, entries) in layers.iter().zip(read) {
         stack.apply(path.display().to_string(), entries)?;
     }
@@ -64,19 +68,19 @@ struct Stack {
     name: String,
     /// Where the directories that entries name are, links followed; forgotten when a link or directory goes away.
     dirs: HashMap<Box<str>, NodeId>,
+    /// The names (directory and name in it) that the current layer has given, and those on the way to them.
+    own: HashSet<(NodeId, Box<str>)>,
 }
 
 impl Stack {
     fn apply(&mut self, name: String, entries: Vec<Entry>) -> Result<()> {
         self.name = name;
         self.dirs.clear();
-        // Whiteouts hide what is below their layer, never what is in it, wherever in the archive they stand.
-        for entry in &entries {
-            self.whiteout(&entry.path)?;
-        }
-        self.dirs.clear();
-        for entry in entries.into_iter().filter(|entry| !is_marker(&entry.path)) {
-            self.place(entry)?;
+        self.own.clear();
+        // In the archive's order: a directory that takes a link's place must do so before whiteouts are looked up
+        // in it, or they would hide what is behind the link.
+        for entry in entries {
+            if is_marker(&entry.path) { self.whiteout(&entry.path)? } else { self.place(entry)? }
         }
         Ok(())
     }
@@ -94,15 +98,32 @@ impl Stack {
             ));
         }
         let Some(dir) = self.find_dir(dir, path, false)? else { return Ok(()) };
-        if let Kind::Dir(children) = &mut self.tree.node_mut(dir).kind {
-            if name == OPAQUE {
-                children.clear();
-            } else {
-                children.remove(hidden);
-            }
-            self.dirs.clear();
-        }
+        let names = if name == OPAQUE { self.names(dir) } else { vec![hidden.into()] };
+        self.hide(dir, names);
+        self.dirs.clear();
         Ok(())
+    }
+
+    /// Takes names away unless the current layer has given them: whiteouts hide what is below their layer, never what
+    /// is in it, wherever in the archive they stand. Of a directory that stays the rest is looked at.
+    fn hide(&mut self, dir: NodeId, names: Vec<Box<str>>) {
+        // An explicit stack: untrusted archives control the depth.
+        let mut pending = vec![(dir, names)];
+        while let Some((dir, names)) = pending.pop() {
+            for name in names {
+                let Some(id) = self.tree.child(dir, &name) else { continue };
+                let key = (dir, name);
+                if self.own.contains(&key) {
+                    pending.push((id, self.names(id)));
+                } else if let Kind::Dir(children) = &mut self.tree.node_mut(dir).kind {
+                    children.remove(&key.1);
+                }
+            }
+        }
+    }
+
+    fn names(&self, dir: NodeId) -> Vec<Box<str>> {
+        self.tree.children(dir).map(|(name, _)| name.into()).collect()
     }
 
     fn place(&mut self, Entry { path, meta, kind }: Entry) -> Result<()> {
@@ -121,6 +142,7 @@ impl Stack {
         let id = match kind {
             EntryKind::Dir => match there.filter(|id| self.tree.node(*id).kind.is_dir()) {
                 Some(id) => {
+                    self.own.insert((parent, name.into()));
                     self.tree.node_mut(id).meta = meta;
                     return Ok(());
                 }
@@ -129,6 +151,7 @@ impl Stack {
             EntryKind::Leaf(kind) => self.tree.add(Node { meta, kind, origin: 0 }),
             EntryKind::HardLink(target) => self.link_target(&path, &target)?,
         };
+        self.own.insert((parent, name.into()));
         if there.is_some_and(|id| matches!(self.tree.node(id).kind, Kind::Dir(_) | Kind::Symlink(_))) {
             self.dirs.clear();
         }
@@ -163,7 +186,7 @@ impl Stack {
         if dir.is_empty() {
             return Ok(Some(Tree::ROOT));
         }
-        if let Some(id) = self.dirs.get(dir) {
+        if make && let Some(id) = self.dirs.get(dir) {
             return Ok(Some(*id));
         }
         let mut chain = vec![Tree::ROOT];
@@ -191,9 +214,13 @@ impl Stack {
                 let (meta, kind) = (Meta::root(0o755), Kind::Dir(Default::default()));
                 let id = self.tree.add(Node { meta, kind, origin: 0 });
                 self.tree.link(here, &name, id);
+                self.own.insert((here, name.into()));
                 chain.push(id);
                 continue;
             };
+            if make {
+                self.own.insert((here, name.as_str().into()));
+            }
             match &self.tree.node(id).kind {
                 Kind::Dir(_) => chain.push(id),
                 Kind::Symlink(target) => {
@@ -221,7 +248,9 @@ impl Stack {
             }
         }
         let id = *chain.last().expect("invariant: the root is never popped");
-        self.dirs.insert(dir.into(), id);
+        if make {
+            self.dirs.insert(dir.into(), id);
+        }
         Ok(Some(id))
     }
 

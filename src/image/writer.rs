@@ -199,7 +199,7 @@ fn fill(layout: &Layout, files: &[Pending<'_>], file: &fs::File, out: &Path) -> 
         }
     }
     writer.finish().map_err(wrong)?;
-    sink.flush().map_err(|e| write_error(out, e))
+    sink.finish().map_err(|e| write_error(out, e))
 }
 
 /// What a tree will need, counted before the layout.

@@ -6,6 +6,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+/// What temporary files are called, before six characters of tempfile's.
+const TEMPORARY: &str = ".firegopher.lock.";
+
 /// A lock of a thousand packages has 250 kB.
 const MAX_BYTES: u64 = 4 << 20;
 
@@ -62,8 +65,9 @@ pub(super) fn write(path: &Path, text: &str) -> Result<bool> {
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),
     };
+    sweep(dir);
     let mut temp = tempfile::Builder::new()
-        .prefix(".firegopher.lock.")
+        .prefix(TEMPORARY)
         // Less the umask, as for any file that a user makes.
         .permissions(std::fs::Permissions::from_mode(0o666))
         .tempfile_in(dir)
@@ -79,6 +83,29 @@ pub(super) fn write(path: &Path, text: &str) -> Result<bool> {
     // rename(2) replaces a link that appeared meanwhile, it does not follow it.
     temp.persist(path).map_err(|e| e.error).or_failed("lock.write", failed)?;
     Ok(true)
+}
+
+/// Removes what a command left that was killed while it wrote. Of a writer that lives this is not: the project's lock
+/// is held by whoever writes, and where it is not, a minute is ample.
+fn sweep(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        // The name and the six characters of tempfile's.
+        let ours = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(TEMPORARY))
+            .is_some_and(|random| random.len() == 6 && random.bytes().all(|b| b.is_ascii_alphanumeric()));
+        let old = || {
+            let meta = fs::symlink_metadata(entry.path()).ok()?;
+            let age = std::time::SystemTime::now().duration_since(meta.modified().ok()?).ok()?;
+            Some(meta.is_file() && age.as_secs() >= 60)
+        };
+        if ours && old() == Some(true) {
+            // The next one tries again.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn not_regular(path: &Path, what: &str) -> Error {

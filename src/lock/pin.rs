@@ -279,6 +279,8 @@ impl Pins {
 pub struct Release {
     /// `Origin`, such as `Debian`; else `Label`; else `unnamed`.
     pub origin: String,
+    /// `Suite`, such as `stable-security`; else `Codename`; else `unnamed`.
+    pub suite: String,
     /// `Codename`, such as `bookworm-security`; else `Suite`; else `unnamed`.
     pub codename: String,
     /// `Date` in UTC as `20261122T143000Z`, which is how snapshot archives name their states; else `unknown`.
@@ -289,7 +291,8 @@ pub struct Release {
 
 impl Release {
     fn check(&self) -> Result<(), String> {
-        for (what, value) in [("origin", &self.origin), ("codename", &self.codename), ("date", &self.date)] {
+        let Release { origin, suite, codename, date, .. } = self;
+        for (what, value) in [("origin", origin), ("suite", suite), ("codename", codename), ("date", date)] {
             let good = |b: u8| b.is_ascii_alphanumeric() || b" ._+~/-".contains(&b);
             if value.is_empty() || value.len() > 200 || !value.bytes().all(good) {
                 return Err(format!("a release's {what} {value:?} is not a name"));

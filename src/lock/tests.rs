@@ -153,6 +153,88 @@ fn a_saved_lock_loads_as_it_was_and_is_written_once() {
 }
 
 #[test]
+fn what_a_killed_command_left_is_swept_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE_NAME);
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    for (name, time) in [
+        (".firegopher.lock.abC123", Some(old)),
+        (".firegopher.lock.abC124", None),
+        (".firegopher.lock.orig", Some(old)),
+        (".firegopher.lock.backup1", Some(old)),
+    ] {
+        let file = std::fs::File::create(dir.path().join(name)).unwrap();
+        if let Some(time) = time {
+            file.set_modified(time).unwrap();
+        }
+    }
+    sample().save(&path).unwrap();
+    let mut left: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(
+        left,
+        [".firegopher.lock.abC124", ".firegopher.lock.backup1", ".firegopher.lock.orig", "firegopher.lock"]
+    );
+}
+
+#[test]
+fn versions_suites_sources_and_snapshots_read_back_as_they_were() {
+    use crate::packages::{PackageSet, PackageSource, Wanted};
+    let source = |suite: &str| PackageSource {
+        url: "http://archive.example.org/ubuntu".into(),
+        suite: suite.into(),
+        components: vec!["main".into(), "universe".into()],
+        keyring: "keys/ubuntu.gpg".into(),
+    };
+    let set = PackageSet {
+        packages: vec![Wanted::parse("curl=7.81.0-1"), Wanted::parse("nginx")],
+        suite: Some("jammy-updates".into()),
+        sources: vec![source("jammy"), source("jammy-updates")],
+        scripts: true,
+    };
+    let mut some = pins(&["curl", "nginx"]);
+    let release = |date: &str| Release {
+        origin: "Ubuntu".into(),
+        suite: "jammy-updates".into(),
+        codename: "jammy".into(),
+        date: date.into(),
+        sha256: "0123456789abcdef".repeat(4),
+    };
+    some.snapshot = vec![release("20220421T171608Z")];
+    let mut lock = Lock::default();
+    lock.set(AssetId::Image(set.clone()), some.clone()).unwrap();
+    lock.set(AssetId::Mmdebstrap, pins(&["mmdebstrap"])).unwrap();
+    let text = lock.render();
+    insta::assert_snapshot!(text);
+    assert_eq!(load(&text).unwrap(), lock);
+    // Each difference is another asset.
+    for other in [
+        PackageSet { suite: None, ..set.clone() },
+        PackageSet { scripts: false, ..set.clone() },
+        PackageSet { sources: vec![], ..set.clone() },
+        PackageSet { packages: vec![Wanted::parse("curl"), Wanted::parse("nginx")], ..set.clone() },
+    ] {
+        assert!(lock.get(&AssetId::Image(other)).is_none());
+    }
+    // The same packages of a newer list change nothing.
+    some.snapshot = vec![release("20260421T171608Z")];
+    lock.set(AssetId::Image(set), some).unwrap();
+    assert_eq!(lock.render(), text);
+    for (good, bad, says) in [
+        ("keys/ubuntu.gpg", "a\\u000Ab", "keyring"),
+        ("\"main\"", "\"-x\"", "component"),
+        ("http://archive", "ftp://archive", "address"),
+        ("curl=7.81.0-1", "curl=7;x", "version"),
+        ("target = \"jammy-updates\"", "target = \"-t\"", "suite"),
+        ("[\"mmdebstrap\"]", "[\"bash\"]", "tool"),
+    ] {
+        let error = load(text.replacen(good, bad, 1)).unwrap_err();
+        assert!(error.to_string().contains(says), "{says}: {error}");
+    }
+}
+
+#[test]
 fn saving_keeps_the_files_mode() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE_NAME);

@@ -81,9 +81,9 @@ fn render_packages(line: Line<'_>, pins: &Pins) {
     line(format_args!("distribution = \"{distribution}\"\nsuite = \"{suite}\"\n"));
     if !pins.snapshot.is_empty() {
         line(format_args!("snapshot = [\n"));
-        for Release { origin, codename, date, sha256 } in &pins.snapshot {
+        for Release { origin, suite, codename, date, sha256 } in &pins.snapshot {
             line(format_args!(
-                "  {{ origin = \"{origin}\", codename = \"{codename}\", date = \"{date}\", sha256 = \"{sha256}\" }},\n"
+                "  {{ origin = \"{origin}\", suite = \"{suite}\", codename = \"{codename}\", date = \"{date}\", sha256 = \"{sha256}\" }},\n"
             ));
         }
         line(format_args!("]\n"));

@@ -14,6 +14,7 @@ mod project;
 mod schema;
 mod source;
 mod table;
+mod tuning;
 mod units;
 mod vm;
 mod workload;

@@ -3,6 +3,8 @@
 
 use crate::name::Name;
 use crate::packages::PackageSet;
+use crate::vmm::firecracker::version::Version;
+use crate::vmm::tuning::Tuning;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -63,6 +65,8 @@ pub struct Vm {
     pub boot_timeout: Duration,
     /// The guest's host name; the VM's name unless set.
     pub hostname: String,
+    /// How its machine differs from the plain one.
+    pub tuning: Tuning,
 }
 
 /// Where a kernel comes from.
@@ -150,10 +154,29 @@ pub enum VmmSource {
     Qemu,
     /// An explicit `qemu-system-x86_64` on this host.
     QemuPath(PathBuf),
+    /// Firecracker and its jailer.
+    Firecracker(Firecracker),
+    /// The same where the host's KVM has hardware behind it, else QEMU.
+    AutoFirecracker(Firecracker),
+}
+
+/// Which Firecracker.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Firecracker {
+    /// Where it comes from.
+    pub from: FirecrackerFrom,
+    /// What it must say that it is.
+    pub version: Option<Version>,
+}
+
+/// Where Firecracker and its jailer come from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirecrackerFrom {
     /// A directory on this host that holds `firecracker` and `jailer`.
-    FirecrackerPath(PathBuf),
-    /// That directory where the host's KVM has hardware behind it, else QEMU.
-    AutoFirecracker(PathBuf),
+    Dir(PathBuf),
+    /// The archive of a release, to be downloaded.
+    Release(UrlSource),
 }
 
 /// A tree placed over the base image.
@@ -202,6 +225,13 @@ pub enum User {
         uid: u32,
         /// Numeric group id.
         gid: u32,
+    },
+    /// As a container image says it: no manifest can.
+    Image {
+        /// A name or a number of the image's own passwd.
+        user: String,
+        /// A name or a number of its group file.
+        group: Option<String>,
     },
 }
 

@@ -1,12 +1,13 @@
 //! Kernels, base images and VMMs: where they come from, alone or shared under a name.
 
 use super::BASE_PACKAGES;
-use super::decode::{Decoder, Setting, Spanned};
+use super::decode::{Decoder, Setting, Spanned, Wrong};
 use super::diagnostic::{Problem, listed, nearest};
-use super::model::{ImageSource, KernelSource, VmmSource};
+use super::model::{Firecracker, FirecrackerFrom, ImageSource, KernelSource, VmmSource};
 use super::table::{IMAGE, KERNEL, Node, VMM};
 use crate::name::Name;
 use crate::packages::PackageSet;
+use crate::vmm::firecracker::version::Version;
 use std::collections::BTreeMap;
 
 /// The kernel of a VM that names none.
@@ -36,6 +37,10 @@ pub(super) trait Source: Clone {
     const KIND: &'static str;
     const TABLE: &'static [Node];
     fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self>;
+    /// Adds what the node says around the block.
+    fn finish(self, _: &Decoder<'_>, _: Setting<'_>) -> Option<Self> {
+        Some(self)
+    }
 }
 
 impl Source for KernelSource {
@@ -87,11 +92,43 @@ impl Source for VmmSource {
     const KIND: &'static str = "vmm";
     const TABLE: &'static [Node] = VMM;
     fn read(d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
+        let firecracker = |from| VmmSource::Firecracker(Firecracker { from, version: None });
+        if setting.name() == "url" {
+            return d.url_source(setting).map(FirecrackerFrom::Release).map(firecracker);
+        }
         let path = d.host_path("the VMM's path", &d.text_arg(setting)?, true)?;
         Some(match setting.name() {
-            "firecracker" => VmmSource::FirecrackerPath(path),
+            "firecracker" => firecracker(FirecrackerFrom::Dir(path)),
             _ => VmmSource::QemuPath(path),
         })
+    }
+    fn finish(self, d: &Decoder<'_>, setting: Setting<'_>) -> Option<Self> {
+        d.version(setting, self)
+    }
+}
+
+impl Decoder<'_> {
+    /// Adds the version that a `vmm` demands.
+    fn version(&self, setting: Setting<'_>, mut source: VmmSource) -> Option<VmmSource> {
+        let Some(entry) = setting.prop("version") else { return Some(source) };
+        let text = self.text_prop(setting, "version")?;
+        let (VmmSource::Firecracker(firecracker) | VmmSource::AutoFirecracker(firecracker)) = &mut source
+        else {
+            return self.report(
+                Problem::new(
+                    "manifest.unused-property",
+                    self.entry_span(entry),
+                    "has no use",
+                    "only Firecracker is asked for its version",
+                )
+                .help("remove it: QEMU's packages are pinned in the lock file"),
+            );
+        };
+        let version = text.value.parse::<Version>().map_err(|e| {
+            Wrong::new("not a version", e.to_string(), "write it as the release does: version=\"1.16.1\"")
+        });
+        firecracker.version = Some(self.checked("manifest.bad-version", &text.span, version)?);
+        Some(source)
     }
 }
 
@@ -132,10 +169,11 @@ impl Sources {
         let block = setting.node.children();
         match (kind.value.as_str(), block) {
             ("firecracker", Some(_)) => match read_block(d, setting)? {
-                VmmSource::QemuPath(dir) | VmmSource::FirecrackerPath(dir) => {
-                    Some(VmmSource::FirecrackerPath(dir))
+                VmmSource::QemuPath(dir) => {
+                    let from = FirecrackerFrom::Dir(dir);
+                    d.version(setting, VmmSource::Firecracker(Firecracker { from, version: None }))
                 }
-                other => Some(other),
+                other => d.version(setting, other),
             },
             ("firecracker", None) => d.report(
                 Problem::new(
@@ -144,15 +182,15 @@ impl Sources {
                     "no source",
                     "`vmm \"firecracker\"` does not say where it comes from".to_owned(),
                 )
-                .help("`vmm \"firecracker\" { path \"DIR\" }` names a directory that holds firecracker and jailer"),
+                .help("`vmm \"firecracker\" { path \"DIR\" }` names a directory that holds firecracker and jailer, `{ url \"...\" }` the archive of a release"),
             ),
             ("qemu", Some(_)) => match read_block(d, setting)? {
-                VmmSource::FirecrackerPath(_) => d.report(other_vmm(kind, "path \"...\"")),
-                source => Some(source),
+                VmmSource::Firecracker(_) => d.report(other_vmm(kind, "path \"...\"")),
+                source => d.version(setting, source),
             },
-            ("qemu", None) => Some(VmmSource::Qemu),
+            ("qemu", None) => d.version(setting, VmmSource::Qemu),
             ("auto", Some(_)) => match read_block(d, setting)? {
-                VmmSource::FirecrackerPath(dir) => Some(VmmSource::AutoFirecracker(dir)),
+                VmmSource::Firecracker(source) => d.version(setting, VmmSource::AutoFirecracker(source)),
                 _ => d.report(other_vmm(kind, "firecracker \"...\"")),
             },
             (_, Some(_)) => d.report(
@@ -164,8 +202,11 @@ impl Sources {
                 )
                 .help("a path goes with `vmm \"qemu\" { path \"...\" }` or `vmm \"firecracker\" { path \"...\" }`, or with a `vmm` of that name at the top level"),
             ),
-            ("auto", None) => Some(VmmSource::Auto),
-            (_, None) => self.vmms.named(d, &kind, &["auto", "qemu", "firecracker"]),
+            ("auto", None) => d.version(setting, VmmSource::Auto),
+            (_, None) => {
+                let shared = self.vmms.named(d, &kind, &["auto", "qemu", "firecracker"])?;
+                d.version(setting, shared)
+            }
         }
     }
 }
@@ -190,6 +231,7 @@ impl<T: Source> Shared<T> {
             );
             return;
         }
+        let source = source.and_then(|source| source.finish(d, setting));
         // Doubled names are found where all names are compared.
         self.0.entry(name.value.as_str().to_owned()).or_insert(source);
     }

@@ -85,6 +85,7 @@ pub(super) const TOP: &[Node] = &[
     },
     Node {
         block: Block::Nodes(VMM),
+        props: &[text("version", "What Firecracker must say that it is, such as 1.16.1")],
         many: true,
         ..node("vmm", (1, 1), "a name", "A VMM under a name that several VMs share")
     },
@@ -190,6 +191,13 @@ pub(super) const VMM: &[Node] = &[
         "An explicit qemu-system-x86_64 on this host; in `vmm \"firecracker\"` a directory as below",
     ),
     node("firecracker", (1, 1), "a path", "A directory on this host that holds firecracker and jailer"),
+    Node {
+        props: &[text(
+            "sha256",
+            "The digest that the download must have; without it `firegopher lock` pins what comes",
+        )],
+        ..node("url", (1, 16), "an address", "The archive of a Firecracker release; further ones are mirrors")
+    },
 ];
 
 /// The block of a workload.
@@ -210,6 +218,7 @@ pub(super) const VM: &[Node] = &[
     },
     Node {
         block: Block::Nodes(VMM),
+        props: &[text("version", "What Firecracker must say that it is, such as 1.16.1")],
         ..node(
             "vmm",
             (1, 1),
@@ -265,12 +274,21 @@ pub(super) const VM: &[Node] = &[
     },
     node("egress", (1, 1), "\"none\"", "What may leave the guest"),
     Node {
-        props: &[needed("at", "Absolute mount point in the guest"), needed("size", "Size of the disk")],
+        props: &[
+            needed("at", "Absolute mount point in the guest"),
+            needed("size", "Size of the disk"),
+            text("bandwidth", "What may be read and written each second, such as 50MiB"),
+            number("ops", "How many reads and writes each second"),
+        ],
         many: true,
         ..node("volume", (1, 1), "a name", "A disk that outlives the VM")
     },
     Node {
-        props: &[text("size", "Size of the scratch disk; 2GiB unless set")],
+        props: &[
+            text("size", "Size of the scratch disk; 2GiB unless set"),
+            text("bandwidth", "What may be read and written each second, such as 50MiB"),
+            number("ops", "How many reads and writes each second"),
+        ],
         ..node(
             "root",
             (1, 1),
@@ -286,6 +304,24 @@ pub(super) const VM: &[Node] = &[
             "\"no\", \"on-failure\" or \"always\"",
             "When a workload that ended is booted again",
         )
+    },
+    node("console", (1, 1), "\"quiet\" or \"all\"", "How much the guest's kernel says on its console"),
+    node(
+        "huge-pages",
+        (1, 1),
+        "\"2MiB\" or \"transparent\"",
+        "Backs the guest's memory with huge pages: reserved ones, or those that the host's kernel finds",
+    ),
+    node("cpu-template", (1, 1), "a template", "One of Firecracker's CPU templates; Firecracker only"),
+    Node {
+        props: &[
+            number("mtu", "The largest packet in bytes; 1500 unless set"),
+            text("receive", "What the guest may receive each second, such as 10MiB; Firecracker only"),
+            number("receive-packets", "How many packets the guest may receive each second; Firecracker only"),
+            text("send", "What the guest may send each second; Firecracker only"),
+            number("send-packets", "How many packets the guest may send each second; Firecracker only"),
+        ],
+        ..node("network", (0, 0), "", "The guest's network device")
     },
     node("grace", (1, 1), "a duration", "Time between SIGTERM and SIGKILL"),
     node("boot-timeout", (1, 1), "a duration", "Time in which the guest must report"),
@@ -307,7 +343,6 @@ const fn later(parent: &'static str, name: &'static str, instead: &'static str) 
 /// Settings that have a name already and come in a later version.
 pub(super) const LATER: &[Later] = &[
     later("kernel", "oci", "use `debian`, `path` or `url`"),
-    later("vmm", "url", "install the program and name it with `path`"),
     later("vmm", "oci", "install the program and name it with `path`"),
     later("vmm", "debian", "`vmm \"qemu\"` takes QEMU from Debian packages already"),
     later("vm", "health", "remove it; `restart` acts on the workload's end alone"),

@@ -2,6 +2,7 @@ use super::model::*;
 use super::table::{Block, Node, TOP};
 use super::*;
 use crate::packages::PackageSet;
+use crate::vmm::tuning::{Console, HugePages, Rate, Tuning};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,7 +50,7 @@ fn a_vm_needs_only_run() {
 fn the_example_means_what_its_comments_say() {
     let manifest = good(EXAMPLE);
     assert_eq!(manifest.project, Some(Name::new("example").unwrap()));
-    let [web, worker] = manifest.vms.as_slice() else { panic!("two VMs") };
+    let [web, worker, tuned] = manifest.vms.as_slice() else { panic!("three VMs") };
     assert_eq!(web.workloads.len(), 3);
     assert_eq!(
         web.workloads[0],
@@ -72,6 +73,19 @@ fn the_example_means_what_its_comments_say() {
     assert_eq!(worker.kernel, KernelSource::Path("boot/vmlinux".into()));
     assert_eq!(worker.vmm, VmmSource::QemuPath(PathBuf::from("/usr/bin/qemu-system-x86_64")));
     assert_eq!(worker.root, Root::Tmpfs);
+    let rate = |mib: u64, ops| Rate { bandwidth: Some(mib << 20), ops: Some(ops) };
+    assert_eq!((web.tuning.scratch, web.tuning.volumes["data"]), (rate(200, 5000), rate(50, 1000)));
+    assert_eq!(worker.tuning, Tuning::default());
+    let wanted = Tuning {
+        console: Console::All,
+        huge_pages: Some(HugePages::Reserved),
+        cpu_template: Some(crate::vmm::firecracker::config::CpuTemplate::T2),
+        mtu: Some(1400),
+        receive: rate(10, 10_000),
+        send: rate(10, 10_000),
+        ..Tuning::default()
+    };
+    assert_eq!(tuned.tuning, wanted);
     assert!(worker.run[3].ends_with("done") && worker.run[3].contains("line.\nwhile"));
 }
 
@@ -111,7 +125,9 @@ fn the_example_has_every_setting_that_exists() {
     let missing: Vec<_> = known
         .difference(&shown)
         .filter(|n| {
-            !["vm/kernel/", "vm/image/", "image/url", "kernel/debian/"].iter().any(|p| n.starts_with(p))
+            !["vm/kernel/", "vm/image/", "image/url", "kernel/debian/", "vm/vmm/"]
+                .iter()
+                .any(|p| n.starts_with(p))
         })
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
@@ -263,14 +279,52 @@ fn firecracker_is_named_by_its_directory() {
             format!("vm \"a\" {{ run \"x\"; vmm {text}; }}\nvmm \"fast\" {{ firecracker \"/opt/fc\"; }}\n");
         super::parse(&text, "test", Path::new("/")).map(|m| m.vms[0].vmm.clone()).map_err(|_| codes(&text))
     };
-    let dir = || PathBuf::from("/opt/fc");
-    assert_eq!(vmm("\"firecracker\" { path \"/opt/fc\"; }"), Ok(VmmSource::FirecrackerPath(dir())));
-    assert_eq!(vmm("\"fast\""), Ok(VmmSource::FirecrackerPath(dir())));
-    assert_eq!(vmm("\"auto\" { firecracker \"/opt/fc\"; }"), Ok(VmmSource::AutoFirecracker(dir())));
+    let fast = |version: Option<&str>| Firecracker {
+        from: FirecrackerFrom::Dir("/opt/fc".into()),
+        version: version.map(|v| v.parse().unwrap()),
+    };
+    let release = |version: &str| {
+        let urls = vec!["https://example.org/fc.tgz".to_owned()];
+        let source = UrlSource { urls, sha256: None, member: None };
+        Firecracker { from: FirecrackerFrom::Release(source), version: Some(version.parse().unwrap()) }
+    };
+    assert_eq!(vmm("\"firecracker\" { path \"/opt/fc\"; }"), Ok(VmmSource::Firecracker(fast(None))));
+    assert_eq!(vmm("\"fast\""), Ok(VmmSource::Firecracker(fast(None))));
+    assert_eq!(vmm("\"auto\" { firecracker \"/opt/fc\"; }"), Ok(VmmSource::AutoFirecracker(fast(None))));
     assert_eq!(vmm("\"firecracker\""), Err(vec!["manifest.missing-source"]));
     assert_eq!(vmm("\"qemu\" { firecracker \"/opt/fc\"; }"), Err(vec!["manifest.other-source"]));
     assert_eq!(vmm("\"auto\" { path \"/usr/bin/qemu\"; }"), Err(vec!["manifest.other-source"]));
-    assert_eq!(vmm("\"firecracker\" { url \"https://example.org/x\"; }"), Err(vec!["manifest.not-yet"]));
+    let url = "url \"https://example.org/fc.tgz\"";
+    assert_eq!(
+        vmm(&format!("\"firecracker\" version=\"1.16.1\" {{ {url}; }}")),
+        Ok(VmmSource::Firecracker(release("1.16.1")))
+    );
+    assert_eq!(
+        vmm(&format!("\"auto\" version=\"1.6.0\" {{ {url}; }}")),
+        Ok(VmmSource::AutoFirecracker(release("1.6.0")))
+    );
+    assert_eq!(vmm("\"fast\" version=\"1.9.0\""), Ok(VmmSource::Firecracker(fast(Some("1.9.0")))));
+    assert_eq!(vmm("\"fast\" version=\"newest\""), Err(vec!["manifest.bad-version"]));
+    assert_eq!(vmm("\"qemu\" version=\"7.2\""), Err(vec!["manifest.unused-property"]));
+    assert_eq!(vmm(&format!("\"qemu\" {{ {url}; }}")), Err(vec!["manifest.other-source"]));
+    assert_eq!(
+        vmm(&format!("\"firecracker\" {{ {url} member=\"x\"; }}")),
+        Err(vec!["manifest.unknown-property"])
+    );
+}
+
+#[test]
+fn a_machine_is_tuned_within_bounds() {
+    let of = |text: &str| codes(&format!("vm \"a\" {{ run \"x\"; {text}; }}"));
+    assert_eq!(of("memory \"65MiB\"; huge-pages \"2MiB\""), ["manifest.out-of-range"]);
+    assert_eq!(of("huge-pages \"1GiB\""), ["manifest.unknown-value"]);
+    assert_eq!(of("console \"loud\""), ["manifest.unknown-value"]);
+    assert_eq!(of("cpu-template \"t2\""), ["manifest.unknown-value"]);
+    assert_eq!(of("network mtu=20"), ["manifest.out-of-range"]);
+    assert_eq!(of("network send=\"1KiB\""), ["manifest.out-of-range"]);
+    assert_eq!(of("network receive=\"10MB\" send-packets=0"), ["manifest.bad-size", "manifest.out-of-range"]);
+    assert_eq!(of("root \"tmpfs\" ops=5"), ["manifest.unused-property"]);
+    assert_eq!(of("volume \"v\" at=\"/v\" size=\"1GiB\" bandwidth=\"5\""), ["manifest.bad-size"]);
 }
 
 /// `FIREGOPHER_UPDATE_SCHEMA=1 cargo test` writes the file anew.
@@ -297,12 +351,7 @@ fn what_comes_later_is_not_called_unknown() {
         };
         assert_eq!(codes(&text), ["manifest.not-yet"], "{text}");
     }
-    for text in [
-        "egress \"all\"",
-        "egress { allow \"x\"; }",
-        "egress \"public\" { x; }",
-        "vmm \"firecracker\" { url \"x\"; }",
-    ] {
+    for text in ["egress \"all\"", "egress { allow \"x\"; }", "egress \"public\" { x; }"] {
         let codes = codes(&format!("vm \"a\" {{ run \"x\"; {text} }}"));
         assert!(codes.iter().all(|c| *c == "manifest.not-yet"), "{text} {codes:?}");
     }

@@ -5,7 +5,7 @@ use super::diagnostic::Problem;
 use super::model::{Egress, ImageSource, Port, Restart, Root, Secret, Vm, Volume};
 use super::source::{Sources, default_image, default_kernel};
 use super::table::{self, Block};
-use super::{model, units};
+use super::{model, tuning, units};
 use crate::name::Name;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,11 +23,11 @@ const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What a size may be, in bytes.
-struct Bounds {
-    least: u64,
-    most: u64,
+pub(super) struct Bounds {
+    pub least: u64,
+    pub most: u64,
     /// Sizes are multiples of this.
-    unit: u64,
+    pub unit: u64,
 }
 
 /// A VM and the places that are compared with others.
@@ -89,6 +89,11 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
         one("boot-timeout").map_or(Some(DEFAULT_BOOT_TIMEOUT), |s| d.duration(s, Duration::from_secs(1)));
     let hostname = one("hostname").map(|s| d.hostname(s));
 
+    let tuning = {
+        let volumes: Vec<&Volume> = mounts.iter().map(|m| &m.value).collect();
+        tuning::decode(d, &settings, &volumes, memory, root)
+    };
+
     let vm = (|| {
         let name = name.as_ref()?.value.clone();
         Some(Vm {
@@ -112,6 +117,7 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
             restart: restart?,
             grace: grace?,
             boot_timeout: boot_timeout?,
+            tuning: tuning?,
         })
     })();
     Decoded { vm, name, ports, mounts, workloads }
@@ -384,7 +390,7 @@ impl Decoder<'_> {
         }
     }
 
-    fn size(&self, subject: &str, text: &Spanned<String>, bounds: &Bounds) -> Option<u64> {
+    pub(super) fn size(&self, subject: &str, text: &Spanned<String>, bounds: &Bounds) -> Option<u64> {
         let bytes = self.checked("manifest.bad-size", &text.span, units::size(subject, &text.value))?;
         let Bounds { least, most, unit } = *bounds;
         let (label, help) = if bytes < least {

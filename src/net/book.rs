@@ -2,10 +2,9 @@
 //! Addresses and uids are leased in such books.
 
 use crate::error::{Context, Error, Result};
-use fs_err as fs;
+use crate::replace;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Serialize, de::DeserializeOwned};
-use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -18,26 +17,18 @@ where
     let fail = || format!("cannot update {}", path.display());
     // The book itself is replaced by rename, so the lock is held on a neighbour that stays.
     let _lock = lock(path)?;
-    let before: B = match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
+    let before: B = match replace::read(path).or_failed("book.read", fail)? {
+        Some(bytes) => serde_json::from_slice(&bytes)
             .or_failed("book.damaged", || format!("{} is damaged", path.display()))
             .map_err(|e| e.help("with no VM running it is safe to delete"))?,
-        Err(e) if e.kind() == ErrorKind::NotFound => B::default(),
-        Err(e) => return Err(Error::failed("book.read", fail()).because(e)),
+        None => B::default(),
     };
     let mut after = before.clone();
     let value = change(&mut after)?;
     if after != before {
-        let dir = path.parent().ok_or_else(|| Error::bug(format!("{} has no parent", path.display())))?;
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(dir)?;
-            serde_json::to_writer(&mut file, &after)?;
-            file.flush()?;
-            file.as_file().sync_data()?;
-            file.persist(path)?;
-            Ok(())
-        };
-        write().or_failed("book.write", fail)?;
+        let bytes =
+            serde_json::to_vec(&after).map_err(|e| Error::bug("a book does not serialise").because(e))?;
+        replace::replace(path, &bytes).or_failed("book.write", fail)?;
     }
     Ok(value)
 }

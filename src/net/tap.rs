@@ -31,6 +31,8 @@ pub struct TapConfig {
     pub owner: Option<u32>,
     /// Whether the tap outlives its descriptor.
     pub persist: bool,
+    /// Of the device, in bytes; the kernel's 1500 unless set.
+    pub mtu: Option<u16>,
 }
 
 /// Makes a tap, gives it its address and a permanent neighbour entry for the guest, and brings it up.
@@ -54,7 +56,11 @@ pub fn create(ns: &Netns, config: &TapConfig) -> Result<OwnedFd> {
     ns.netlink(|handle| async move {
         // The neighbour entry first costs nothing later: without one each boot waits a second for ARP.
         let guest = IpAddr::V4(config.guest);
-        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+        let mut link = LinkUnspec::new_with_index(index).up();
+        if let Some(mtu) = config.mtu {
+            link = link.mtu(mtu.into());
+        }
+        handle.link().set(link.build()).execute().await?;
         handle.address().add(index, IpAddr::V4(config.host), PREFIX).execute().await?;
         handle.neighbours().add(index, guest).link_layer_address(&config.mac).execute().await
     })?
@@ -123,6 +129,7 @@ mod tests {
             mac: [2, 0, 172, 19, 0, 2],
             owner: Some(1_900_000_000),
             persist,
+            mtu: Some(1400),
         }
     }
 
@@ -143,6 +150,11 @@ mod tests {
         assert!(routes.contains("000013AC"), "{routes}");
         let arp = read("/proc/thread-self/net/arp");
         assert!(arp.contains("172.19.0.2") && arp.contains("02:00:ac:13:00:02"), "{arp}");
+        // Absent in a kernel without IPv6.
+        if let Ok(mtu) = ns.run_in(|| fs_err::read_to_string("/proc/sys/net/ipv6/conf/fg-test/mtu")).unwrap()
+        {
+            assert_eq!(mtu.trim(), "1400");
+        }
         drop(tap);
         assert!(!exists(&ns, "fg-test"), "gone with its descriptor");
     }

@@ -51,7 +51,7 @@ fn apply(vm: &mut Vm, config: &OciConfig) -> Result<()> {
         vm.workdir = Some(config.workdir.clone());
     }
     if vm.user.is_none() && !config.user.is_empty() {
-        vm.user = Some(user(vm, &config.user)?);
+        vm.user = Some(user(&config.user));
     }
     if vm.ports.is_empty() {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -60,19 +60,11 @@ fn apply(vm: &mut Vm, config: &OciConfig) -> Result<()> {
     Ok(())
 }
 
-fn user(vm: &Vm, text: &str) -> Result<User> {
-    let number = |part: &str| part.parse::<u32>().ok();
-    match text.split_once(':') {
-        None => {
-            Ok(number(text).map_or_else(|| User::Name(text.to_owned()), |id| User::Id { uid: id, gid: id }))
-        }
-        Some((uid, gid)) => match (number(uid), number(gid)) {
-            (Some(uid), Some(gid)) => Ok(User::Id { uid, gid }),
-            _ => Err(Error::usage(
-                "image.user",
-                format!("VM {}: its image runs as {text:?}, a user with a group by name", vm.name),
-            )
-            .help("say whom it runs as with `user`: a name, or uid:gid")),
-        },
-    }
+/// `USER[:GROUP]`. What a bare number's group is, and whether names are known, only the image's own files tell.
+fn user(text: &str) -> User {
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group.to_owned())),
+        None => (text, None),
+    };
+    User::Image { user: user.to_owned(), group }
 }

@@ -2,7 +2,7 @@
 
 use super::{Action, Graph, Inputs, PlannedStep, Reason, Running, Scan, Situation, StepKind, VmNodes};
 use crate::digest::{ObjectDigest, StepKey};
-use crate::manifest::model::{Egress, Restart, Root, Vm, VmmSource};
+use crate::manifest::model::{Egress, Firecracker, FirecrackerFrom, Restart, Root, Vm, VmmSource};
 use crate::name::Name;
 use crate::vmm::spec::firecracker_programs;
 use std::collections::BTreeMap;
@@ -73,12 +73,12 @@ pub fn desired(
     };
     match &vm.vmm {
         VmmSource::QemuPath(path) => push_source("vmm", path),
-        VmmSource::FirecrackerPath(dir) => {
+        VmmSource::Firecracker(Firecracker { from: FirecrackerFrom::Dir(dir), .. }) => {
             let [firecracker, jailer] = firecracker_programs(dir);
             push_source("vmm", &firecracker);
             push_source("jailer", &jailer);
         }
-        VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
+        VmmSource::Firecracker(_) | VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
     }
     jail.push("cpus", vm.cpus);
     jail.push("memory", vm.memory);
@@ -90,7 +90,14 @@ pub fn desired(
         jail.push(format!("volume {}", volume.name), volume.size);
     }
 
+    for (name, value) in vm.tuning.machine_fields() {
+        jail.push(name, value);
+    }
+
     let mut tap = Inputs::default();
+    for (name, value) in vm.tuning.network_fields() {
+        tap.push(name, value);
+    }
     for port in &vm.ports {
         tap.push(format!("port {}:{}", port.address, port.host), port.guest);
     }
@@ -211,8 +218,30 @@ fn plan_vm(
                 };
             }
         }
+        if kind == StepKind::Jail && matches!(step.action, Action::Create | Action::Replace) {
+            step.reasons.extend(copies(vm, nodes, situation, steps));
+        }
         steps.push(step);
     }
+}
+
+/// What cannot be linked into the jail. Writable drives are not among it: for them that is an error.
+fn copies(vm: &Vm, nodes: &VmNodes, situation: &Situation<'_>, steps: &[PlannedStep]) -> Vec<Reason> {
+    // Firecracker itself is copied by its jailer, whatever the file system.
+    let vmm = nodes.vmm.filter(|_| !matches!(vm.vmm, VmmSource::Firecracker(_)));
+    let parts = [
+        ("the kernel", Some(nodes.kernel), Some("vmlinux")),
+        ("the initramfs", Some(nodes.initramfs), None),
+        ("the VMM", vmm, None),
+        ("drive base", Some(nodes.image), Some("base.ext4")),
+        ("drive workload", nodes.unpack, None),
+    ];
+    let copied = parts.into_iter().filter_map(|(what, node, file)| {
+        let bytes = situation.store.copied(&steps[node?].output?, file)?;
+        let mib = bytes.div_ceil(1 << 20);
+        Some(Reason::note(format!("copies {what} ({mib} MiB): it lies on another file system than the jail")))
+    });
+    copied.collect()
 }
 
 fn join_or(names: impl Iterator<Item = String>) -> String {

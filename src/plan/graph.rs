@@ -1,9 +1,12 @@
 //! The graph of pure steps that a manifest asks for. Steps with the same task and parents are one node, so
 //! that VMs share kernels, images and workloads.
 
-use crate::manifest::model::{ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload};
+use crate::manifest::model::{
+    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, UrlSource, Vm, VmmSource, Workload,
+};
 use crate::name::Name;
 use crate::packages::Wanted;
+use crate::vmm::firecracker::version::Version;
 use serde::Serialize;
 use std::fmt;
 
@@ -83,6 +86,8 @@ pub enum Task {
     FetchQemu,
     /// Assembles what runs maintainer scripts from packages.
     FetchMmdebstrap,
+    /// Takes Firecracker and its jailer out of a release; it must be of this version.
+    FetchFirecracker(UrlSource, Option<Version>),
     /// Collects what the image is made of.
     FetchImage(ImageSource),
     /// Builds the base image.
@@ -100,7 +105,7 @@ impl Task {
     pub fn kind(&self) -> StepKind {
         match self {
             Task::FetchKernel(_) => StepKind::FetchKernel,
-            Task::FetchQemu => StepKind::FetchVmm,
+            Task::FetchQemu | Task::FetchFirecracker(..) => StepKind::FetchVmm,
             Task::FetchMmdebstrap => StepKind::FetchTool,
             Task::FetchImage(_) => StepKind::FetchImage,
             Task::Image(_) => StepKind::Image,
@@ -168,7 +173,11 @@ impl Graph {
             VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {
                 Some(self.node(vm, Task::FetchQemu, "qemu".to_owned(), vec![]))
             }
-            VmmSource::QemuPath(_) | VmmSource::FirecrackerPath(_) => None,
+            VmmSource::Firecracker(Firecracker { from: FirecrackerFrom::Release(source), version }) => {
+                let task = Task::FetchFirecracker(source.clone(), *version);
+                Some(self.node(vm, task, source.to_string(), vec![]))
+            }
+            VmmSource::QemuPath(_) | VmmSource::Firecracker(_) => None,
         };
         let subject = image_subject(&vm.image);
         let fetched = self.node(vm, Task::FetchImage(vm.image.clone()), subject.clone(), vec![]);

@@ -1,10 +1,13 @@
 //! Pure steps: their input vectors, and whether the store already has their outputs.
 
-use super::{Action, Graph, Inputs, Node, PlannedStep, Reason, Scan, ScannedSource, Situation, Task};
+use super::{
+    Action, Graph, Inputs, Node, PlannedStep, Reason, Running, Scan, ScannedSource, Situation, Task,
+};
 use crate::digest::ObjectDigest;
 use crate::listing::{Change, Listing};
 use crate::lock::{AssetId, FileRole, Lock, Pinned};
 use crate::manifest::model::{ImageSource, KernelSource, UrlSource, Workload, WorkloadFrom};
+use crate::name::Name;
 use crate::step::run_config;
 
 /// At most this many changed files are named; the rest are counted.
@@ -66,6 +69,7 @@ pub fn needs(task: &Task) -> Vec<Need<'_>> {
         Task::FetchKernel(KernelSource::Url(source)) => vec![Need::file(FileRole::Kernel, source)],
         Task::FetchQemu => plain(AssetId::Vmm),
         Task::FetchMmdebstrap => plain(AssetId::Mmdebstrap),
+        Task::FetchFirecracker(source, _) => vec![Need::file(FileRole::Vmm, source)],
         Task::FetchImage(ImageSource::Debian(packages)) => plain(AssetId::Image(packages.clone())),
         Task::FetchImage(ImageSource::Url(source)) => vec![Need::file(FileRole::Image, source)],
         Task::FetchImage(ImageSource::Oci(reference)) => plain(AssetId::Oci(reference.clone())),
@@ -149,7 +153,12 @@ pub fn node_inputs(
                 inputs.push(name, value);
             }
         }
-        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchMmdebstrap | Task::FetchImage(_) => {}
+        Task::FetchFirecracker(_, Some(version)) => inputs.push("declared version", version),
+        Task::FetchKernel(_)
+        | Task::FetchQemu
+        | Task::FetchMmdebstrap
+        | Task::FetchFirecracker(..)
+        | Task::FetchImage(_) => {}
     }
     let unknown: Vec<usize> = node.parents.iter().copied().filter(|&p| outputs[p].is_none()).collect();
     if !unknown.is_empty() {
@@ -242,10 +251,16 @@ fn explain_miss(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Vec<
     }
 }
 
-/// Compares a step's inputs with those of the last time one of its VMs needed it; `None` if none did.
+/// Compares a step's inputs with those that a running VM of it was booted with, else with those of the last time that
+/// one of its VMs needed it; `None` if none did.
 fn changes_since_last(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Option<Vec<Reason>> {
     let kind = node.task.kind();
-    let before = node.vms.iter().find_map(|vm| situation.store.last(vm)?.steps.remove(kind.label()))?;
+    let runs = |vm: &Name| situation.observed.iter().any(|o| o.name == *vm && o.running == Running::Yes);
+    let before = node.vms.iter().find_map(|vm| {
+        let mut last = situation.store.last(vm)?;
+        let booted = if runs(vm) { last.booted.remove(kind.label()) } else { None };
+        booted.or_else(|| last.steps.remove(kind.label()))
+    })?;
     let mut reasons = Vec::new();
     for change in inputs.changes_since(&before.inputs) {
         match file_changes(node, &change, &before.listings, situation) {

@@ -473,7 +473,7 @@ fn a_container_image_gives_the_defaults_and_the_manifest_wins() {
     let vm = &downloads(URLS).manifest.vms[0];
     assert_eq!(vm.run, ["python3"]);
     assert_eq!(vm.env.len(), 2);
-    assert_eq!(vm.user, Some(User::Id { uid: 1000, gid: 1000 }));
+    assert_eq!(vm.user, Some(User::Image { user: "1000".to_owned(), group: None }));
     assert_eq!((vm.ports[0].host, vm.ports[0].guest), (8000, 8000));
     let own = URLS.replace("workload", "run \"sh\"; user \"app\"; port 1; env { A \"own\"; }; workload");
     let vm = &downloads(&own).manifest.vms[0];
@@ -481,4 +481,48 @@ fn a_container_image_gives_the_defaults_and_the_manifest_wins() {
     assert_eq!(vm.env, [("B".to_owned(), "image".to_owned()), ("A".to_owned(), "own".to_owned())]);
     assert_eq!(vm.user, Some(User::Name("app".to_owned())));
     assert_eq!(vm.ports.len(), 1);
+}
+
+#[test]
+fn scripts_are_run_by_a_tool_that_is_pinned_and_part_of_the_images_key() {
+    let scripted = WEB.replace("\"python3-minimal\"", "\"python3-minimal\" scripts=#true");
+    let (plain, mut scripts) = (World::new(WEB), World::new(&scripted));
+    assert!(!plain.plan().steps.iter().any(|step| step.kind == StepKind::FetchTool));
+    scripts.up(|_, key| digest(&key.to_string()));
+    assert!(scripts.plan().steps.iter().all(|step| step.action != Action::Run));
+    scripts.pin(AssetId::Mmdebstrap, "2.0");
+    let plan = scripts.plan();
+    let of = |kind| plan.steps.iter().find(|step| step.kind == kind).unwrap();
+    assert_eq!(of(StepKind::FetchTool).action, Action::Run);
+    assert_eq!(of(StepKind::FetchImage).action, Action::Reuse);
+    assert_eq!(of(StepKind::Image).action, Action::Unknown, "it depends on what the tool becomes");
+}
+
+#[test]
+fn a_snapshot_is_in_no_key() {
+    let mut world = World::new(WEB);
+    world.up(|_, key| digest(&key.to_string()));
+    let (id, mut pins) = {
+        let need = Graph::of(&world.manifest)
+            .nodes
+            .iter()
+            .flat_map(|n| needs(&n.task))
+            .find(|n| n.id.kind() == "image")
+            .unwrap()
+            .id;
+        let pins = world.lock.entry(&need).unwrap().clone();
+        (need, pins)
+    };
+    pins.snapshot = vec![crate::lock::Release {
+        origin: "Debian".into(),
+        suite: "stable".into(),
+        codename: "bookworm".into(),
+        date: "20261121T143000Z".into(),
+        sha256: "0".repeat(64),
+    }];
+    world.lock.set(id.clone(), pins).unwrap();
+    assert_eq!(world.lock.entry(&id).unwrap().snapshot.len(), 1);
+    assert!(
+        world.plan().steps.iter().all(|step| step.action != Action::Run && step.action != Action::Unknown)
+    );
 }

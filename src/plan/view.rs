@@ -66,6 +66,11 @@ pub trait StoreView {
     fn has(&self, object: &ObjectDigest) -> bool;
     /// The last keys and inputs of a VM's steps.
     fn last(&self, vm: &Name) -> Option<Last>;
+    /// Bytes of an object, or of a file in it, that a jail has to copy as it lies on another file system than the
+    /// jails. `None`: it is linked, or not there yet.
+    fn copied(&self, _object: &ObjectDigest, _file: Option<&str>) -> Option<u64> {
+        None
+    }
     /// A workload listing stored earlier.
     fn listing(&self, object: &ObjectDigest) -> Option<Listing>;
 }

@@ -1,14 +1,19 @@
 //! From a VM's settings and its artifacts to what its supervisor is told.
 
 use super::{Outputs, Work, run_config};
+use crate::digest::{FieldHasher, ObjectDigest};
 use crate::error::{Error, Result};
-use crate::manifest::model::{Root, Vm, VmmSource};
+use crate::manifest::model::{Firecracker, FirecrackerFrom, KernelSource, Root, Vm, VmmSource};
 use crate::name::{Name, VmId};
 use crate::net::address;
 use crate::plan::{Desired, Host, Scan, ScannedSource, VmNodes};
+use crate::store::{Action, Store};
 use crate::supervise::{SuperviseSpec, VolumeSpec};
+use crate::vmm::firecracker;
+use crate::vmm::firecracker::version::{Need, Version};
 use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
 use std::path::Path;
+use std::time::Instant;
 
 /// How this boot differs from the manifest's settings.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,7 +34,7 @@ pub fn supervise_spec(
     options: BootOptions,
     work: &Work<'_>,
 ) -> Result<SuperviseSpec> {
-    if matches!(vm.vmm, VmmSource::FirecrackerPath(_)) && !host.root {
+    if matches!(vm.vmm, VmmSource::Firecracker(_)) && !host.root {
         return Err(Error::host(
             "vmm.firecracker-root",
             format!("VM {}: Firecracker's jail needs root", vm.name),
@@ -77,7 +82,7 @@ pub fn supervise_spec(
             kvm: host.kvm,
             kernel: object(nodes.kernel).join("vmlinux"),
             initramfs: object(nodes.initramfs),
-            wordy: false,
+            tuning: vm.tuning.clone(),
             cpus: vm.cpus,
             memory: vm.memory,
             drives,
@@ -108,13 +113,48 @@ fn vmm_binary(vm: &Vm, nodes: &VmNodes, done: &Outputs, work: &Work<'_>) -> Resu
     };
     match (&vm.vmm, nodes.vmm) {
         (VmmSource::QemuPath(path), _) => scanned(path).map(VmmBinary::QemuPath),
-        (VmmSource::FirecrackerPath(dir), _) => {
+        (VmmSource::Firecracker(_), Some(node)) => {
+            let tree = work.store.object_path(&done.outputs[node]);
+            let [firecracker, jailer] = firecracker_programs(&tree);
+            let version = firecracker_version(work.store, &firecracker, done.outputs[node])?;
+            firecracker::version::check(version, &firecracker_needs(vm))?;
+            Ok(VmmBinary::Firecracker { firecracker, jailer })
+        }
+        (VmmSource::Firecracker(Firecracker { from: FirecrackerFrom::Dir(dir), .. }), None) => {
             let [firecracker, jailer] = firecracker_programs(dir);
             Ok(VmmBinary::Firecracker { firecracker: scanned(&firecracker)?, jailer: scanned(&jailer)? })
         }
         (_, Some(node)) => Ok(VmmBinary::QemuTree(work.store.object_path(&done.outputs[node]))),
         (_, None) => Err(Error::bug("a VM without its VMM")),
     }
+}
+
+/// What a version of Firecracker must have to boot `vm`.
+pub fn firecracker_needs(vm: &Vm) -> Vec<Need> {
+    let mut needs = vm.tuning.needs();
+    // A distribution's drivers are modules, which find their devices by ACPI.
+    if matches!(vm.kernel, KernelSource::Debian(_)) {
+        needs.push(Need::Acpi);
+    }
+    needs
+}
+
+/// The version that `program` says it is; `digest` names its bytes, or those of the tree it is in. Asked once for each:
+/// it takes as long as a good part of a boot.
+pub fn firecracker_version(store: &Store, program: &Path, digest: ObjectDigest) -> Result<Version> {
+    const KIND: &str = "firecracker version";
+    let key = FieldHasher::new("firegopher firecracker version v1").field(digest.to_hex()).finish().into();
+    let known = store.action(&key).and_then(|action| store.read(&action.output).ok());
+    if let Some(version) = known.and_then(|bytes| String::from_utf8(bytes).ok()?.parse().ok()) {
+        return Ok(version);
+    }
+    let begin = Instant::now();
+    let version = firecracker::version::of(program)?;
+    let output = store.publish_bytes(version.to_string().as_bytes())?;
+    let inputs = vec![("program".to_owned(), digest.to_string())];
+    let millis = begin.elapsed().as_millis() as u64;
+    store.record(&key, &Action { kind: KIND.to_owned(), output, inputs, millis })?;
+    Ok(version)
 }
 
 /// With root a tap in the project's namespace, else QEMU's restricted user networking.

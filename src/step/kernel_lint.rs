@@ -36,7 +36,7 @@ fn check(vm: &Vm, kernel: &str, tree: &Path) -> Result<Vec<String>> {
     };
     let modules: Vec<String> = KernelInfo::load(tree)?.modules.iter().map(|file| module_name(file)).collect();
     let (machine, vmm) = match vm.vmm {
-        VmmSource::FirecrackerPath(_) => (Machine::Firecracker, "Firecracker"),
+        VmmSource::Firecracker(_) => (Machine::Firecracker, "Firecracker"),
         // By now `vmm "auto"` has been decided for this host.
         VmmSource::Auto | VmmSource::Qemu | VmmSource::QemuPath(_) | VmmSource::AutoFirecracker(_) => {
             (Machine::Qemu, "QEMU")

@@ -41,6 +41,7 @@ pub fn record_last(
                 };
                 last.steps.insert(kind.label().to_owned(), step);
             }
+            last.booted = last.steps.clone();
         }
         if last != before {
             work.store.record_last(work.project, &nodes.vm, &last)?;

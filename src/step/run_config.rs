@@ -22,6 +22,7 @@ pub fn template(vm: &Vm) -> RunConfig {
             None => RunUser::Name("root".to_owned()),
             Some(User::Name(name)) => RunUser::Name(name.clone()),
             Some(User::Id { uid, gid }) => RunUser::Id { uid: *uid, gid: *gid },
+            Some(User::Image { user, group }) => RunUser::Image { user: user.clone(), group: group.clone() },
         },
         hostname: vm.hostname.clone(),
         hosts: Vec::new(),

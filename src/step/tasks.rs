@@ -62,6 +62,13 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             asset::mmdebstrap_tree(&pinned_debs(&node.task, work)?, &out)?;
             store.publish_tree(&out)
         }
+        Task::FetchFirecracker(source, version) => {
+            let temp = store.temp_dir()?;
+            let out = new_dir(temp.path())?;
+            let archive = downloaded(&node.task, source, work)?;
+            asset::firecracker_tree(&archive, source.url(), *version, temp.path(), &out)?;
+            store.publish_tree(&out)
+        }
         Task::FetchImage(source) => {
             let parts = match source {
                 ImageSource::Path { path, keep_modes } => match base(path, *keep_modes, work)? {

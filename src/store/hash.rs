@@ -2,6 +2,7 @@
 
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Result};
+use memmap2::MmapOptions;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use std::fs::File;
@@ -12,14 +13,19 @@ use std::path::Path;
 /// Large enough that BLAKE3 uses its widest lanes and system calls do not count.
 const CHUNK: usize = 256 << 10;
 
+/// From this size on all cores hash a file together.
+const SHARED: u64 = 4 << 20;
+/// As much of a file is mapped at a time.
+const MAPPED: u64 = 64 << 20;
+
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// The digest of a file's contents.
+/// The digest of the contents of a file that nobody writes to: one of the store's own.
 pub fn hash_file(path: &Path) -> Result<ObjectDigest> {
     let operate = || {
         let mut file = File::open(path)?;
         let meta = file.metadata()?;
-        hash_open(&mut file, meta.len(), meta.blocks(), &mut Vec::new())
+        hash_sealed(&mut file, meta.len(), meta.blocks(), &mut Vec::new())
     };
     Ok(operate().or_failed("store.io", || format!("cannot read {}", path.display()))?.1)
 }
@@ -51,6 +57,49 @@ pub(super) fn hash_open(
         }
     }
     Ok((hasher.count(), hasher.finalize().into()))
+}
+
+/// Like [`hash_open`], for a file that is sealed: nobody writes to it or cuts it short meanwhile. A large one is
+/// mapped and hashed by all cores.
+pub(super) fn hash_sealed(
+    file: &mut File,
+    size: u64,
+    blocks: u64,
+    buffer: &mut Vec<u8>,
+) -> io::Result<(u64, ObjectDigest)> {
+    if size < SHARED {
+        return hash_open(file, size, blocks, buffer);
+    }
+    let mut hasher = blake3::Hasher::new();
+    while hasher.count() < size {
+        let at = hasher.count();
+        let (data, end) = data_at(file, at, size)?;
+        feed_zeros(&mut hasher, data - at);
+        let mut from = data;
+        while from < end {
+            let length = (end - from).min(MAPPED);
+            // SAFETY: the file is sealed, in a directory that only its owner enters: it is not cut short while it
+            // is mapped, so every byte of the map is there.
+            let map = unsafe { MmapOptions::new().offset(from).len(length as usize).map(&*file) }?;
+            hasher.update_rayon(&map);
+            from += length;
+        }
+    }
+    Ok((hasher.count(), hasher.finalize().into()))
+}
+
+/// Where the next data at or after `at` begin and end: at `size` both, if there are none.
+fn data_at(file: &File, at: u64, size: u64) -> io::Result<(u64, u64)> {
+    let signed = i64::try_from(at).map_err(io::Error::other)?;
+    let data = match lseek(file, signed, Whence::SeekData) {
+        Ok(data) => data.unsigned_abs().min(size),
+        Err(Errno::ENXIO) => return Ok((size, size)),
+        // Not every file system knows holes.
+        Err(Errno::EINVAL | Errno::ENOTSUP) => return Ok((at, size)),
+        Err(e) => return Err(e.into()),
+    };
+    let end = lseek(file, data.min(i64::MAX as u64) as i64, Whence::SeekHole)?;
+    Ok((data, end.unsigned_abs().min(size)))
 }
 
 /// Hashes up to `size` bytes and leaves the position after them; does nothing where holes cannot be asked for.
@@ -137,14 +186,20 @@ mod tests {
                 file.write_all_at(b"firegopher", offset).unwrap();
                 plain[offset as usize..offset as usize + 10].copy_from_slice(b"firegopher");
             }
-            assert_eq!(hash_file(&path).unwrap(), blake3::hash(&plain).into());
+            let plain: ObjectDigest = blake3::hash(&plain).into();
+            assert_eq!(hash_file(&path).unwrap(), plain);
+            let mut file = File::open(&path).unwrap();
+            let meta = file.metadata().unwrap();
+            let (size, read) = hash_open(&mut file, meta.len(), meta.blocks(), &mut Vec::new()).unwrap();
+            assert_eq!((size, read), (meta.len(), plain));
         }
     }
 
     #[test]
     fn dense_files_of_any_size_hash_as_their_bytes() {
         let dir = tempfile::tempdir().unwrap();
-        for size in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK] {
+        let (shared, mapped) = (SHARED as usize, MAPPED as usize);
+        for size in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, shared - 1, shared, mapped + 4097] {
             let bytes: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
             let path = dir.path().join("dense");
             fs_err::write(&path, &bytes).unwrap();

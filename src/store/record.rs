@@ -29,6 +29,9 @@ pub struct Action {
 pub struct Last {
     /// By step name.
     pub steps: BTreeMap<String, LastStep>,
+    /// The same of the last boot: what a running VM is compared with, whatever was built since.
+    #[serde(default)]
+    pub booted: BTreeMap<String, LastStep>,
 }
 
 /// One step when it last ran.
@@ -63,7 +66,13 @@ impl Store {
 
     /// Records a VM's steps.
     pub fn record_last(&self, project: &Name, vm: &Name, last: &Last) -> Result<()> {
-        self.write_json(&self.last_path(project, vm), last)
+        let path = self.last_path(project, vm);
+        let json = serde_json::to_vec(last).map_err(|e| Error::bug("a record is no JSON").because(e))?;
+        // One command at a time works on a project. Not by way of the store's own directory for unfinished files:
+        // the state of VMs may lie on another file system.
+        create_private_dir(path.parent().expect("invariant: records have a directory"))?;
+        crate::replace::replace(&path, &json)
+            .map_err(|e| write_failed(format_args!("writing {}", path.display()), e))
     }
 
     fn last_path(&self, project: &Name, vm: &Name) -> PathBuf {
@@ -117,7 +126,7 @@ mod tests {
 
         let name = |n| Name::new(n).unwrap();
         let step = LastStep { key, inputs: vec![], output: None, listings: vec![ObjectDigest::new([2; 32])] };
-        let last = Last { steps: BTreeMap::from([("unpack".to_owned(), step)]) };
+        let last = Last { steps: BTreeMap::from([("unpack".to_owned(), step)]), ..Last::default() };
         assert_eq!(s.store.last(&name("p"), &name("web")), None);
         s.store.record_last(&name("p"), &name("web"), &last).unwrap();
         assert_eq!(s.store.last(&name("p"), &name("web")), Some(last));

@@ -1,6 +1,6 @@
 //! The digest of a published tree: BLAKE3 over a canonical, length-prefixed listing of what it holds.
 
-use super::hash::hash_open;
+use super::hash::hash_sealed;
 use crate::digest::{FieldHasher, ObjectDigest};
 use crate::error::{Context, Error, Result};
 use std::fs::File;
@@ -51,8 +51,8 @@ pub(super) fn digest_with(
             let meta = file.metadata().or_failed("store.io", failed)?;
             visit(Visit::File(path, &file, &meta))
                 .map_err(|e| super::write_failed(format_args!("sealing {}", path.display()), e))?;
-            let (size, digest) =
-                hash_open(&mut file, meta.len(), meta.blocks(), &mut buffer).or_failed("store.io", failed)?;
+            let (size, digest) = hash_sealed(&mut file, meta.len(), meta.blocks(), &mut buffer)
+                .or_failed("store.io", failed)?;
             let kind = if meta.mode() & 0o100 != 0 { "executable" } else { "file" };
             hasher.field(kind).field(name).field(size.to_le_bytes()).field(digest.as_bytes());
         } else {

@@ -1,5 +1,6 @@
 //! What the supervisor's process does between its exec and its VM.
 
+use super::guard::Guard;
 use super::host::Host;
 use super::machine::Platform;
 use super::spec::{SuperviseSpec, wipe};
@@ -38,6 +39,18 @@ fn run() -> Result<()> {
     let netns = netns_fd.map(|fd| Netns::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }));
     let spec =
         receive(&mut socket).or_failed("supervise.start", || "no settings arrived on standard input")?;
+    let guard = Guard::start(&spec).or_failed("supervise.start", || "cannot fork a process that waits")?;
+    let result = supervise(spec, netns, netns_fd, socket);
+    guard.dismiss();
+    result
+}
+
+fn supervise(
+    spec: SuperviseSpec,
+    netns: Option<Netns>,
+    netns_fd: Option<RawFd>,
+    mut socket: UnixStream,
+) -> Result<()> {
     let host = Host::new(netns);
     let prepared = match supervisor::prepare(spec, &host, netns_fd) {
         Ok(prepared) => prepared,

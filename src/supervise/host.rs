@@ -69,7 +69,12 @@ impl Platform for Host {
             NetSpec::Tap { guest, .. } => (IpAddr::V4(guest), 30),
             NetSpec::User { .. } => (IpAddr::V4(SLIRP_GUEST), 24),
         };
-        Some(Network { addresses: vec![address], gateways: Vec::new(), mtu: None, neighbours: Vec::new() })
+        Some(Network {
+            addresses: vec![address],
+            gateways: Vec::new(),
+            mtu: spec.vm_spec.tuning.mtu.map(u32::from),
+            neighbours: Vec::new(),
+        })
     }
 
     fn forget(&self, spec: &SuperviseSpec) {

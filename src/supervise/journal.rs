@@ -1,11 +1,10 @@
 //! Owns `journal.json`: every effect on the host that must be undone, written down before it happens.
 
 use super::process::Process;
-use super::state::replace;
 use crate::error::{Context, Error, Result};
 use crate::name::Name;
+use crate::replace;
 use crate::vmm::spec::JailSpec;
-use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -64,18 +63,17 @@ impl Journal {
     /// The journal of a VM's directory; empty if there is none.
     pub fn open(dir: &Path) -> Result<Journal> {
         let path = dir.join(JOURNAL_FILE);
-        let effects = match fs::read(&path) {
-            Ok(text) => {
+        let text =
+            replace::read(&path).or_failed("supervise.journal-read", || "cannot read a VM's journal")?;
+        let effects = match text {
+            Some(text) => {
                 let disk: OnDisk = serde_json::from_slice(&text)
                     .or_failed("supervise.journal-broken", || {
                         format!("{} is not a journal this version can read", path.display())
                     })?;
                 disk.effects
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => {
-                return Err(Error::failed("supervise.journal-read", "cannot read a VM's journal").because(e));
-            }
+            None => Vec::new(),
         };
         Ok(Journal { path, effects })
     }
@@ -136,7 +134,7 @@ impl Journal {
         let disk = OnDisk { version: 1, effects: self.effects.clone() };
         let text =
             serde_json::to_vec(&disk).map_err(|e| Error::bug("a journal does not serialise").because(e))?;
-        replace(&self.path, &text).or_failed("supervise.journal-write", || {
+        replace::replace(&self.path, &text).or_failed("supervise.journal-write", || {
             format!("cannot write {} before an effect", self.path.display())
         })
     }

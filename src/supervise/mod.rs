@@ -9,6 +9,7 @@ mod clock;
 mod console;
 mod describe;
 mod effects;
+pub mod guard;
 mod host;
 mod hub;
 mod journal;

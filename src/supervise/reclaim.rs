@@ -76,7 +76,8 @@ pub fn is_lost(home: &Home, project: &Name, vm: &Name) -> Result<bool> {
     let dir = home.vm(project, vm);
     match State::load(&dir)? {
         Some(state) if state.is_alive() => Ok(false),
-        Some(state) if !state.status.is_final() => Ok(true),
+        // One that ends for good leaves no directory either.
+        Some(state) if state.ephemeral || !state.status.is_final() => Ok(true),
         _ => Ok(!Journal::open(&dir)?.is_empty()),
     }
 }

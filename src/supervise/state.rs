@@ -7,12 +7,11 @@ use crate::digest::{ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
 use crate::manifest::model::Port;
 use crate::name::{Name, VmId};
+use crate::replace;
 use firegopher_protocol::ExitRecord;
-use fs_err as fs;
-use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The format this build writes. Readers accept older ones; of a newer one they use what they understand.
 pub const STATE_VERSION: u32 = 1;
@@ -112,13 +111,8 @@ impl State {
     /// The state in a VM's directory, `None` if there is none.
     pub fn load(dir: &Path) -> Result<Option<State>> {
         let path = dir.join(STATE_FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => {
-                return Err(Error::failed("supervise.state-read", "cannot read a VM's state").because(e));
-            }
-        };
+        let text = replace::read(&path).or_failed("supervise.state-read", || "cannot read a VM's state")?;
+        let Some(text) = text else { return Ok(None) };
         serde_json::from_slice(&text)
             .map(Some)
             .or_failed("supervise.state-broken", || format!("{} is not the state of a VM", path.display()))
@@ -128,7 +122,7 @@ impl State {
     pub fn save(&self, dir: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::bug("a VM's state does not serialise").because(e))?;
-        replace(&dir.join(STATE_FILE), &text)
+        replace::replace(&dir.join(STATE_FILE), &text)
             .or_failed("supervise.state-write", || format!("cannot write the state of VM {}", self.vm))
     }
 
@@ -144,24 +138,6 @@ impl State {
     }
 }
 
-/// Writes a file of mode 0600 beside its name and renames it there. No fsync: a state describes processes, and
-/// those do not outlive a power failure either.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let tmp: PathBuf = path.with_file_name(name);
-    let write = || {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        fs::rename(&tmp, path)
-    };
-    write().inspect_err(|_| {
-        // The error that matters is the first one.
-        let _ = fs::remove_file(&tmp);
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,18 +146,5 @@ mod tests {
     fn a_newer_status_is_unknown_and_no_error() {
         assert_eq!(serde_json::from_str::<Status>("\"running\"").unwrap(), Status::Running);
         assert_eq!(serde_json::from_str::<Status>("\"hibernating\"").unwrap(), Status::Unknown);
-    }
-
-    #[test]
-    fn a_state_is_replaced_whole_and_unreadable_to_others() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(STATE_FILE);
-        for text in [&b"a long first text"[..], b"short"] {
-            replace(&path, text).unwrap();
-            assert_eq!(std::fs::read(&path).unwrap(), text);
-        }
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

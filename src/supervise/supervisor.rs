@@ -75,6 +75,10 @@ pub(super) fn prepare(
     };
     let mut journal = Journal::open(&spec.dir)?;
     journal.undo(|_| true, |e| platform.undo(e))?;
+    if let Some(jail) = spec.vm_spec.jail.clone().filter(|jail| jail.root.exists()) {
+        // After a power failure there may be a jail and no journal.
+        platform.undo(&Effect::Jail { jail })?;
+    }
     let supervisor = Process::current().or_failed("supervise.identity", || "cannot read /proc/self/stat")?;
     let mut state = State {
         version: STATE_VERSION,

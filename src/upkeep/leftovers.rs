@@ -41,6 +41,8 @@ pub fn reclaim(home: &Home, ui: &Ui) -> Result<Vec<Lost>> {
         }
         match supervise::reclaim(home, &project, &vm) {
             Ok(()) => done.push(Lost { project, vm }),
+            // A throw-away VM's own command removes it, too.
+            Err(_) if !supervise::is_lost(home, &project, &vm)? => {}
             Err(e) => ui.warning(&format!("could not clean up after VM {vm} of project {project}: {e}")),
         }
     }

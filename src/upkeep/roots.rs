@@ -41,11 +41,15 @@ pub fn roots(home: &Home, store: &Store) -> Result<Needed> {
 
 /// The newest outputs of a VM.
 fn built(needed: &mut Needed, store: &Store, project: &Name, vm: &Name) {
-    for step in store.last(project, vm).unwrap_or_default().steps.into_values() {
+    let last = store.last(project, vm).unwrap_or_default();
+    // What the last boot's workload was made of is what `plan` compares a running VM with.
+    let mut objects: Vec<_> = last.booted.into_values().flat_map(|step| step.listings).collect();
+    for step in last.steps.into_values() {
         needed.keys.insert(step.key);
-        for object in step.output.into_iter().chain(step.listings) {
-            needed.object(object, User::Built { project: project.clone(), vm: vm.clone() });
-        }
+        objects.extend(step.output.into_iter().chain(step.listings));
+    }
+    for object in objects {
+        needed.object(object, User::Built { project: project.clone(), vm: vm.clone() });
     }
 }
 

@@ -28,7 +28,7 @@ fn project(s: &Scratch, project: &str, vms: &[(&str, u8)]) -> PathBuf {
             output: Some(object(n)),
             listings: vec![object(n + 100)],
         };
-        let last = Last { steps: BTreeMap::from([("unpack".to_owned(), step(*n))]) };
+        let last = Last { steps: BTreeMap::from([("unpack".to_owned(), step(*n))]), ..Last::default() };
         s.store.record_last(&name(project), &name(vm), &last).unwrap();
     }
     let claim = serde_json::json!({"directory": dir.canonicalize().unwrap()});

@@ -10,6 +10,7 @@ mod qemu;
 mod spawn;
 pub mod spec;
 mod tsc;
+pub mod tuning;
 
 pub use monitor::{Death, Ended, Monitor};
 

@@ -1,5 +1,6 @@
 //! What a VMM is told: plain data, made by the jail step and handed to the supervisor.
 
+use super::tuning::Tuning;
 use crate::name::VmId;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -18,9 +19,9 @@ pub struct VmSpec {
     pub kernel: PathBuf,
     /// gzip cpio.
     pub initramfs: PathBuf,
-    /// The guest's kernel tells all it does on the console, which slows the boot.
+    /// How its machine differs from the plain one.
     #[serde(default)]
-    pub wordy: bool,
+    pub tuning: Tuning,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Guest memory in bytes.

@@ -68,6 +68,10 @@ fn an_edited_file_is_named_in_the_plan_and_replaces_the_vm() {
     for untouched in ["fetch-kernel", "fetch-vmm", "fetch-image", "image", "initramfs"] {
         assert_eq!(of(untouched), Some("reuse"), "{untouched}");
     }
+    // A build in between changes nothing about what the running VM differs in.
+    web.ok(&["build"]);
+    let plan = web.run(&["plan", "--detailed-exitcode"]).expect(2).prints("reuse   unpack        www\n");
+    assert!(names_the_file(&plan), "{plan:?}");
     web.up(&["-d"]).says("stopping web to replace it");
     assert_eq!(web.wait_http("/"), two);
     assert_ne!(web.ps("web").unwrap()["vmm_pid"], before);

@@ -235,6 +235,7 @@ fn a_taken_tap_name_is_told_and_left_alone() {
         mac: [2, 0, 0, 0, 0, 1],
         owner: None,
         persist: false,
+        mtu: None,
     };
     let foreign = tap::create(&namespace, &config).unwrap();
     for _ in 0..2 {
@@ -269,16 +270,30 @@ fn a_killed_vmm_is_told_with_the_end_of_its_console() {
     assert_clean(&project);
 }
 
+/// The process that waits for a supervisor's end.
+fn guard_of(supervisor: i32) -> i32 {
+    let path = format!("/proc/{supervisor}/task/{supervisor}/children");
+    let children = fs::read_to_string(path).unwrap();
+    let waits =
+        |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() == "firegopher-wait";
+    children.split_whitespace().find(|pid| waits(pid)).unwrap().parse().unwrap()
+}
+
 #[test]
-fn a_killed_supervisor_takes_its_vm_along_and_the_next_command_cleans_up() {
+fn a_killed_supervisor_takes_its_vm_along_and_all_is_cleaned_up_at_once_or_by_the_next_command() {
     let Some(_guests) = guests(1) else { return };
     let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}"));
-    for next in ["up", "down"] {
+    for (next, guarded) in [("up", true), ("down", true), ("up", false), ("down", false)] {
         project.up(&["-d"]);
         let state = project.state("a");
-        kill9(pid_of(&state, "supervisor"));
-        let row = project.wait_status("a", "lost");
-        assert!(row["detail"].as_str().unwrap().contains("cleans up"), "{row}");
+        let supervisor = pid_of(&state, "supervisor");
+        if !guarded {
+            kill9(guard_of(supervisor));
+        }
+        kill9(supervisor);
+        let (status, word) = if guarded { ("failed", "its supervisor died") } else { ("lost", "cleans up") };
+        let row = project.wait_status("a", status);
+        assert!(row["detail"].as_str().unwrap().contains(word), "{row}");
         let vmm = PathBuf::from(format!("/proc/{}/root", pid_of(&state, "vmm")));
         let begun = Instant::now();
         // A zombie has no root any more.

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bases;
 mod building;
 mod changes;
 mod commands;
@@ -12,6 +13,7 @@ mod faults;
 mod harness;
 mod isolation;
 mod kernels;
+mod oci;
 mod ordinary_user;
 mod refusals;
 mod run;
@@ -21,6 +23,7 @@ mod settings;
 mod signals;
 mod snapshots;
 mod traces;
+mod ubuntu;
 mod upkeep;
 
 #[path = "../support/web.rs"]

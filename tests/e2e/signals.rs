@@ -339,7 +339,7 @@ fn a_closed_terminal_leaves_vms_running() {
     // Once it runs, and while it boots.
     for text in ["a runs", "no hardware-backed KVM"] {
         let (terminal, mut up) = on_terminal(&project, &["up"]);
-        if text != "a runs" && firegopher::project::host().kvm {
+        if text != "a runs" && firegopher::vmm::probe::kvm().is_usable() {
             std::thread::sleep(Duration::from_millis(300));
         } else {
             wait_shown(&terminal, text);

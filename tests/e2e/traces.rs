@@ -1,6 +1,7 @@
 //! What a command may not leave behind, and homes prepared for tests that break things.
 
 use crate::harness::{Project, home};
+use firegopher::home::Home;
 use firegopher::name::{Name, VmId};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,14 +34,10 @@ pub fn assert_clean(project: &Project) {
 
 fn leftovers(project: &Project) -> Vec<String> {
     let mut left = Vec::new();
-    let leases = fs::read_to_string(project.home().join("leases.json")).unwrap_or_default();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     for state in project.state_dirs() {
         left.extend(processes_in(&state).into_iter().map(|pid| format!("process {pid}")));
         let name = state.file_name().unwrap().to_str().unwrap();
-        if leases.contains(&format!("\"{name}\"")) {
-            left.push(format!("uid leases: {leases}"));
-        }
         if mounts.contains(state.to_str().unwrap()) {
             left.push("a mount".to_owned());
         }
@@ -54,10 +51,15 @@ fn leftovers(project: &Project) -> Vec<String> {
                 left.push(journal);
             }
             let vm = vm.file_name().into_string().unwrap();
-            let id = VmId::derive(&Name::new(name).unwrap(), &Name::new(&vm).unwrap());
+            let (of, vm) = (Name::new(name).unwrap(), Name::new(&vm).unwrap());
+            let lease = firegopher::vmm::jail::lease::held(&Home::new(project.home()), &of, &vm);
+            left.extend(lease.map(|uid| format!("the lease of uid {uid}")));
+            let id = VmId::derive(&of, &vm);
             for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-                let group = hierarchy.path().join("firegopher").join(id.as_str());
-                group.exists().then(|| left.push(group.display().to_string()));
+                let groups =
+                    fs::read_dir(hierarchy.path().join("firegopher")).into_iter().flatten().flatten();
+                let ours = groups.filter(|g| g.file_name().to_string_lossy().starts_with(id.as_str()));
+                left.extend(ours.map(|group| group.path().display().to_string()));
             }
         }
     }

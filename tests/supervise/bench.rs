@@ -65,7 +65,7 @@ pub fn bench(vm: &str) -> Option<Bench> {
             kvm: false,
             kernel: artifacts.join("kernel/vmlinux"),
             initramfs: artifacts.join("init.cpio.gz"),
-            wordy: false,
+            tuning: Default::default(),
             cpus: 1,
             memory: 256 << 20,
             drives: vec![
@@ -217,13 +217,13 @@ impl Bench {
         }
         let id = self.spec.vm_spec.id.as_str();
         for controller in ["memory", "pids", "cpu", ""] {
-            for parent in ["firegopher", ""] {
-                let dir = Path::new("/sys/fs/cgroup").join(controller).join(parent).join(id);
-                assert!(!dir.exists(), "{} is left", dir.display());
-            }
+            let parent = Path::new("/sys/fs/cgroup").join(controller).join("firegopher");
+            let groups = std::fs::read_dir(parent).into_iter().flatten().flatten();
+            let left = groups.filter(|g| g.file_name().to_string_lossy().starts_with(id)).count();
+            assert_eq!(left, 0, "a group of {controller} is left");
         }
-        let leases = std::fs::read_to_string(self.home.leases()).unwrap_or_default();
-        assert!(!leases.contains(&format!("{}", self.spec.vm)), "a uid lease is left: {leases}");
+        let lease = firegopher::vmm::jail::lease::held(&self.home, &self.spec.project, &self.spec.vm);
+        assert_eq!(lease, None, "a uid lease is left");
     }
 }
 

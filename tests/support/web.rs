@@ -26,7 +26,7 @@ impl Request {
     }
 
     /// `N` of `Range: bytes=N-`.
-    pub fn range_start(&self) -> Option<usize> {
+    pub fn first_byte(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
 }
@@ -96,7 +96,7 @@ impl Reply {
 
     /// Honours Range, and If-Range against the ETag that was given before.
     pub fn ranged(mut self, request: &Request) -> Reply {
-        let Some(start) = request.range_start() else { return self };
+        let Some(start) = request.first_byte() else { return self };
         let tag = self.headers.iter().find(|(name, _)| name == "etag").map(|(_, tag)| tag.as_str());
         let last = self.headers.iter().find(|(name, _)| name == "last-modified").map(|(_, at)| at.as_str());
         if let Some(condition) = request.header("if-range")

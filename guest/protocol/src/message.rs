@@ -166,6 +166,14 @@ pub enum RunUser {
         /// Numeric group id.
         gid: u32,
     },
+    /// As a container image says it: names or numbers out of its own passwd and group, which must know the names.
+    Image {
+        /// A name or a number.
+        user: String,
+        /// A name or a number; without one the user's own group, and group 0 for a number that passwd lacks.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<String>,
+    },
 }
 
 /// A block device, named by its position on the virtio bus: 0 is vda.

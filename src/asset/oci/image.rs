@@ -19,8 +19,8 @@ pub(super) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json
 /// A manifest, or a choice of several.
 #[derive(Debug)]
 pub(super) enum Manifest {
-    Image(ImageManifest),
-    Index(ImageIndex),
+    Image(Box<ImageManifest>),
+    Index(Box<ImageIndex>),
 }
 
 #[derive(Deserialize)]

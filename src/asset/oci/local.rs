@@ -4,6 +4,7 @@ use super::blob::import;
 use super::docker_archive;
 use super::image::{self, MAX_DOCUMENT, Manifest, invalid};
 use super::source::{Source, blob_path};
+use crate::asset::parallel::parallel;
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
 use crate::lock::OciPin;
@@ -42,12 +43,12 @@ pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<Local
     let temp = store.temp_dir()?;
     let source = Source::open(path, temp.path())?;
     let Found { pin, files } = find(&source, tag)?;
-    let mut layers = Vec::with_capacity(files.len());
-    for (layer, name) in pin.layers.iter().zip(&files) {
+    let pairs: Vec<_> = pin.layers.iter().zip(&files).collect();
+    let layers = parallel(&pairs, |(layer, name)| {
         let lacks = || invalid(&source.shown(), &format!("it lacks the layer {}", layer.digest));
         let opened = source.file(name)?.ok_or_else(lacks)?;
-        layers.push(import(store, layer, opened.reader, path)?);
-    }
+        import(store, layer, opened.reader, path)
+    })?;
     Ok(LocalImage { pin, layers })
 }
 

@@ -165,7 +165,7 @@ async fn download(
                     // It does move: only standing still uses the tries up.
                     tried = 1;
                 }
-                let Some(wait) = trouble.wait(tried) else { return Err(trouble.error) };
+                let Some(wait) = trouble.wait(tried) else { return Err(*trouble.error) };
                 progress.note(&format!("{}; trying again", trouble.error));
                 tokio::time::sleep(wait).await;
             }

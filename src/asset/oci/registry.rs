@@ -141,7 +141,7 @@ impl<'a> Registry<'a> {
                 Ok(bytes) => return Ok(bytes),
                 Err(trouble) => match trouble.wait(tried) {
                     Some(wait) => tokio::time::sleep(wait).await,
-                    None => return Err(trouble.error),
+                    None => return Err(*trouble.error),
                 },
             }
         }

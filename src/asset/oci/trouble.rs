@@ -18,7 +18,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A failed request.
 #[derive(Debug)]
 pub(super) struct Trouble {
-    pub error: Error,
+    /// Boxed: it is as large as all answers together.
+    pub error: Box<Error>,
     /// May pass by itself; the registry may have said when.
     passing: bool,
     wait: Option<Duration>,
@@ -34,11 +35,11 @@ pub(super) enum What {
 
 impl Trouble {
     pub fn lasting(error: Error) -> Self {
-        Trouble { error, passing: false, wait: None }
+        Trouble { error: Box::new(error), passing: false, wait: None }
     }
 
     pub fn passing(error: Error) -> Self {
-        Trouble { error, passing: true, wait: None }
+        Trouble { error: Box::new(error), passing: true, wait: None }
     }
 
     /// How long to wait before try number `tried + 1`, if there is to be one.

@@ -38,13 +38,30 @@ impl Default for Limits {
 #[derive(Debug)]
 pub(crate) struct Account {
     limits: Limits,
+    /// Names with a leading '/' begin at the root of the archive.
+    rooted: bool,
     decompressed: AtomicU64,
     entries: AtomicUsize,
 }
 
 impl Account {
     pub fn new(limits: Limits) -> Self {
-        Account { limits, decompressed: AtomicU64::new(0), entries: AtomicUsize::new(0) }
+        Account { limits, rooted: false, decompressed: AtomicU64::new(0), entries: AtomicUsize::new(0) }
+    }
+
+    /// For layers of container images: some builders write their names from the root on, which every runtime takes
+    /// for the image's root.
+    pub fn rooted(limits: Limits) -> Self {
+        Account { rooted: true, ..Account::new(limits) }
+    }
+
+    /// A name without the '/' that means nothing here.
+    fn name<'a>(&self, raw: &'a [u8]) -> &'a [u8] {
+        match raw.iter().position(|byte| *byte != b'/') {
+            _ if !self.rooted => raw,
+            Some(start) => &raw[start..],
+            None => b"",
+        }
     }
 
     fn decompress(&self, name: &str, bytes: usize) -> Result<()> {
@@ -183,6 +200,27 @@ fn unknown(name: &str, file: &fs::File) -> Error {
             error.help("zip and tar are read, the latter also compressed by gzip, xz, zstd, bzip2 or lz4")
         }
     }
+}
+
+/// Writes those regular files of an archive that `choose` gives a place to; a later one replaces an earlier one.
+pub(crate) fn files(
+    path: &Path,
+    scratch_dir: &Path,
+    mut choose: impl FnMut(&str) -> Option<std::path::PathBuf>,
+) -> Result<()> {
+    for entry in read(path, scratch_dir, (0, 0), Limits::default())? {
+        let EntryKind::Leaf(Kind::File { size, content }) = &entry.kind else { continue };
+        let Some(to) = choose(&entry.path) else { continue };
+        let mut out =
+            fs::File::create(&to).or_failed("asset.write", || "cannot write a file of an archive")?;
+        let copied = content.open(*size).and_then(|mut from| io::copy(&mut from, &mut out));
+        match copied {
+            Ok(bytes) if bytes == *size => {}
+            Ok(_) => return Err(content.mismatch(&entry.path, None)),
+            Err(e) => return Err(content.mismatch(&entry.path, Some(e))),
+        }
+    }
+    Ok(())
 }
 
 /// A nameless temporary file that decompressed tars are appended to.

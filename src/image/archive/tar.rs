@@ -34,7 +34,8 @@ struct Window<'a> {
 }
 
 impl Window<'_> {
-    const SIZE: usize = 64 << 10;
+    /// A header and the small files behind it; whatever is larger is not read here at all.
+    const SIZE: usize = 4 << 10;
 
     /// The `length` bytes at `at`, or fewer at the end of the file.
     fn get(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {
@@ -130,7 +131,7 @@ pub(super) fn read(
             continue;
         }
         let extensions = next.take().unwrap_or_else(|| global.clone());
-        let entry = member(&header, extensions, name, size, || Content::Slice {
+        let entry = member(&header, extensions, name, account, size, || Content::Slice {
             file: Arc::clone(&file),
             offset: data,
         })?;
@@ -149,12 +150,13 @@ fn member(
     header: &Header,
     said: Extensions,
     archive: &str,
+    account: &Account,
     size: u64,
     content: impl FnOnce() -> Content,
 ) -> Result<Option<Entry>> {
     let number = |e: io::Error| damaged(archive, "a header field is no number").because(e);
     let raw = said.path.unwrap_or_else(|| header.path_bytes().into_owned());
-    let path = path::clean(archive, &raw)?;
+    let path = path::clean(archive, account.name(&raw))?;
     let link =
         || said.link.clone().or_else(|| header.link_name_bytes().map(|b| b.into_owned())).unwrap_or_default();
     let device = || -> Result<(u32, u32)> {
@@ -184,7 +186,7 @@ fn member(
         EntryType::Regular | EntryType::Continuous if raw.ends_with(b"/") => EntryKind::Dir,
         EntryType::Regular | EntryType::Continuous => file(size, content()),
         EntryType::Directory => EntryKind::Dir,
-        EntryType::Link => EntryKind::HardLink(path::clean_hard_link(archive, &path, &link())?),
+        EntryType::Link => EntryKind::HardLink(path::clean_hard_link(archive, &path, account.name(&link()))?),
         EntryType::Symlink => EntryKind::Leaf(Kind::Symlink(path::symlink_text(archive, &path, &link())?)),
         EntryType::Char => match device()? {
             // overlayfs takes such a device for a deletion (Documentation/filesystems/overlayfs.rst, whiteouts).

@@ -7,6 +7,11 @@ use std::io::Read as _;
 
 /// A Debian package out of a control text, a script and a data tar.
 fn package(bench: &Bench, name: &str, postinst: &str, data: Tar) -> PathBuf {
+    package_of(bench, name, postinst, data.end())
+}
+
+/// The same, out of a finished data tar.
+pub(super) fn package_of(bench: &Bench, name: &str, postinst: &str, data: Vec<u8>) -> PathBuf {
     let control = Tar::default()
         .file("./control", format!("Package: {name}\nVersion: 1\n").as_bytes())
         .file("./postinst", postinst.as_bytes());
@@ -14,7 +19,7 @@ fn package(bench: &Bench, name: &str, postinst: &str, data: Tar) -> PathBuf {
     let members = [
         ("debian-binary", b"2.0\n".to_vec()),
         ("control.tar.zst", zstd::encode_all(&control.end()[..], 1).unwrap()),
-        ("data.tar", data.end()),
+        ("data.tar", data),
     ];
     for (name, bytes) in members {
         ar.extend_from_slice(

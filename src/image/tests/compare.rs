@@ -28,7 +28,8 @@ pub(crate) fn of_image(path: &Path) -> Lines {
         if inode.file_type() == FileType::Dir {
             for entry in fs.read_dir(number).unwrap() {
                 let name = String::from_utf8(entry.name).unwrap();
-                if !matches!(name.as_str(), "." | "..") && !(path.is_empty() && name == "lost+found") {
+                let own = matches!(name.as_str(), "." | "..") || (path.is_empty() && name == "lost+found");
+                if !own {
                     pending.push((entry.inode, join(&path, &name)));
                 }
             }

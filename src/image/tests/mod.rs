@@ -3,11 +3,14 @@
 mod archives;
 mod bases;
 pub(crate) mod compare;
+mod corpus;
 mod foreign;
 mod kernels;
 mod layers;
 mod members;
 mod oci;
+mod oracle;
+mod ownership;
 mod random;
 
 use super::index::Index;
@@ -115,7 +118,7 @@ pub(super) fn tool(name: &str) -> Option<PathBuf> {
 
 /// Makes tars byte by byte: what the `tar` crate would refuse to write is the point.
 #[derive(Default)]
-pub(super) struct Tar(pub Vec<u8>);
+pub(crate) struct Tar(pub Vec<u8>);
 
 impl Tar {
     /// A member with every field given; `size` is what the header declares.

@@ -142,6 +142,10 @@ fn pins_of_a_lock_file_keep_what_was_fetched_for_them_and_for_nothing_else() {
     deb(&depot, "dash", sha("a"));
     deb(&depot, "bash", sha("b"));
     deb(&depot, "gone", sha("c"));
+    // An address that looks like a digest is none.
+    let file = depot.s.store.publish_bytes(b"file").unwrap();
+    let url = format!("https://example.org/{}", sha("d"));
+    depot.record("url", "url", file, vec![("url".into(), url), ("sha256".into(), sha("b"))], 40);
     // An image of another project, half of whose packages are pinned here.
     let other = depot.s.store.publish_bytes(b"[]").unwrap();
     let inputs = vec![("dash".into(), format!("1 {}", sha("a"))), ("gone".into(), format!("1 {}", sha("c")))];

@@ -4,7 +4,7 @@
 //! killed at, objects/ holds whole objects only. Since the name is the digest, publishing twice is no conflict.
 
 use super::dirs::sync_dir;
-use super::hash::{hash_file, hash_open};
+use super::hash::{hash_file, hash_sealed};
 use super::temp::remove_tree;
 use super::tree::{Visit, digest_with, tree_digest};
 use super::uses::touch;
@@ -17,6 +17,7 @@ use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const SEALED: u32 = 0o444;
 const SEALED_EXECUTABLE: u32 = 0o555;
@@ -77,7 +78,7 @@ impl Store {
             // Sealed before it is hashed: what is hashed is what stays.
             let mode = if executable { SEALED_EXECUTABLE } else { SEALED };
             file.set_permissions(Permissions::from_mode(mode))?;
-            let (_, digest) = hash_open(&mut file, meta.len(), meta.blocks(), &mut Vec::new())?;
+            let (_, digest) = hash_sealed(&mut file, meta.len(), meta.blocks(), &mut Vec::new())?;
             if !self.has(&digest) {
                 // Not fdatasync, which may leave out the mode.
                 file.sync_all()?;
@@ -130,11 +131,7 @@ impl Store {
             }
         })?;
         if !self.has(&digest) {
-            for path in sealed {
-                File::open(&path)
-                    .and_then(|file| file.sync_all())
-                    .map_err(|e| write_failed(format_args!("syncing {}", path.display()), e))?;
-            }
+            sync_together(&sealed)?;
         }
         self.install(dir, &digest)?;
         Ok(digest)
@@ -205,6 +202,28 @@ impl Store {
         all.sort_unstable();
         Ok(all)
     }
+}
+
+/// Syncs files and directories several at a time: what is asked for together shares the journal's commits.
+fn sync_together(paths: &[PathBuf]) -> Result<()> {
+    const WORKERS: usize = 8;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+            File::open(path)
+                .and_then(|file| file.sync_all())
+                .map_err(|e| write_failed(format_args!("syncing {}", path.display()), e))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..WORKERS.min(paths.len())).map(|_| scope.spawn(work)).collect();
+        let done = work();
+        others.into_iter().fold(done, |done, other| {
+            let other = other.join().unwrap_or_else(|_| Err(Error::bug("syncing panicked")));
+            done.and(other)
+        })
+    })
 }
 
 fn missing(digest: &ObjectDigest) -> Error {

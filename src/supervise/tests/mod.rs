@@ -39,7 +39,7 @@ pub fn spec(dir: &Path) -> SuperviseSpec {
             kvm: false,
             kernel: "/nonexistent".into(),
             initramfs: "/nonexistent".into(),
-            wordy: false,
+            tuning: Default::default(),
             cpus: 1,
             memory: 256 << 20,
             drives: Vec::new(),

@@ -2,6 +2,7 @@
 
 use super::stage::{API_SOCKET, CONFIG, LOG};
 use crate::error::{Context, Error, Result};
+use crate::vmm::jail::name_of;
 use crate::vmm::monitor::reap;
 use crate::vmm::spawn::{Spawn, Spawned, spawn};
 use crate::vmm::spec::{JailSpec, VmSpec};
@@ -43,7 +44,7 @@ impl Order<'_> {
             argv.push(flag.into());
             argv.push(value.as_ref().to_owned());
         };
-        arg("--id", &self.spec.id.as_str());
+        arg("--id", &name_of(&self.spec.id, self.jail));
         arg("--exec-file", &self.firecracker);
         arg("--uid", &self.jail.uid.to_string());
         arg("--gid", &self.jail.gid.to_string());

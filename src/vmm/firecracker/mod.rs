@@ -23,8 +23,10 @@ pub use programs::{inspect, usable};
 pub use trial::{Trial, trial};
 
 use super::jail::cgroup::{self, Limits};
+use super::jail::name_of;
 use super::monitor::{Monitor, ProcessMonitor};
 use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
+use super::tuning::Console;
 use super::{Control, Launched, Serial, Timings, Vmm};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
@@ -60,7 +62,8 @@ impl Vmm for Firecracker {
                 .help("run as root, or write `vmm \"auto\"`: QEMU runs as you")
         })?;
         inspect(firecracker, jailer)?;
-        kvm_opens()?;
+        kvm_opens(Path::new("/dev/kvm"))?;
+        spec.tuning.check_host(spec.memory)?;
         let mut timings = Timings::default();
 
         let start = Instant::now();
@@ -70,7 +73,7 @@ impl Vmm for Firecracker {
             // One more for emulated devices and the API.
             cpu_percent: u64::from(spec.cpus + 1) * 100,
         };
-        let mut groups = cgroup::create(spec.id.as_str(), limits, &cgroup::journal(&jail.root))?;
+        let mut groups = cgroup::create(&name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
         let cgroups = groups.hand_to_jailer();
         let mut warnings = std::mem::take(&mut groups.warnings);
         let mut staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
@@ -85,7 +88,7 @@ impl Vmm for Firecracker {
             log: None,
             metrics: None,
         };
-        let config = config::config(spec, &paths, &kernel_args::build(spec.wordy))?;
+        let config = config::config(spec, &paths, &kernel_args::build(spec.tuning.console == Console::All))?;
         stage::write_config(&staged.root, &config.to_json())?;
         timings.jail = start.elapsed();
 
@@ -136,8 +139,8 @@ impl Vmm for Firecracker {
 }
 
 /// Told before anything is staged: Firecracker itself would say it last.
-fn kvm_opens() -> Result<()> {
-    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+fn kvm_opens(device: &Path) -> Result<()> {
+    match OpenOptions::new().read(true).write(true).open(device) {
         Ok(_) => Ok(()),
         Err(e) => {
             let help = match e.kind() {
@@ -167,6 +170,7 @@ fn make_tap(spec: &VmSpec, jail: &JailSpec, net: Option<&Netns>) -> Result<()> {
         mac: *mac,
         owner: Some(jail.uid),
         persist: true,
+        mtu: spec.tuning.mtu,
     };
     tap::create(ns, &config).map(drop)
 }

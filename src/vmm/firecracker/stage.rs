@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::vmm::jail::link::{Place, place};
+use crate::vmm::jail::name_of;
 use crate::vmm::spec::{JailSpec, VmSpec};
 use fs_err as fs;
 use nix::fcntl::{OFlag, open, openat};
@@ -50,7 +51,7 @@ pub(super) fn root_of(base: &Path, program: &Path, id: &str) -> PathBuf {
 pub(super) fn stage(spec: &VmSpec, jail: &JailSpec, program: &Path, control_port: u32) -> Result<Staged> {
     let fail = || format!("cannot make the jail {}", jail.root.display());
     safe_parents(&jail.root)?;
-    let root = root_of(&jail.root, program, spec.id.as_str());
+    let root = root_of(&jail.root, program, &name_of(&spec.id, jail));
     let levels = [Some(jail.root.as_path()), root.ancestors().nth(2), root.parent(), Some(&root)];
     for dir in levels.into_iter().flatten() {
         std::fs::DirBuilder::new().mode(0o700).create(dir).or_failed("jail.make", fail)?;

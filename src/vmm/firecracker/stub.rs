@@ -19,6 +19,8 @@ pub enum Stub {
     Halt,
     /// Writes `x` to the serial console for ever.
     Flood,
+    /// Prints its command line, then every byte that its keyboard sends, and resets after Delete.
+    Keys,
 }
 
 /// Prints the command line and a line feed.
@@ -52,6 +54,17 @@ const FLOOD: &[u8] = &[
     0xeb, 0xfd, //                         jmp again
 ];
 
+const KEYS: &[u8] = &[
+    0xe4, 0x64, //                  wait:  in al, 0x64: the keyboard controller's status
+    0xa8, 0x01, //                         test al, 1: it has a byte
+    0x74, 0xfa, //                         jz wait
+    0xe4, 0x60, //                         in al, 0x60
+    0x66, 0xba, 0xf8, 0x03, //             mov dx, 0x3f8: COM1
+    0xee, //                               out dx, al
+    0x3c, 0x71, //                         cmp al, 0x71: the last byte of Delete in scan code set 2
+    0x75, 0xef, //                         jne wait
+];
+
 impl Stub {
     /// The kernel's bytes.
     pub fn elf(self) -> Vec<u8> {
@@ -59,6 +72,7 @@ impl Stub {
             Stub::Reset => &[ECHO, RESET, HALT],
             Stub::Halt => &[ECHO, HALT],
             Stub::Flood => &[FLOOD],
+            Stub::Keys => &[ECHO, KEYS, RESET, HALT],
         };
         wrap(&parts.concat())
     }
@@ -100,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_stub_is_an_elf_with_one_segment_at_its_entry() {
-        for stub in [Stub::Reset, Stub::Halt, Stub::Flood] {
+        for stub in [Stub::Reset, Stub::Halt, Stub::Flood, Stub::Keys] {
             let bytes = stub.elf();
             let file = elf::ElfBytes::<elf::endian::LittleEndian>::minimal_parse(&bytes).unwrap();
             let segments = file.segments().unwrap();

@@ -66,7 +66,7 @@ fn vm_of(programs: [PathBuf; 2], tag: &str, kernel: &[u8]) -> Vm {
         kvm: true,
         kernel: put("kernel", kernel),
         initramfs: put("initramfs", &[0; 512]),
-        wordy: false,
+        tuning: Default::default(),
         cpus: 1,
         memory: 128 << 20,
         drives: vec![drive("base", true), drive("scratch", false)],
@@ -123,7 +123,7 @@ impl Vm {
 
     fn inside(&self) -> PathBuf {
         let VmmBinary::Firecracker { firecracker, .. } = &self.spec.vmm else { unreachable!() };
-        stage::root_of(&self.jail().root, firecracker, self.spec.id.as_str())
+        stage::root_of(&self.jail().root, firecracker, &jail::name_of(&self.spec.id, self.jail()))
     }
 
     /// Cleans up and looks for what a VM could leave.
@@ -136,8 +136,10 @@ impl Vm {
         );
         assert_eq!(processes_of(self.jail().uid), Vec::<i32>::new());
         for controller in ["memory", "pids", "cpu", "."] {
-            let group =
-                Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(self.spec.id.as_str());
+            let group = Path::new("/sys/fs/cgroup")
+                .join(controller)
+                .join("firegopher")
+                .join(jail::name_of(&self.spec.id, self.jail()));
             assert!(!group.exists(), "{} is left", group.display());
         }
     }
@@ -222,7 +224,7 @@ fn a_jailed_vmm_has_nothing_but_its_jail_and_stays_up_until_it_is_killed() {
     let groups = fs::read_to_string(proc.join("cgroup")).unwrap();
     for controller in ["memory", "pids", "cpu"] {
         let inside = groups.lines().any(|l| {
-            l.ends_with(&format!("/firegopher/{}", vm.spec.id.as_str()))
+            l.ends_with(&format!("/firegopher/{}", jail::name_of(&vm.spec.id, vm.jail())))
                 && (l.contains(&format!(":{controller}")) || l.starts_with("0::"))
         });
         assert!(inside || launched.warnings.iter().any(|w| w.contains(controller)), "{controller}: {groups}");
@@ -397,7 +399,7 @@ fn what_a_killed_supervisor_leaves_is_found_and_ended() {
         let launched = vm.launch(None);
         heard(&launched);
         let (uid, root) = (vm.jail().uid, vm.jail().root.display());
-        println!("vmm {} {uid} {root} {}", launched.pid, vm.spec.id.as_str());
+        println!("vmm {} {uid} {root} {}", launched.pid, jail::name_of(&vm.spec.id, vm.jail()));
         std::thread::sleep(PATIENCE);
         return;
     }
@@ -431,10 +433,14 @@ fn what_a_killed_supervisor_leaves_is_found_and_ended() {
     jail::clean(&jail).unwrap();
     assert_eq!(processes_of(uid), Vec::<i32>::new());
     assert!(!root.exists());
+    // Nobody knows its groups any more; they can go once its last process has been torn down.
     for controller in ["memory", "pids", "cpu", "."] {
-        let _ = std::fs::remove_dir(
-            Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(fields[3]),
-        );
+        let group = Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(fields[3]);
+        let begin = Instant::now();
+        while group.exists() && std::fs::remove_dir(&group).is_err() {
+            assert!(begin.elapsed() < PATIENCE, "{} cannot be removed", group.display());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -473,4 +479,58 @@ fn a_trial_proves_the_host_and_leaves_nothing() {
     let trial = trial(firecracker.parent().unwrap(), dir.path(), 1_969_000_000).unwrap();
     println!("{trial:?}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Kills the first child that the thread `tid` of this process has; says whether there was one.
+fn kill_a_child_of(tid: i32, until: Instant) -> bool {
+    while Instant::now() < until {
+        let children = std::fs::read_to_string(format!("/proc/self/task/{tid}/children")).unwrap_or_default();
+        if let Some(pid) = children.split_whitespace().next() {
+            let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+            return nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).is_ok();
+        }
+    }
+    false
+}
+
+#[test]
+fn a_jailer_killed_at_any_moment_leaves_nothing() {
+    let mut killed = 0;
+    for (n, pause) in [0, 1, 2, 4, 6, 8, 10, 12, 15, 20].into_iter().enumerate() {
+        let Some(vm) = vm(&format!("killed{n}"), &Stub::Halt.elf()) else { return };
+        let error = std::thread::scope(|scope| {
+            let tid = nix::unistd::gettid().as_raw();
+            let killer = scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(pause));
+                kill_a_child_of(tid, Instant::now() + Duration::from_secs(5))
+            });
+            // Dropped at once if it came up after all: that ends it.
+            let error = backend(&vm.spec).launch(&vm.spec, None).err();
+            killer.join().unwrap();
+            error
+        });
+        if let Some(error) = &error {
+            assert_eq!(error.code(), "vmm.jailer", "{error}");
+            killed += 1;
+        }
+        vm.clean();
+    }
+    println!("{killed} of 10 jailers were killed at work");
+}
+
+#[test]
+fn seccomp_is_never_switched_off() {
+    let Some(vm) = vm("filters", &Stub::Halt.elf()) else { return };
+    let launched = vm.launch(None);
+    heard(&launched);
+    let proc = PathBuf::from(format!("/proc/{}", launched.pid));
+    let words = fs::read_to_string(proc.join("cmdline")).unwrap();
+    assert!(words.contains("--config-file") && !words.contains("seccomp"), "{words:?}");
+    // Every thread, the API's and the vCPU's included.
+    for thread in fs::read_dir(proc.join("task")).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let name = status.lines().next().unwrap().to_owned();
+        assert!(status.contains("Seccomp:\t2"), "{name} has no filter");
+        println!("{name}: filtered");
+    }
 }

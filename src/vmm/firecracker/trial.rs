@@ -38,7 +38,7 @@ pub fn trial(dir: &Path, scratch: &Path, uid: u32) -> Result<Trial> {
         kvm: true,
         kernel: base.join("kernel"),
         initramfs: base.join("initramfs"),
-        wordy: false,
+        tuning: Default::default(),
         cpus: 1,
         memory: 128 << 20,
         drives: Vec::new(),

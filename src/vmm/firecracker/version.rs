@@ -105,6 +105,21 @@ pub fn check(version: Version, needs: &[Need]) -> Result<()> {
     .help(format!("use Firecracker {major}.{minor}.0 or newer")))
 }
 
+/// Refuses a program that says another version than the manifest. `shown` names it.
+///
+/// # Errors
+/// `vmm.firecracker-version`.
+pub fn check_declared(said: Version, declared: Option<Version>, shown: &str) -> Result<()> {
+    match declared {
+        Some(declared) if declared != said => Err(Error::usage(
+            "vmm.firecracker-version",
+            format!("the manifest says Firecracker {declared}, but {shown} is {said}"),
+        )
+        .help(format!("write version=\"{said}\", or name the other release"))),
+        _ => Ok(()),
+    }
+}
+
 /// Asks `binary` for its version.
 ///
 /// # Errors

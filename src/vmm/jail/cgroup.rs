@@ -172,6 +172,14 @@ pub fn remove(journal: &Path) -> Result<()> {
     fs::remove_file(journal).or_failed("cgroup.journal", || "cannot remove the record of the VM's cgroups")
 }
 
+/// In which version of cgroups each controller is found, for people: `memory by v1`.
+pub fn versions() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let limits = Limits { memory: 0, pids: 0, cpu_percent: 0 };
+    let plans = plan(&mounts, "", limits, &mut Vec::new());
+    plans.iter().map(|p| format!("{} by v{}", p.controller, if p.v2 { 2 } else { 1 })).collect()
+}
+
 /// Decides, controller by controller, where its group goes. A controller lives in one hierarchy at a time.
 fn plan(mounts: &str, id: &str, limits: Limits, warnings: &mut Vec<String>) -> Vec<Plan> {
     let quota = limits.cpu_percent * PERIOD / 100;

@@ -11,6 +11,7 @@ pub use remove::remove_tree;
 
 use super::spec::{JailSpec, VmSpec, VmmBinary};
 use crate::error::{Context, Error, Result};
+use crate::name::VmId;
 use fs_err as fs;
 use link::Place;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -69,6 +70,12 @@ pub(crate) fn stage(spec: &VmSpec, jail: &JailSpec) -> Result<Staged> {
         drives.push(Path::new("/").join(inside));
     }
     Ok(Staged { kernel: "/kernel".into(), initramfs: "/initramfs".into(), drives })
+}
+
+/// What a VM's cgroups and the jailer's directory are called. Two homes may hold the same project; a uid is one VM's
+/// on the whole host.
+pub(in crate::vmm) fn name_of(id: &VmId, jail: &JailSpec) -> String {
+    format!("{}-{}", id.as_str(), jail.uid)
 }
 
 /// Removes what a boot of `spec` staged: its cgroups and its directory, and whatever still runs in them. What is

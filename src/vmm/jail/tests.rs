@@ -32,7 +32,7 @@ fn fixture(dir: &Path) -> (VmSpec, JailSpec) {
         kvm: false,
         kernel: dir.join("kernel"),
         initramfs: dir.join("initramfs"),
-        wordy: false,
+        tuning: Default::default(),
         cpus: 1,
         memory: 256 << 20,
         drives: vec![drive("base", true), drive("scratch", false)],

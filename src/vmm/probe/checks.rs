@@ -45,11 +45,11 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(name: &'static str, status: Status, detail: impl Into<String>) -> Check {
+    pub(super) fn new(name: &'static str, status: Status, detail: impl Into<String>) -> Check {
         Check { name, status, detail: detail.into(), help: None }
     }
 
-    fn help(mut self, help: impl Into<String>) -> Check {
+    pub(super) fn help(mut self, help: impl Into<String>) -> Check {
         self.help = Some(help.into());
         self
     }
@@ -61,10 +61,11 @@ pub fn checks(home: &Home, firecracker: Option<&Path>) -> Vec<Check> {
     let root = nix::unistd::geteuid().is_root();
     let mut all = vec![architecture(), user(root), check_kvm(), tsc(), apt(), disk(home), memory()];
     if root {
-        all.extend([network(), jail(home), uids(home), cgroups()]);
+        all.extend([network(), jail(home), uids(), cgroups()]);
     }
     all.extend(firecracker.map(|dir| check_firecracker(home, dir, root)));
-    all.extend([ports(root), swap(), smt(), ksm(), mitigations()]);
+    all.push(ports(root));
+    all.extend(super::guide::checks(Path::new("/")));
     all
 }
 
@@ -159,6 +160,7 @@ fn network() -> Check {
         mac: [2, 0, 172, 19, 0, 2],
         owner: None,
         persist: false,
+        mtu: None,
     };
     match Netns::create().and_then(|ns| tap::create(&ns, &config)) {
         Ok(_) => Check::new("network", Status::Ok, "a namespace and a tap in it were made"),
@@ -180,12 +182,22 @@ fn jail(home: &Home) -> Check {
     let outcome = attempt();
     let removed = remove_tree(&dir);
     match (outcome, removed) {
+        (Ok(()), Ok(())) if no_exec(existing) => {
+            let text = format!("{} is mounted noexec: no VMM runs from a jail there", existing.display());
+            Check::new("jail", Status::Missing, text)
+                .help("remount it with exec, or set FIREGOPHER_HOME to another file system")
+        }
         (Ok(()), Ok(())) => {
             Check::new("jail", Status::Ok, format!("device nodes work at {}", existing.display()))
         }
         (Err(e), _) => failed("jail", &e).help("FIREGOPHER_HOME must not be on a file system mounted nodev"),
         (_, Err(e)) => failed("jail", &e),
     }
+}
+
+fn no_exec(dir: &Path) -> bool {
+    let flags = nix::sys::statvfs::statvfs(dir).map(|stat| stat.flags());
+    flags.is_ok_and(|flags| flags.contains(nix::sys::statvfs::FsFlags::ST_NOEXEC))
 }
 
 fn cgroups() -> Check {
@@ -196,7 +208,8 @@ fn cgroups() -> Check {
     let removed = cgroup::remove(&journal);
     match (made, removed) {
         (Ok(groups), Ok(())) if groups.warnings.is_empty() => {
-            Check::new("cgroups", Status::Ok, "memory, pids and cpu can be limited")
+            let versions = cgroup::versions().join(", ");
+            Check::new("cgroups", Status::Ok, format!("memory, pids and cpu can be limited ({versions})"))
         }
         (Ok(groups), Ok(())) => Check::new("cgroups", Status::Warn, groups.warnings.join("; "))
             .help("VMs run without these limits; enable the controllers to have them"),
@@ -204,8 +217,8 @@ fn cgroups() -> Check {
     }
 }
 
-fn uids(home: &Home) -> Check {
-    match lease::free(home) {
+fn uids() -> Check {
+    match lease::free() {
         Ok(uid) => Check::new("uids", Status::Ok, format!("each jail gets a uid of its own, such as {uid}")),
         Err(e) => failed("uids", &e)
             .help("ids from 1900000000 on are given to others: see /etc/subuid, /etc/passwd"),
@@ -220,7 +233,7 @@ fn check_firecracker(home: &Home, dir: &Path, root: bool) -> Check {
             .help("run `firegopher doctor` as root");
     }
     let existing = home.root().ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-    let trial = lease::free(home).and_then(|uid| firecracker::trial(dir, existing, uid));
+    let trial = lease::free().and_then(|uid| firecracker::trial(dir, existing, uid));
     match trial {
         Ok(trial) => {
             let took = trial.took.as_millis();
@@ -246,64 +259,12 @@ fn check_firecracker(home: &Home, dir: &Path, root: bool) -> Check {
     }
 }
 
-fn ksm() -> Check {
-    match fs::read_to_string("/sys/kernel/mm/ksm/run").as_deref().map(str::trim) {
-        Ok("1") => {
-            Check::new("ksm", Status::Warn, "on: guests can learn of each other's memory by its timing")
-                .help("echo 2 > /sys/kernel/mm/ksm/run")
-        }
-        Ok(_) => Check::new("ksm", Status::Ok, "off: no memory is shared between guests"),
-        Err(_) => Check::new("ksm", Status::Ok, "not in this kernel"),
-    }
-}
-
-/// What the kernel says of the CPU's known faults.
-fn mitigations() -> Check {
-    let mut open: Vec<String> = Vec::new();
-    for entry in fs::read_dir("/sys/devices/system/cpu/vulnerabilities").into_iter().flatten().flatten() {
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        if text.starts_with("Vulnerable") {
-            open.push(entry.file_name().to_string_lossy().into_owned());
-        }
-    }
-    open.sort();
-    if open.is_empty() {
-        return Check::new("mitigations", Status::Ok, "no fault of the CPU is known and open");
-    }
-    Check::new("mitigations", Status::Warn, format!("open faults of the CPU: {}", open.join(", ")))
-        .help("update microcode and kernel, and boot without mitigations=off, where guests are not trusted")
-}
-
 fn ports(root: bool) -> Check {
     let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     match TcpListener::bind((Ipv4Addr::LOCALHOST, 0)) {
         Ok(_) if root => Check::new("ports", Status::Ok, "any port can be published"),
         Ok(_) => Check::new("ports", Status::Ok, format!("ports from {} on can be published", first.trim())),
         Err(e) => failed("ports", &e),
-    }
-}
-
-fn swap() -> Check {
-    // The first line is a heading.
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1).count();
-    if swaps == 0 {
-        Check::new("swap", Status::Ok, "off: no guest memory reaches a disk")
-    } else {
-        Check::new("swap", Status::Warn, "on: guest memory, secrets included, may be written to disk")
-            .help("encrypt it or turn it off if your guests hold secrets")
-    }
-}
-
-fn smt() -> Check {
-    match fs::read_to_string("/sys/devices/system/cpu/smt/active").as_deref().map(str::trim) {
-        Ok("1") => Check::new(
-            "smt",
-            Status::Warn,
-            "on: guests share cores with others, and what leaks between threads",
-        )
-        .help("turn it off (nosmt) where guests of different owners run"),
-        Ok("0") => Check::new("smt", Status::Ok, "off"),
-        _ => Check::new("smt", Status::Ok, "not told by this kernel"),
     }
 }
 

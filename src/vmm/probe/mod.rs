@@ -1,6 +1,7 @@
 //! Finds out what this host can do, by doing it.
 
 mod checks;
+mod guide;
 mod kvm;
 
 pub use checks::{Check, Status, checks};

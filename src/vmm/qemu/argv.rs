@@ -4,6 +4,7 @@ use super::CommandLine;
 use crate::error::{Error, Result};
 use crate::vmm::jail::Staged;
 use crate::vmm::spec::{NetSpec, VmSpec, VmmBinary};
+use crate::vmm::tuning::HugePages;
 use firegopher_protocol::PORT_NAME;
 use serde_json::json;
 use std::ffi::OsString;
@@ -52,10 +53,16 @@ pub(super) fn build(
     arg("-sandbox", &SANDBOX);
     let accel = if spec.kvm { "kvm" } else { "tcg" };
     // ACPI announces the virtio devices; without it, or without the timers, kernels stall for seconds.
-    arg(
-        "-machine",
-        &format!("microvm,accel={accel},acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,auto-kernel-cmdline=off"),
-    );
+    let mut machine =
+        format!("microvm,accel={accel},acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,auto-kernel-cmdline=off");
+    // Transparent ones QEMU asks for by itself.
+    if spec.tuning.huge_pages == Some(HugePages::Reserved) {
+        // A file of hugetlbfs without its mount: nothing to reach from a jail. It fails at once if pages lack.
+        let ram = json!({"qom-type": "memory-backend-memfd", "id": "ram", "size": spec.memory, "hugetlb": true, "hugetlbsize": 2 << 20});
+        arg("-object", &ram.to_string());
+        machine += ",memory-backend=ram";
+    }
+    arg("-machine", &machine);
     if let Some(firmware) = firmware(&spec.vmm) {
         arg("-bios", &firmware);
     }
@@ -82,8 +89,20 @@ pub(super) fn build(
         let file = json!({"driver": "file", "filename": path, "read-only": drive.read_only, "locking": "on"});
         let node = json!({"driver": "raw", "node-name": format!("drive{n}"), "read-only": drive.read_only, "file": file});
         arg("-blockdev", &node.to_string());
+        let mut top = format!("drive{n}");
+        let rate = spec.tuning.of_drive(&drive.role);
+        if rate.is_limit() {
+            // 0 stands for no limit.
+            let limits =
+                json!({"bps-total": rate.bandwidth.unwrap_or(0), "iops-total": rate.ops.unwrap_or(0)});
+            let group = json!({"qom-type": "throttle-group", "id": format!("rate{n}"), "limits": limits});
+            arg("-object", &group.to_string());
+            top = format!("limited{n}");
+            let filter = json!({"driver": "throttle", "node-name": top, "throttle-group": format!("rate{n}"), "file": format!("drive{n}")});
+            arg("-blockdev", &filter.to_string());
+        }
         // The serial number lets the guest tell its drives apart whatever their order.
-        arg("-device", &format!("virtio-blk-device,bus={},drive=drive{n},serial=drive{n}", bus()?));
+        arg("-device", &format!("virtio-blk-device,bus={},drive={top},serial=drive{n}", bus()?));
     }
     match &spec.net {
         NetSpec::None => {}
@@ -168,4 +187,46 @@ fn too_many(spec: &VmSpec) -> Error {
 
 fn not_utf8(path: &Path) -> Error {
     Error::failed("vmm.path", format!("{} is not UTF-8", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::firecracker::config::tests::spec;
+    use crate::vmm::tuning::Rate;
+
+    fn words(spec: &VmSpec) -> String {
+        let drives = spec.drives.iter().map(|drive| drive.path.clone()).collect();
+        let files = Staged { kernel: "/kernel".into(), initramfs: "/initramfs".into(), drives };
+        let wiring = Wiring { control: 3, console: 4, qmp: 5, tap: Some(6) };
+        let (argv, _) = build(spec, &files, false, wiring, "quiet").unwrap();
+        argv.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_plain_machine_has_neither_limits_nor_pages_of_its_own() {
+        let words = words(&spec());
+        assert!(!words.contains("throttle") && !words.contains("memory-backend"), "{words}");
+    }
+
+    #[test]
+    fn rates_and_huge_pages_become_objects_of_their_own() {
+        let mut tuned = spec();
+        tuned.tuning.huge_pages = Some(HugePages::Reserved);
+        tuned.tuning.scratch = Rate { bandwidth: Some(1 << 20), ops: None };
+        tuned.tuning.volumes.insert("data".to_owned(), Rate { bandwidth: None, ops: Some(50) });
+        let words = words(&tuned);
+        for part in [
+            "\"hugetlb\":true,\"hugetlbsize\":2097152",
+            ",memory-backend=ram",
+            "{\"id\":\"rate1\",\"limits\":{\"bps-total\":1048576,\"iops-total\":0}",
+            "{\"id\":\"rate2\",\"limits\":{\"bps-total\":0,\"iops-total\":50}",
+            "{\"driver\":\"throttle\",\"file\":\"drive1\",\"node-name\":\"limited1\",\"throttle-group\":\"rate1\"}",
+            "drive=drive0,serial=drive0",
+            "drive=limited1,serial=drive1",
+            "drive=limited2,serial=drive2",
+        ] {
+            assert!(words.contains(part), "{part} is not in {words}");
+        }
+    }
 }

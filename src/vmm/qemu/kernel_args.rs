@@ -1,5 +1,6 @@
 //! The kernel's command line under QEMU: what boots fast and surely under emulation.
 
+use crate::vmm::tuning::Console;
 use fs_err as fs;
 use memmap2::Mmap;
 use serde::Deserialize;
@@ -13,9 +14,14 @@ pub(super) type Release = (u32, u32);
 const CX16_TROUBLE: Release = (6, 12);
 
 /// The command line. `tsc_khz` is set under emulation only.
-pub(super) fn build(release: Option<Release>, tsc_khz: Option<u64>) -> String {
+pub(super) fn build(release: Option<Release>, tsc_khz: Option<u64>, console: Console) -> String {
     // panic=-1 resets at once, which ends a VM whose kernel panics before pvpanic is loaded.
-    let mut args = "console=ttyS0 quiet loglevel=4 panic=-1 firegopher.end=poweroff".to_owned();
+    let words = match console {
+        Console::Quiet => "quiet loglevel=4",
+        // From the first line on: without it a kernel is silent until its serial driver is there.
+        Console::All => "earlyprintk=ttyS0",
+    };
+    let mut args = format!("console=ttyS0 {words} panic=-1 firegopher.end=poweroff");
     if let Some(khz) = tsc_khz {
         // Calibration against an emulated timer hangs on a busy host; so does the timer's own check.
         args += &format!(" tsc_early_khz={khz} tsc=reliable no_timer_check");
@@ -78,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_version_decides_about_cx16() {
-        let cx16 = |release| build(release, Some(1)).contains("clearcpuid=cx16");
+        let cx16 = |release| build(release, Some(1), Console::Quiet).contains("clearcpuid=cx16");
         assert!(!cx16(parse("6.1.0-56-cloud-amd64")));
         assert!(!cx16(parse("6.9.7")));
         assert!(cx16(parse("6.12.0-1-cloud-amd64")));
@@ -87,11 +93,30 @@ mod tests {
 
     #[test]
     fn hardware_gets_no_arguments_meant_for_emulation() {
-        let args = build(Some((6, 12)), None);
+        let args = build(Some((6, 12)), None, Console::Quiet);
         assert!(
             !args.contains("tsc") && !args.contains("mitigations") && !args.contains("clearcpuid"),
             "{args}"
         );
+    }
+
+    #[test]
+    fn a_console_for_all_is_not_quiet() {
+        let args = build(None, None, Console::All);
+        assert!(
+            !args.contains("quiet") && !args.contains("loglevel") && args.contains("earlyprintk"),
+            "{args}"
+        );
+    }
+
+    #[test]
+    fn our_own_arguments_pass_the_linter() {
+        use crate::vmm::boot_args::{Machine, lint};
+        for release in [None, Some((6, 1)), Some((6, 12))] {
+            for tsc_khz in [None, Some(2_500_000)] {
+                assert_eq!(lint(&build(release, tsc_khz, Console::Quiet), Machine::Qemu, true), []);
+            }
+        }
     }
 
     #[test]

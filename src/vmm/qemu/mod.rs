@@ -33,6 +33,8 @@ impl Vmm for Qemu {
     }
 
     fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched> {
+        spec.tuning.check_qemu(spec.id.as_str())?;
+        spec.tuning.check_host(spec.memory)?;
         // Measured while the jail is staged: a launch does not wait for it.
         let tsc = (!spec.kvm).then(tsc::start);
         let mut timings = Timings::default();
@@ -49,7 +51,8 @@ impl Vmm for Qemu {
                     // One more for emulated devices and the main loop.
                     cpu_percent: u64::from(spec.cpus + 1) * 100,
                 };
-                let mut groups = cgroup::create(spec.id.as_str(), limits, &cgroup::journal(&jail.root))?;
+                let mut groups =
+                    cgroup::create(&jail::name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
                 warnings.append(&mut groups.warnings);
                 let files = match spec.vmm {
                     VmmBinary::QemuTree(_) => jail::stage(spec, jail)?,
@@ -72,6 +75,7 @@ impl Vmm for Qemu {
                     mac: *mac,
                     owner,
                     persist: false,
+                    mtu: spec.tuning.mtu,
                 };
                 Some(tap::create(ns, &config)?)
             }
@@ -90,7 +94,7 @@ impl Vmm for Qemu {
             tap: tap.as_ref().map(AsRawFd::as_raw_fd),
         };
         let release = kernel_args::release(&spec.kernel);
-        let kernel_args = kernel_args::build(release, tsc.map(tsc::Measurement::khz));
+        let kernel_args = kernel_args::build(release, tsc.map(tsc::Measurement::khz), spec.tuning.console);
         let chrooted = spec.jail.is_some() && matches!(spec.vmm, VmmBinary::QemuTree(_));
         let (argv, env) = argv::build(spec, &files, chrooted, wiring, &kernel_args)?;
         let mut keep = vec![wiring.control, wiring.console, wiring.qmp];

@@ -59,7 +59,7 @@ fn vm(tag: &str, jailed: bool) -> Option<Vm> {
         kvm: false,
         kernel: files.kernel.join("vmlinux"),
         initramfs: dir.path().join("initramfs"),
-        wordy: false,
+        tuning: Default::default(),
         cpus: 1,
         memory: 128 << 20,
         drives: (0..4).map(drive).collect(),

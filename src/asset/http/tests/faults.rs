@@ -69,7 +69,7 @@ fn a_broken_connection_is_gone_on_with() {
     // Without a digest too: the server vouches for the parts.
     let fetched = get(&s, blind(server.url("/x"))).unwrap();
     assert_eq!(s.store.read(&fetched.object).unwrap(), &body[..]);
-    let starts: Vec<_> = server.seen().iter().map(Request::range_start).collect();
+    let starts: Vec<_> = server.seen().iter().map(Request::first_byte).collect();
     assert_eq!(starts, [None, Some(200_000), Some(400_000), Some(600_000), Some(800_000), Some(1_000_000)]);
     assert!(server.seen()[1..].iter().all(|r| r.header("if-range") == Some("\"one\"")));
 }
@@ -98,7 +98,7 @@ fn a_server_without_ranges_is_asked_for_the_whole_again() {
     });
     let fetched = get(&s, pinned(server.url("/x"), &body)).unwrap();
     assert_eq!(s.store.read(&fetched.object).unwrap(), &body[..]);
-    assert_eq!(server.seen()[1].range_start(), Some(400_000), "it was asked to go on");
+    assert_eq!(server.seen()[1].first_byte(), Some(400_000), "it was asked to go on");
 }
 
 /// The first answer breaks off; the file is another one when it is asked for again.
@@ -129,7 +129,7 @@ fn a_file_that_changes_between_its_parts_is_never_a_mixture() {
     let server = Server::start(|r| changing(r, false));
     let fetched = get(&s, blind(server.url("/x"))).unwrap();
     assert_eq!(s.store.read(&fetched.object).unwrap(), &new[..]);
-    assert!(server.seen().iter().all(|r| r.range_start().is_none()));
+    assert!(server.seen().iter().all(|r| r.first_byte().is_none()));
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn parts_of_the_same_length_that_do_not_belong_together_are_found_out() {
     });
     let fetched = get(&s, pinned(server.url("/x"), &new)).unwrap();
     assert_eq!(s.store.read(&fetched.object).unwrap(), &new[..]);
-    let starts: Vec<_> = server.seen().iter().map(Request::range_start).collect();
+    let starts: Vec<_> = server.seen().iter().map(Request::first_byte).collect();
     assert_eq!(starts, [None, Some(200_000), None], "the parts, and then the whole");
 }
 
@@ -152,7 +152,7 @@ fn nonsense_ranges_are_not_appended() {
         let s = scratch();
         let body = bytes(9, 400_000);
         let sent = Arc::clone(&body);
-        let server = Server::start(move |r| match r.range_start() {
+        let server = Server::start(move |r| match r.first_byte() {
             Some(_) => {
                 let reply = Reply::ok(sent[200_000..].to_vec()).partial();
                 reply.header("content-range", format!("bytes {start}-399999/{total}"))
@@ -311,7 +311,7 @@ fn a_mirror_goes_on_with_what_another_one_began() {
     let fetched = get(&s, wanted).unwrap();
     assert_eq!(s.store.read(&fetched.object).unwrap(), &body[..]);
     let last = server.seen().pop().unwrap();
-    assert_eq!((last.target.as_str(), last.range_start()), ("/b", Some(150_000)));
+    assert_eq!((last.target.as_str(), last.first_byte()), ("/b", Some(150_000)));
     assert_eq!(last.header("if-range"), None, "the other one's tag means nothing here");
 }
 

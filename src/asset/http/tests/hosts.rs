@@ -169,7 +169,7 @@ fn what_a_killed_process_began_the_next_one_goes_on_with() {
         assert!(s.store.objects().unwrap().is_empty());
 
         ended_well(child(s.store.home(), &wanted).spawn().unwrap());
-        assert_eq!(server.seen()[1].range_start(), Some(had as usize));
+        assert_eq!(server.seen()[1].first_byte(), Some(had as usize));
         let digest = ObjectDigest::from(blake3::hash(&body));
         assert_eq!(s.store.read(&digest).unwrap(), &body[..]);
         assert!(s.store.partials().unwrap().is_empty());

@@ -134,8 +134,10 @@ fn write(mut stream: TcpStream, reply: Reply) -> std::io::Result<()> {
     }
     stream.write_all(format!("{head}\r\n").as_bytes())?;
     stream.write_all(&reply.body)?;
-    while reply.endless {
+    if !reply.endless {
+        return Ok(());
+    }
+    loop {
         stream.write_all(&reply.body)?;
     }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 mod fake;
 mod faults;
 mod local;
+mod random;
 mod real;
 mod tokens;
 mod tools;

@@ -2,6 +2,7 @@
 
 use super::RateLimiter;
 use crate::vmm::spec;
+use crate::vmm::tuning::Rate;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -47,7 +48,7 @@ pub enum IoEngine {
 
 impl Drive {
     /// The `n`th drive, whose image stands at `path` in the jail.
-    pub(super) fn new(n: usize, drive: &spec::Drive, path: &Path) -> Drive {
+    pub(super) fn new(n: usize, drive: &spec::Drive, path: &Path, rate: Rate) -> Drive {
         // Only volumes hold what must outlive a power failure. A scratch disk is empty at every boot.
         let durable = drive.role.starts_with("volume") && !drive.read_only;
         Drive {
@@ -58,7 +59,7 @@ impl Drive {
             is_read_only: drive.read_only,
             cache_type: durable.then_some(CacheType::Writeback),
             io_engine: None,
-            rate_limiter: None,
+            rate_limiter: RateLimiter::of(rate),
         }
     }
 }

@@ -28,6 +28,7 @@ pub use vsock::{GUEST_CID, Vsock};
 use super::version::Need;
 use crate::error::{Error, Result};
 use crate::vmm::spec::{NetSpec, VmSpec};
+use crate::vmm::tuning;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -115,7 +116,7 @@ pub fn config(spec: &VmSpec, paths: &JailPaths, kernel_args: &str) -> Result<Con
     }
     let network_interfaces = match &spec.net {
         NetSpec::None => Vec::new(),
-        NetSpec::Tap { name, mac, .. } => vec![NetworkInterface::new(name, *mac)],
+        NetSpec::Tap { name, mac, .. } => vec![NetworkInterface::new(name, *mac, &spec.tuning)],
         NetSpec::User { .. } => {
             return Err(Error::host("firecracker.user-network", "Firecracker has no user networking")
                 .help("run as root, or choose `vmm \"qemu\"`"));
@@ -128,8 +129,10 @@ pub fn config(spec: &VmSpec, paths: &JailPaths, kernel_args: &str) -> Result<Con
             initrd_path: paths.initramfs.clone(),
             boot_args: Some(kernel_args.to_owned()),
         },
-        drives: drives.map(|(n, (drive, path))| Drive::new(n, drive, path)).collect(),
-        machine_config: Machine::new(spec.cpus, spec.memory)?,
+        drives: drives
+            .map(|(n, (drive, path))| Drive::new(n, drive, path, spec.tuning.of_drive(&drive.role)))
+            .collect(),
+        machine_config: machine(spec)?,
         network_interfaces,
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: paths.vsock.clone() }),
         entropy: Some(Entropy::default()),
@@ -138,6 +141,16 @@ pub fn config(spec: &VmSpec, paths: &JailPaths, kernel_args: &str) -> Result<Con
         logger: paths.log.clone().map(Logger::to),
         metrics: paths.metrics.clone().map(|metrics_path| Metrics { metrics_path }),
     })
+}
+
+fn machine(spec: &VmSpec) -> Result<Machine> {
+    let mut machine = Machine::new(spec.cpus, spec.memory)?;
+    machine.cpu_template = spec.tuning.cpu_template;
+    match spec.tuning.huge_pages {
+        None => Ok(machine),
+        Some(tuning::HugePages::Reserved) => machine.with_huge_pages(HugePages::Hugetlbfs2M),
+        Some(tuning::HugePages::Transparent) => machine.with_huge_pages(HugePages::Transparent),
+    }
 }
 
 #[cfg(test)]

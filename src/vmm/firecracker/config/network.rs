@@ -1,6 +1,7 @@
 //! A virtio network device.
 
 use super::RateLimiter;
+use crate::vmm::tuning::Tuning;
 use serde::{Deserialize, Serialize};
 
 /// One of `network-interfaces`.
@@ -26,14 +27,15 @@ pub struct NetworkInterface {
 
 impl NetworkInterface {
     /// eth0 on this tap.
-    pub(super) fn new(tap: &str, mac: [u8; 6]) -> NetworkInterface {
+    pub(super) fn new(tap: &str, mac: [u8; 6], tuning: &Tuning) -> NetworkInterface {
         NetworkInterface {
             iface_id: "eth0".to_owned(),
             host_dev_name: tap.to_owned(),
             guest_mac: Some(mac.map(|byte| format!("{byte:02x}")).join(":")),
+            // The guest's init sets it, which works with every version.
             mtu: None,
-            rx_rate_limiter: None,
-            tx_rate_limiter: None,
+            rx_rate_limiter: RateLimiter::of(tuning.receive),
+            tx_rate_limiter: RateLimiter::of(tuning.send),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Token buckets.
 
+use crate::vmm::tuning::Rate;
 use serde::{Deserialize, Serialize};
 
 /// Limits a device by bytes, by operations, or by both.
@@ -11,6 +12,17 @@ pub struct RateLimiter {
     /// One token an operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ops: Option<TokenBucket>,
+}
+
+impl RateLimiter {
+    /// What limits a device to so much a second; `None` if nothing does.
+    pub(super) fn of(rate: Rate) -> Option<RateLimiter> {
+        let bucket = |size: u64| TokenBucket { size, one_time_burst: None, refill_time: 1000 };
+        rate.is_limit().then(|| RateLimiter {
+            bandwidth: rate.bandwidth.map(bucket),
+            ops: rate.ops.map(|ops| bucket(ops.into())),
+        })
+    }
 }
 
 /// Gives out `size` tokens every `refill_time`.

@@ -12,7 +12,7 @@ pub(crate) fn spec() -> VmSpec {
         kvm: true,
         kernel: "/store/vmlinux".into(),
         initramfs: "/store/init.cpio.gz".into(),
-        wordy: false,
+        tuning: Default::default(),
         cpus: 3,
         memory: 256 << 20,
         drives: vec![drive("base", true), drive("scratch", false), drive("volume-data", false)],

@@ -71,3 +71,23 @@ fn programs_that_cannot_work_are_named_before_anything_is_built() {
     fs::rename(&firecracker, &odd).unwrap();
     assert_eq!(inspect(&odd, &jailer).unwrap_err().code(), "vmm.firecracker-name");
 }
+
+#[test]
+fn a_kvm_that_cannot_be_opened_is_told_before_anything_is_staged() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = kvm_opens(&dir.path().join("kvm")).unwrap_err();
+    assert_eq!(absent.code(), "vmm.no-kvm");
+    assert!(absent.help_text().unwrap().contains("kvm_intel"), "{absent:?}");
+    // A directory opens for nobody's writing, as a device without rights does not.
+    let closed = kvm_opens(dir.path()).unwrap_err();
+    assert_eq!(closed.code(), "vmm.no-kvm");
+    assert!(closed.help_text().unwrap().contains("right to open"), "{closed:?}");
+}
+
+#[test]
+fn user_networking_and_a_jail_without_root_are_refused() {
+    let mut vm = vm_of(["/x/firecracker".into(), "/x/jailer".into()], "rootless", &Stub::Reset.elf());
+    vm.spec.jail = None;
+    let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
+    assert_eq!(error.code(), "vmm.firecracker-root");
+}

@@ -73,3 +73,39 @@ fn the_real_one_says_its_version() {
     println!("{version}");
     check(version, &[Need::Acpi]).unwrap();
 }
+
+#[test]
+fn each_thing_is_there_from_its_version_on_and_named_before() {
+    let table = [
+        (Need::PidFile, "1.7.0", "1.6.0", "pid file"),
+        (Need::HugePages, "1.7.0", "1.6.0", "huge pages"),
+        (Need::Acpi, "1.8.0", "1.7.0", "ACPI"),
+        (Need::NoStrayHangup, "1.11.0", "1.10.1", "SIGHUP"),
+        (Need::Pvh, "1.12.0", "1.11.0", "PVH"),
+        (Need::InlineCpuConfig, "1.13.0", "1.12.1", "cpu-config"),
+        (Need::AnyName, "1.13.0", "1.12.1", "name"),
+        (Need::MadeLogs, "1.14.0", "1.13.1", "metrics"),
+        (Need::FreePages, "1.14.0", "1.13.1", "free page"),
+        (Need::Mtu, "1.16.0", "1.15.1", "MTU"),
+        (Need::BzImage, "1.17.0", "1.16.1", "bzImage"),
+        (Need::TransparentHugePages, "1.17.0", "1.16.1", "transparent"),
+    ];
+    for (need, first, last_without, word) in table {
+        check(version(first), &[need]).unwrap();
+        check(version("1.99.0"), &[need]).unwrap();
+        check(version("2.0.0"), &[need]).unwrap();
+        let refused = check(version(last_without), &[need]).unwrap_err();
+        assert!(refused.to_string().contains(word), "{need:?}: {refused}");
+        let minor = first.rsplit_once('.').unwrap().0;
+        assert_eq!(refused.help_text(), Some(&*format!("use Firecracker {minor}.0 or newer")));
+    }
+}
+
+#[test]
+fn what_the_manifest_declares_must_be_what_the_program_says() {
+    check_declared(version("1.16.1"), None, "x").unwrap();
+    check_declared(version("1.16.1"), Some(version("1.16.1")), "x").unwrap();
+    let refused = check_declared(version("1.16.1"), Some(version("1.16.0")), "the archive").unwrap_err();
+    assert_eq!(refused.code(), "vmm.firecracker-version");
+    assert!(refused.help_text().unwrap().contains("version=\"1.16.1\""));
+}

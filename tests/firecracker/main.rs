@@ -3,6 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cli;
+mod stopping;
+mod vsock;
+
 use firegopher::digest::StepKey;
 use firegopher::home::Home;
 use firegopher::manifest::model::Restart;
@@ -41,6 +45,7 @@ fn project() -> Option<Project> {
         ("resetting", Stub::Reset.elf()),
         ("halting", Stub::Halt.elf()),
         ("flooding", Stub::Flood.elf()),
+        ("typed-at", Stub::Keys.elf()),
         ("initramfs", vec![0; 512]),
     ] {
         let path = dir.path().join(name);
@@ -68,7 +73,7 @@ impl Project {
                 kvm: true,
                 kernel: self.dir.path().join(kernel),
                 initramfs: self.dir.path().join("initramfs"),
-                wordy: false,
+                tuning: Default::default(),
                 cpus: 1,
                 memory: 128 << 20,
                 drives: vec![scratch],
@@ -139,11 +144,13 @@ impl Project {
         let (tap, id) = (spec.vm_spec.id.tap_name(), spec.vm_spec.id.as_str());
         assert!(!self.has_tap(&tap), "the tap {tap} is left");
         for controller in ["memory", "pids", "cpu", "."] {
-            let group = Path::new("/sys/fs/cgroup").join(controller).join("firegopher").join(id);
-            assert!(!group.exists(), "{} is left", group.display());
+            let parent = Path::new("/sys/fs/cgroup").join(controller).join("firegopher");
+            let groups = std::fs::read_dir(parent).into_iter().flatten().flatten();
+            let left = groups.filter(|g| g.file_name().to_string_lossy().starts_with(id)).count();
+            assert_eq!(left, 0, "a group of {controller} is left");
         }
-        let leases = std::fs::read_to_string(self.home.leases()).unwrap_or_default();
-        assert!(!leases.contains(&format!("\"{}\"", spec.vm)), "a uid lease is left: {leases}");
+        let lease = firegopher::vmm::jail::lease::held(&self.home, &self.name, &spec.vm);
+        assert_eq!(lease, None, "a uid lease is left");
         assert_eq!(processes_of(id), 0);
     }
 
@@ -169,6 +176,11 @@ fn processes_of(id: &str) -> usize {
         std::fs::read(e.path().join("cmdline")).is_ok_and(|c| String::from_utf8_lossy(&c).contains(id))
     };
     entries.filter(names).count()
+}
+
+fn children_of(pid: i32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 fn state(spec: &SuperviseSpec) -> State {
@@ -275,6 +287,29 @@ fn a_killed_vmm_and_a_killed_supervisor_leave_nothing_while_a_neighbour_runs() {
     wait_for_console(&spec);
     let before = state(&spec);
     assert!(before.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap());
+    // Nobody asks for it: the process that waits for this does it.
+    let begin = Instant::now();
+    let vmm = before.vmm.unwrap();
+    while vmm.is_alive() || state(&spec).status != Status::Failed {
+        assert!(begin.elapsed() < Duration::from_secs(10), "the VMM outlives its supervisor");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("all was gone {:?} after the supervisor", begin.elapsed());
+    project.assert_clean(&spec);
+
+    // Nor does it take the one that waits: then the next command cleans up.
+    let _client = project.up(&spec);
+    wait_for_console(&spec);
+    let before = state(&spec);
+    for pid in children_of(before.supervisor.pid) {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        if name.trim() == "firegopher-wait" {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
+        }
+    }
+    before.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
     assert!(project.has_tap(&spec.vm_spec.id.tap_name()), "it is there until somebody cleans up");
     supervise::reclaim(&project.home, &project.name, &spec.vm).unwrap();
     assert_eq!(state(&spec).status, Status::Failed);
@@ -370,7 +405,7 @@ fn a_debian_kernel_prints_its_first_lines() {
     spec.vm_spec.kernel = PathBuf::from(tree).join("vmlinux");
     spec.boot_timeout = Duration::from_secs(120);
     spec.vm_spec.memory = 256 << 20;
-    spec.vm_spec.wordy = true;
+    spec.vm_spec.tuning.console = firegopher::vmm::tuning::Console::All;
     let begin = Instant::now();
     let _client = project.up(&spec);
     let text = loop {

@@ -1,0 +1,237 @@
+//! How a VM's machine differs from the plain one: console, memory pages, CPU template, MTU and rate limits; and
+//! which VMM can do it. What one cannot do is an error, never dropped.
+
+use super::firecracker::config::CpuTemplate;
+use super::firecracker::version::Need;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Everything that is not set is as the VMM has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tuning {
+    /// What the guest's kernel says on its console.
+    pub console: Console,
+    /// What backs the guest's memory.
+    pub huge_pages: Option<HugePages>,
+    /// A set of CPU features by name.
+    pub cpu_template: Option<CpuTemplate>,
+    /// Of the guest's network, in bytes.
+    pub mtu: Option<u16>,
+    /// What the guest may receive.
+    pub receive: Rate,
+    /// What the guest may send.
+    pub send: Rate,
+    /// What the guest may read from and write to its scratch disk.
+    pub scratch: Rate,
+    /// The same of volumes, by their names.
+    pub volumes: BTreeMap<String, Rate>,
+}
+
+/// What the guest's kernel says on its console.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Console {
+    /// Warnings and errors.
+    #[default]
+    Quiet,
+    /// All it does, from its first line on, which slows the boot.
+    All,
+}
+
+/// What backs the guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HugePages {
+    /// Pages of 2 MiB, reserved on the host beforehand.
+    Reserved,
+    /// Those that the host's kernel finds by itself.
+    Transparent,
+}
+
+/// Limits of a device, each second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Bytes.
+    pub bandwidth: Option<u64>,
+    /// Operations or packets.
+    pub ops: Option<u32>,
+}
+
+impl Rate {
+    /// Whether anything is limited.
+    pub fn is_limit(self) -> bool {
+        self != Rate::default()
+    }
+}
+
+impl Tuning {
+    /// The limits of a drive, by its role in `VmSpec`.
+    pub fn of_drive(&self, role: &str) -> Rate {
+        match role.strip_prefix("volume-") {
+            Some(volume) => self.volumes.get(volume).copied().unwrap_or_default(),
+            None if role == "scratch" => self.scratch,
+            None => Rate::default(),
+        }
+    }
+
+    /// What is set of the machine, as named values.
+    pub fn machine_fields(&self) -> Vec<(String, String)> {
+        let mut fields = Vec::new();
+        if self.console == Console::All {
+            fields.push(("console".to_owned(), "all".to_owned()));
+        }
+        if let Some(pages) = self.huge_pages {
+            fields.push(("huge-pages".to_owned(), format!("{pages:?}").to_lowercase()));
+        }
+        if let Some(template) = self.cpu_template {
+            fields.push(("cpu-template".to_owned(), format!("{template:?}")));
+        }
+        rate_fields(&mut fields, "scratch", self.scratch);
+        for (name, rate) in &self.volumes {
+            rate_fields(&mut fields, &format!("volume {name}"), *rate);
+        }
+        fields
+    }
+
+    /// What is set of the network, as named values.
+    pub fn network_fields(&self) -> Vec<(String, String)> {
+        let mut fields = Vec::new();
+        if let Some(mtu) = self.mtu {
+            fields.push(("mtu".to_owned(), mtu.to_string()));
+        }
+        rate_fields(&mut fields, "receive", self.receive);
+        rate_fields(&mut fields, "send", self.send);
+        fields
+    }
+
+    /// What a version of Firecracker must have for it.
+    pub fn needs(&self) -> Vec<Need> {
+        match self.huge_pages {
+            Some(HugePages::Reserved) => vec![Need::HugePages],
+            Some(HugePages::Transparent) => vec![Need::TransparentHugePages],
+            None => Vec::new(),
+        }
+    }
+
+    /// Refuses what QEMU cannot do.
+    ///
+    /// # Errors
+    /// `vmm.qemu-cannot` names the settings.
+    pub fn check_qemu(&self, vm: &str) -> Result<()> {
+        let mut cannot = Vec::new();
+        if self.cpu_template.is_some() {
+            cannot.push("`cpu-template`");
+        }
+        if self.receive.is_limit() || self.send.is_limit() {
+            cannot.push("the limits of `network`");
+        }
+        if cannot.is_empty() {
+            return Ok(());
+        }
+        Err(Error::usage(
+            "vmm.qemu-cannot",
+            format!("VM {vm}: QEMU knows nothing of {}", cannot.join(" and ")),
+        )
+        .help(
+            "Boot it with `vmm \"firecracker\"`, or remove the setting. `vmm \"auto\"` takes QEMU where the \
+                 host's KVM has no hardware behind it.",
+        ))
+    }
+
+    /// Refuses what this host cannot do now. `memory` in bytes.
+    ///
+    /// # Errors
+    /// `vmm.huge-pages`, with the command that mends it.
+    pub fn check_host(&self, memory: u64) -> Result<()> {
+        self.check_pages(memory, Path::new("/sys/kernel/mm"))
+    }
+
+    fn check_pages(&self, memory: u64, sys: &Path) -> Result<()> {
+        let read = |path: &str| std::fs::read_to_string(sys.join(path)).unwrap_or_default();
+        match self.huge_pages {
+            None => Ok(()),
+            Some(HugePages::Transparent) => {
+                if read("transparent_hugepage/enabled").contains("[never]") {
+                    return Err(Error::host("vmm.huge-pages", "transparent huge pages are off on this host")
+                        .help("echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"));
+                }
+                Ok(())
+            }
+            Some(HugePages::Reserved) => {
+                let number = |name: &str| -> u64 {
+                    read(&format!("hugepages/hugepages-2048kB/{name}")).trim().parse().unwrap_or(0)
+                };
+                // A page that is promised is not free, although it counts as such.
+                let free = number("free_hugepages").saturating_sub(number("resv_hugepages"));
+                let wanted = memory.div_ceil(2 << 20);
+                if free >= wanted {
+                    return Ok(());
+                }
+                let all = number("nr_hugepages") + wanted - free;
+                let text = format!("the guest needs {wanted} huge pages of 2 MiB, this host has {free} left");
+                Err(Error::host("vmm.huge-pages", text).help(format!("sysctl vm.nr_hugepages={all}")))
+            }
+        }
+    }
+}
+
+fn rate_fields(fields: &mut Vec<(String, String)>, what: &str, rate: Rate) {
+    if let Some(bytes) = rate.bandwidth {
+        fields.push((format!("{what} bytes/s"), bytes.to_string()));
+    }
+    if let Some(ops) = rate.ops {
+        fields.push((format!("{what} ops/s"), ops.to_string()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_qemu_cannot_do_is_refused_by_name() {
+        Tuning { console: Console::All, mtu: Some(1400), ..Tuning::default() }.check_qemu("web").unwrap();
+        let limited = Rate { bandwidth: Some(1 << 20), ops: None };
+        Tuning { scratch: limited, huge_pages: Some(HugePages::Reserved), ..Tuning::default() }
+            .check_qemu("web")
+            .unwrap();
+        let all = Tuning { send: limited, cpu_template: Some(CpuTemplate::T2), ..Tuning::default() };
+        let error = all.check_qemu("web").unwrap_err();
+        assert_eq!(error.code(), "vmm.qemu-cannot");
+        assert!(
+            error.to_string().contains("cpu-template") && error.to_string().contains("network"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn huge_pages_that_are_not_there_are_refused_with_the_remedy() {
+        let sys = tempfile::tempdir().unwrap();
+        let reserved = Tuning { huge_pages: Some(HugePages::Reserved), ..Tuning::default() };
+        let dir = sys.path().join("hugepages/hugepages-2048kB");
+        fs_err::create_dir_all(&dir).unwrap();
+        for (name, value) in
+            [("nr_hugepages", "100\n"), ("free_hugepages", "70\n"), ("resv_hugepages", "6\n")]
+        {
+            fs_err::write(dir.join(name), value).unwrap();
+        }
+        reserved.check_pages(128 << 20, sys.path()).unwrap();
+        let error = reserved.check_pages(256 << 20, sys.path()).unwrap_err();
+        assert_eq!(error.code(), "vmm.huge-pages");
+        assert_eq!(error.help_text(), Some("sysctl vm.nr_hugepages=164"));
+        let transparent = Tuning { huge_pages: Some(HugePages::Transparent), ..Tuning::default() };
+        transparent.check_pages(1 << 30, sys.path()).unwrap();
+        fs_err::create_dir(sys.path().join("transparent_hugepage")).unwrap();
+        fs_err::write(sys.path().join("transparent_hugepage/enabled"), "always madvise [never]\n").unwrap();
+        assert_eq!(transparent.check_pages(1 << 30, sys.path()).unwrap_err().code(), "vmm.huge-pages");
+    }
+
+    #[test]
+    fn what_is_not_set_changes_no_key() {
+        assert_eq!(Tuning::default().machine_fields(), []);
+        assert_eq!(Tuning::default().network_fields(), []);
+    }
+}

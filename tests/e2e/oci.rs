@@ -1,0 +1,189 @@
+//! Container images: out of a registry and out of a layout, booted by what they say of themselves.
+
+use crate::harness::{Project, free_port, guests, skip};
+use crate::web::{Reply, Server};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// What a shell and nothing else is made of on Debian.
+const SHELL: [(&str, &str); 3] = [
+    ("/bin/dash", "bin/sh"),
+    ("/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2"),
+    ("/lib/x86_64-linux-gnu/libc.so.6", "lib/x86_64-linux-gnu/libc.so.6"),
+];
+
+/// Says who and where it is, with what; stays if it is told to.
+const MAIN: &str = r#"
+while read name value rest; do
+    case $name in Uid:|Gid:|Groups:) echo "$name $value";; esac
+done < /proc/self/status
+echo "in $PWD: $# $1 $GREETING $OWN"
+[ -e /etc/gone ] && echo "/etc/gone is there"
+[ -n "$STAY" ] && read forever < /srv/fifo
+exit 7
+"#;
+
+/// The files of an OCI layout.
+struct Layout {
+    files: BTreeMap<String, Vec<u8>>,
+    manifest: Value,
+}
+
+impl Layout {
+    fn blob(&mut self, media: &str, bytes: &[u8]) -> Value {
+        let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        self.files.insert(format!("blobs/sha256/{hex}"), bytes.to_vec());
+        json!({ "mediaType": media, "digest": format!("sha256:{hex}"), "size": bytes.len() })
+    }
+
+    fn write(&self, dir: &Path) {
+        for (name, bytes) in &self.files {
+            let path = dir.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+
+    /// Serves the image as `group/app:1`.
+    fn serve(&self) -> Server {
+        let (files, manifest) = (self.files.clone(), self.manifest["digest"].as_str().unwrap().to_owned());
+        Server::start(move |request| {
+            let version = request.target.rsplit('/').next().unwrap_or_default();
+            let digest = if version == "1" { &manifest } else { version };
+            let blob = files.get(&format!("blobs/{}", digest.replace(':', "/")));
+            match blob.filter(|_| request.target.starts_with("/v2/group/app/")) {
+                Some(blob) => Reply::ok(blob.as_slice()),
+                None => Reply::status(404),
+            }
+        })
+    }
+}
+
+fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mode: u32, bytes: &[u8]) {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1_700_000_000);
+    header.set_size(bytes.len() as u64);
+    tar.append_data(&mut header, path, bytes).unwrap();
+}
+
+/// An image with a shell in its lower layer and a program in its upper one.
+fn image(port: u16) -> Option<Layout> {
+    use tar::EntryType as Type;
+    if let Some((missing, _)) = SHELL.iter().find(|(path, _)| !Path::new(path).exists()) {
+        skip(&format!("no {missing} to make an image of"));
+        return None;
+    }
+    let mut lower = tar::Builder::new(Vec::new());
+    for (path, to) in SHELL {
+        append(&mut lower, to, Type::Regular, 0o755, &std::fs::read(path).unwrap());
+    }
+    append(
+        &mut lower,
+        "etc/passwd",
+        Type::Regular,
+        0o644,
+        b"root:x:0:0::/:/bin/sh\napp:x:1234:1234::/srv:/bin/sh\n",
+    );
+    append(&mut lower, "etc/group", Type::Regular, 0o644, b"root:x:0:\nstaff:x:50:\nmore:x:60:app\n");
+    append(&mut lower, "etc/gone", Type::Regular, 0o644, b"");
+    append(&mut lower, "srv/", Type::Directory, 0o755, b"");
+    let mut upper = tar::Builder::new(Vec::new());
+    append(&mut upper, "bin/main", Type::Regular, 0o755, MAIN.as_bytes());
+    append(&mut upper, "etc/.wh.gone", Type::Regular, 0o644, b"");
+    append(&mut upper, "srv/fifo", Type::Fifo, 0o666, b"");
+    let layers = [lower.into_inner().unwrap(), upper.into_inner().unwrap()];
+
+    let mut layout = Layout { files: BTreeMap::new(), manifest: Value::Null };
+    let layers: Vec<Value> =
+        layers.iter().map(|layer| layout.blob("application/vnd.oci.image.layer.v1.tar", layer)).collect();
+    let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
+    let config = json!({
+        "os": "linux", "architecture": "amd64", "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        "config": {
+            "Entrypoint": ["/bin/sh", "/bin/main"], "Cmd": ["one two"], "Env": ["GREETING=hello", "OWN=image"],
+            "User": "app:staff", "WorkingDir": "/srv", "ExposedPorts": { format!("{port}/tcp"): {} },
+        },
+    });
+    let config = layout.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
+    layout.manifest = layout.blob(MANIFEST, manifest.to_string().as_bytes());
+    layout.manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": "1" });
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [&layout.manifest] });
+    layout.files.insert("index.json".into(), index.to_string().into_bytes());
+    layout.files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+    Some(layout)
+}
+
+const SAYS: &str = "Uid: 1234\nGid: 50\nGroups: 50\nin /srv: 1 one two hello image\n";
+
+#[test]
+fn a_container_image_runs_as_it_says_itself() {
+    let Some(_turn) = guests(1) else { return };
+    let port = free_port();
+    let Some(layout) = image(port) else { return };
+    let registry = layout.serve();
+    let reference = format!("{}/group/app:1", registry.address());
+    let project = Project::new(&format!("vm \"app\" {{ image {{ oci \"{reference}\"; }} }}"));
+    project.ok(&["lock"]);
+    let lock = project.read("firegopher.lock");
+    assert!(lock.contains(layout.manifest["digest"].as_str().unwrap()), "{lock}");
+    assert_eq!(project.run(&["run", "--locked"]).expect(7).stdout, SAYS);
+    let asked = registry.seen().len();
+    assert_eq!(project.run(&["run", "app", "--locked"]).expect(7).stdout, SAYS);
+    assert_eq!(registry.seen().len(), asked, "nothing is asked for twice");
+    drop(registry);
+
+    // What the manifest says wins; the exposed port is published while it says nothing of ports.
+    project.manifest(&format!(
+        "vm \"app\" {{ image {{ oci \"{reference}\"; }}; workdir \"/\"; user \"root\"; env {{ OWN \"mine\"; STAY \"yes\"; }} }}"
+    ));
+    project.ok(&["up", "-d", "--offline"]);
+    let ps = project.ok(&["ps", "--json"]).stdout;
+    assert!(ps.contains(&port.to_string()), "{ps}");
+    let said = "Uid: 0\nGid: 0\nGroups: 0\nin /: 1 one two hello mine\n";
+    let last = said.lines().next_back().unwrap_or_default();
+    assert!(project.wait_log("app", last).contains(said));
+    project.ok(&["down"]);
+}
+
+#[test]
+fn a_layout_in_the_project_boots_without_a_network_and_without_a_lock_entry() {
+    let Some(_turn) = guests(1) else { return };
+    let Some(layout) = image(free_port()) else { return };
+    let project = Project::new("vm \"app\" { image { oci-path \"./layout\" tag=\"1\"; } }");
+    layout.write(&project.path().join("layout"));
+    assert_eq!(project.run(&["run", "--locked", "--offline"]).expect(7).stdout, SAYS);
+    project.ok(&["build", "--locked", "--offline"]);
+    project.ok(&["build", "--locked", "--offline"]).says("Nothing to build");
+
+    project.manifest("vm \"app\" { image { oci-path \"./layout\" tag=\"2\"; } }");
+    project.run(&["plan"]).expect(64).says("holds no image named 2").says("1");
+}
+
+#[test]
+fn an_image_that_cannot_be_had_says_why() {
+    let Some(layout) = image(free_port()) else { return };
+    let registry = layout.serve();
+    let address = registry.address();
+    let project = Project::new("");
+    for (reference, says) in [
+        (format!("{address}/group/other:1"), "has no image"),
+        (format!("{address}/group/app@sha256:{}", "0".repeat(64)), "has no image"),
+        (format!("127.0.0.1:{}/app", free_port()), "cannot be reached"),
+        (format!("{address}/Group/app"), "lower case"),
+    ] {
+        project.manifest(&format!("vm \"app\" {{ image {{ oci \"{reference}\"; }} }}"));
+        let run = project.run(&["lock"]);
+        assert!(run.code.is_some_and(|code| code != 0), "{}", run.stderr);
+        run.says(says);
+    }
+}

@@ -1,0 +1,136 @@
+//! `examples/ubuntu-jammy`: with Ubuntu's packages where its archive can be reached, and with a tarball of the shape of
+//! its cloud images from a server of our own.
+
+use crate::harness::{Project, guests, home, skip};
+use crate::web::{Reply, Server};
+use firegopher::asset::{Apt, Silent, fetch_debs, resolve_all};
+use firegopher::home::Home;
+use firegopher::lock::AssetId;
+use firegopher::store::Store;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The address in the example.
+const TARBALL: &str = "https://cloud-images.ubuntu.com/minimal/releases/jammy/release/ubuntu-22.04-minimal-cloudimg-amd64-root.tar.xz";
+
+#[test]
+fn ubuntus_own_packages_boot() {
+    let Some(_turn) = guests(1) else { return };
+    let jammy = Project::example("ubuntu-jammy");
+    let locked = jammy.run(&["lock"]);
+    if locked.code != Some(0)
+        && ["Could not", "Temporary failure", "Unable to connect", "Connection"]
+            .iter()
+            .any(|s| locked.stderr.contains(s))
+    {
+        return skip(&format!("Ubuntu's archive cannot be reached: {}", locked.stderr));
+    }
+    let locked = locked.expect(0);
+    assert!(
+        jammy.read("firegopher.lock").contains("distribution = \"ubuntu\"\nsuite = \"jammy\"\n"),
+        "{}",
+        locked.stderr
+    );
+    let run = jammy.ok(&["run"]);
+    assert!(run.stdout.starts_with("this is Ubuntu 22.04"), "{}", run.stdout);
+    assert!(run.stdout.ends_with("python answered curl\n"), "{}", run.stdout);
+    // What was fetched once needs no network, and no keyring, again.
+    std::fs::remove_file(jammy.path().join("ubuntu-archive-key-2018.gpg")).unwrap();
+    jammy.ok(&["run", "--locked", "--offline"]).prints("python answered curl\n");
+}
+
+#[test]
+fn a_root_tarball_by_url_boots() {
+    let Some(_turn) = guests(1) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let Some(tarball) = root_tarball(dir.path()) else { return };
+    let bytes = std::fs::read(tarball).unwrap();
+    let server = Server::start(move |request| Reply::ok(bytes.clone()).ranged(request));
+    let jammy = Project::example("ubuntu-jammy");
+    let text = jammy.read("firegopher.kdl");
+    assert!(text.contains(TARBALL));
+    let text = text.replace(TARBALL, &server.url("/root.tar.xz"));
+    jammy.manifest(&text.replace("    image \"packages\"\n", "    image \"tarball\"\n"));
+    jammy.ok(&["lock"]).says("trusting what comes");
+    let run = jammy.ok(&["run", "--locked"]);
+    assert_eq!(run.stdout, "this is Ubuntu 22.04.5 LTS\npython answered curl\n");
+}
+
+/// A merged-/usr root as cloud images have it, out of the host's packages: owners, links, a device and all.
+fn root_tarball(dir: &Path) -> Option<PathBuf> {
+    let home = Home::new(home());
+    let (store, apt) = (Store::open(home.clone()).unwrap(), Apt::new(&home));
+    let id = AssetId::image([
+        "base-files",
+        "base-passwd",
+        "bash",
+        "coreutils",
+        "dash",
+        "libc-bin",
+        "ca-certificates",
+        "curl",
+        "python3",
+    ]);
+    let pins = match resolve_all(&store, &apt, std::slice::from_ref(&id), &Silent) {
+        Ok(mut pins) => pins.remove(0).packages,
+        Err(e) => {
+            skip(&format!("no packages to make a tarball of: {e}"));
+            return None;
+        }
+    };
+    let debs = fetch_debs(&store, &apt, &id, &pins, &Silent).unwrap();
+    let root = dir.join("root");
+    for name in [
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib",
+        "usr/lib64",
+        "etc/ssl/certs",
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "root",
+    ] {
+        std::fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, root.join(name)).unwrap();
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        link(&format!("usr/{name}"), name);
+    }
+    for deb in debs {
+        let mut data =
+            Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).stdout(Stdio::piped()).spawn().unwrap();
+        let unpacked = Command::new("tar")
+            .args(["-x", "--keep-directory-symlink", "--numeric-owner", "-C"])
+            .arg(&root)
+            .stdin(data.stdout.take().unwrap())
+            .status()
+            .unwrap();
+        assert!(unpacked.success() && data.wait().unwrap().success());
+    }
+    // What scripts have made in a real one.
+    if !root.join("usr/bin/sh").exists() {
+        link("dash", "usr/bin/sh");
+    }
+    let copy = |from: &str, to: &str| std::fs::copy(root.join(from), root.join(to)).unwrap();
+    copy("usr/share/base-passwd/passwd.master", "etc/passwd");
+    copy("usr/share/base-passwd/group.master", "etc/group");
+    let mut bundle = Vec::new();
+    for entry in std::fs::read_dir(root.join("usr/share/ca-certificates/mozilla")).unwrap() {
+        bundle.extend(std::fs::read(entry.unwrap().path()).unwrap());
+    }
+    std::fs::write(root.join("etc/ssl/certs/ca-certificates.crt"), bundle).unwrap();
+    let release = "PRETTY_NAME=\"Ubuntu 22.04.5 LTS\"\nNAME=\"Ubuntu\"\nVERSION_ID=\"22.04\"\nVERSION_CODENAME=jammy\nID=ubuntu\nID_LIKE=debian\n";
+    std::fs::write(root.join("usr/lib/os-release"), release).unwrap();
+
+    let tarball = dir.join("root.tar.xz");
+    let mut tar = Command::new("tar");
+    tar.args(["-c", "--use-compress-program=xz -T0 -0", "--numeric-owner", "--owner=0", "--group=0", "-f"]);
+    // Cloud images name their members without a leading `./`.
+    let names = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name());
+    let made = tar.arg(&tarball).arg("-C").arg(&root).args(names).status().unwrap();
+    assert!(made.success());
+    Some(tarball)
+}

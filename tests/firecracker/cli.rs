@@ -1,0 +1,286 @@
+//! Firecracker from the command line: manifests, releases by URL, settings, drives on another file system.
+
+use super::stopping::{connect, jail_of};
+use super::*;
+use std::io::{Read, Write};
+use std::process::{Command, Output, Stdio};
+
+/// A project directory with a manifest and a home of its own.
+struct Cli {
+    dir: tempfile::TempDir,
+    programs: [PathBuf; 2],
+}
+
+fn cli(kernel: Stub, vm: &str) -> Option<Cli> {
+    let programs = super::project()?.programs.clone();
+    let dir = tempfile::tempdir().unwrap();
+    let cli = Cli { dir, programs };
+    std::fs::create_dir(cli.project()).unwrap();
+    std::fs::write(cli.project().join("stub"), kernel.elf()).unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_mode(0o755);
+    for set in [tar::Header::set_uid, tar::Header::set_gid, tar::Header::set_mtime, tar::Header::set_size] {
+        set(&mut header, 0);
+    }
+    tar.append_data(&mut header, "etc/", std::io::empty()).unwrap();
+    std::fs::write(cli.project().join("root.tar"), tar.into_inner().unwrap()).unwrap();
+    cli.manifest(vm);
+    Some(cli)
+}
+
+impl Cli {
+    fn project(&self) -> PathBuf {
+        self.dir.path().join("project")
+    }
+
+    fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// `DIR` in `vm` is the directory of the two programs.
+    fn manifest(&self, vm: &str) {
+        let vm = vm.replace("DIR", self.programs[0].parent().unwrap().to_str().unwrap());
+        let text = format!(
+            "project \"fc-cli\"\nvm \"stub\" {{\n    kernel {{ path \"stub\" }}\n    image {{ path \"root.tar\" }}\n    \
+             run \"true\"\n    boot-timeout \"20s\"\n    {vm}\n}}\n"
+        );
+        std::fs::write(self.project().join("firegopher.kdl"), text).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_firegopher"));
+        command.args(args).current_dir(self.project()).env("FIREGOPHER_HOME", self.home());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn spec_dir(&self) -> PathBuf {
+        self.home().join("state/fc-cli/stub")
+    }
+}
+
+impl Drop for Cli {
+    fn drop(&mut self) {
+        if self.home().exists() {
+            let _ = self.run(&["down", "--kill"]);
+        }
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn what_the_manifest_says_of_firecracker_is_checked_before_anything_is_built() {
+    let Some(cli) = cli(Stub::Reset, "vmm \"firecracker\" version=\"1.2.3\" { path \"DIR\" }") else {
+        return;
+    };
+    let said = |cli: &Cli| {
+        let output = cli.run(&["plan"]);
+        println!("{}", stderr(&output));
+        (output.status.code().unwrap(), stderr(&output))
+    };
+    let (code, text) = said(&cli);
+    assert_eq!(code, 64);
+    assert!(
+        text.contains("the manifest says Firecracker 1.2.3") && text.contains("help: write version="),
+        "{text}"
+    );
+    cli.manifest("vmm \"qemu\"; network send=\"1MiB\"; cpu-template \"T2\"");
+    let (code, text) = said(&cli);
+    assert!(code == 64 && text.contains("QEMU knows nothing of `cpu-template` and the limits"), "{text}");
+    cli.manifest("vmm \"firecracker\" { path \"/nowhere\" }");
+    let (code, text) = said(&cli);
+    assert!(code == 64 && text.contains("/nowhere/firecracker"), "{text}");
+    // The newest one that is known lacks them.
+    cli.manifest("vmm \"firecracker\" { path \"DIR\" }; huge-pages \"transparent\"");
+    let (code, text) = said(&cli);
+    assert!(code == 0 || text.contains("it does not use transparent huge pages"), "{text}");
+}
+
+#[test]
+fn a_release_by_url_is_taken_apart_and_boots() {
+    let Some(cli) = cli(Stub::Reset, "") else { return };
+    let archive = cli.dir.path().join("firecracker-x86_64.tgz");
+    let gzip =
+        flate2::write::GzEncoder::new(std::fs::File::create(&archive).unwrap(), flate2::Compression::fast());
+    let mut tar = tar::Builder::new(gzip);
+    tar.sparse(false);
+    let version = firegopher::vmm::firecracker::version::of(&cli.programs[0]).unwrap();
+    for (program, name) in cli.programs.iter().zip(["firecracker", "jailer"]) {
+        let inside = format!("release-v{version}-x86_64/{name}-v{version}-x86_64");
+        tar.append_path_with_name(program, inside).unwrap();
+    }
+    tar.into_inner().unwrap().finish().unwrap();
+    let url = format!("url \"file://{}\"", archive.display());
+    cli.manifest(&format!("vmm \"firecracker\" version=\"{version}\" {{ {url} }}"));
+    let output = cli.run(&["lock"]);
+    if stderr(&output).contains("cannot download yet") {
+        println!("skipped: nothing can be downloaded");
+        return;
+    }
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = cli.run(&["build"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let lock = std::fs::read_to_string(cli.project().join("firegopher.lock")).unwrap();
+    assert!(lock.contains("firecracker-x86_64.tgz"), "{lock}");
+    // From the store alone.
+    std::fs::remove_file(&archive).unwrap();
+    let output = cli.run(&["up", "--offline"]);
+    let text = stderr(&output);
+    assert!(text.contains("firegopher.end=reset") && text.contains("the guest reset itself"), "{text}");
+    cli.manifest(&format!("vmm \"firecracker\" version=\"1.2.3\" {{ {url} }}"));
+    let output = cli.run(&["build", "--offline"]);
+    assert!(stderr(&output).contains("the manifest says Firecracker 1.2.3"), "{}", stderr(&output));
+    cli.manifest(&format!("vmm \"firecracker\" {{ {url} sha256=\"{}\" }}", "0".repeat(64)));
+    let output = cli.run(&["build"]);
+    assert!(!output.status.success(), "these bytes have another digest");
+}
+
+/// Firecracker's own view of its machine, asked over the API in its jail.
+fn api(cli: &Cli, path: &str) -> serde_json::Value {
+    let spec_dir = cli.spec_dir();
+    let program = std::fs::read_dir(spec_dir.join("jail/firecracker")).unwrap().next().unwrap().unwrap();
+    let mut socket = connect(&program.path().join("root"), "run/api.sock");
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = Vec::new();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut chunk = [0; 4096];
+    while let Ok(n @ 1..) = socket.read(&mut chunk) {
+        text.extend_from_slice(&chunk[..n]);
+        let text = String::from_utf8_lossy(&text);
+        if let Some((_, body)) = text.split_once("\r\n\r\n")
+            && let Ok(json) = serde_json::from_str(body)
+        {
+            return json;
+        }
+    }
+    panic!("no answer: {}", String::from_utf8_lossy(&text));
+}
+
+#[test]
+fn every_setting_of_the_machine_reaches_firecracker() {
+    let vm = "vmm \"firecracker\" { path \"DIR\" }; cpus 2; memory \"128MiB\"; console \"all\"; \
+              network mtu=1400 receive=\"10MiB\" send=\"5MiB\" send-packets=1000; \
+              root \"scratch\" bandwidth=\"20MiB\" ops=500; volume \"v\" at=\"/v\" size=\"64MiB\" ops=50";
+    let Some(cli) = cli(Stub::Halt, vm) else { return };
+    let mut up = cli.command(&["up", "-d"]).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    let console = cli.spec_dir().join("console.log");
+    while !std::fs::read_to_string(&console).is_ok_and(|text| text.contains("firegopher.end=reset")) {
+        assert!(begin.elapsed() < Duration::from_secs(30), "the guest never spoke");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let arguments = std::fs::read_to_string(&console).unwrap();
+    assert!(arguments.contains("earlyprintk=ttyS0") && !arguments.contains("quiet"), "{arguments}");
+    let config = api(&cli, "/vm/config");
+    println!("{config:#}");
+    let drive = |role: &str| {
+        let drives = config["drives"].as_array().unwrap();
+        let drive = drives.iter().find(|d| d["path_on_host"].as_str().unwrap().ends_with(role)).unwrap();
+        drive["rate_limiter"].clone()
+    };
+    let bucket = |size: u64| serde_json::json!(size);
+    assert_eq!(drive("base"), serde_json::Value::Null);
+    assert_eq!(drive("scratch")["bandwidth"]["size"], bucket(20 << 20));
+    assert_eq!(drive("scratch")["ops"]["size"], bucket(500));
+    assert_eq!(drive("scratch")["ops"]["refill_time"], bucket(1000));
+    assert_eq!(drive("volume-v")["ops"]["size"], bucket(50));
+    let net = &config["network-interfaces"][0];
+    assert_eq!(net["rx_rate_limiter"]["bandwidth"]["size"], bucket(10 << 20));
+    assert_eq!(net["tx_rate_limiter"]["ops"]["size"], bucket(1000));
+    assert_eq!(config["machine-config"]["vcpu_count"], bucket(2));
+    assert_eq!(config["machine-config"]["mem_size_mib"], bucket(128));
+    let name = |text: &str| Name::new(text).unwrap();
+    let netns = supervise::project_netns(&Home::new(cli.home()), &name("fc-cli")).unwrap().unwrap();
+    let tap = VmId::derive(&name("fc-cli"), &name("stub")).tap_name();
+    let mtu = netns.run_in(|| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{tap}/mtu"))).unwrap();
+    assert!(mtu.is_err() || mtu.is_ok_and(|mtu| mtu.trim() == "1400"));
+    // And nothing of it is new to `plan`, while another limit is.
+    let _ = up.kill();
+    let _ = up.wait();
+    cli.manifest(&vm.replace("ops=500", "ops=600"));
+    let output = cli.run(&["plan"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("scratch ops/s") && text.contains("600"), "{text}");
+    assert!(cli.run(&["down"]).status.success());
+}
+
+#[test]
+fn huge_pages_that_the_host_lacks_are_an_error_with_the_remedy() {
+    let vm = "vmm \"firecracker\" { path \"DIR\" }; memory \"512GiB\"; huge-pages \"2MiB\"";
+    let Some(cli) = cli(Stub::Reset, vm) else { return };
+    let output = cli.run(&["up"]);
+    let text = stderr(&output);
+    assert!(text.contains("huge pages of 2 MiB") && text.contains("sysctl vm.nr_hugepages="), "{text}");
+}
+
+/// Beneath a mount of its own: in a mount namespace that ends with the command.
+#[test]
+fn drives_on_another_file_system_are_copied_and_the_plan_says_what_that_costs() {
+    let Some(cli) = cli(Stub::Reset, "vmm \"firecracker\" { path \"DIR\" }") else { return };
+    assert!(cli.run(&["build"]).status.success());
+    let state = cli.home().join("state");
+    std::fs::create_dir_all(&state).unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=4g,mode=0700 none {state} && {exe} plan && {exe} up; {exe} down",
+        state = state.display(),
+        exe = env!("CARGO_BIN_EXE_firegopher"),
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).current_dir(cli.project());
+    let output = command.env("FIREGOPHER_HOME", cli.home()).stdin(Stdio::null()).output().unwrap();
+    let (plan, told) = (String::from_utf8_lossy(&output.stdout).into_owned(), stderr(&output));
+    println!("{plan}\n{told}");
+    assert!(plan.contains("copies drive base (") && plan.contains("copies the kernel (1 MiB)"), "{plan}");
+    assert!(told.contains("the guest reset itself"), "it boots all the same: {told}");
+    // On one file system nothing is copied.
+    let output = cli.run(&["plan"]);
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("copies"));
+}
+
+/// Two homes may hold the same project: what is host-wide must not be shared.
+#[test]
+fn two_homes_with_one_project_share_neither_uid_nor_cgroup() {
+    let Some(project) = super::project() else { return };
+    let mut specs = Vec::new();
+    let mut clients = Vec::new();
+    for home in ["home", "other-home"] {
+        let mut spec = project.spec("twin", "halting");
+        let home = Home::new(project.dir.path().join(home));
+        spec.dir = home.vm(&project.name, &spec.vm);
+        spec.home = home.root().to_owned();
+        spec.vm_spec.drives[0].path = spec.dir.join("scratch.ext4");
+        spec.vm_spec.jail.as_mut().unwrap().root = spec.dir.join("jail");
+        // The tap has the same name, so it needs another namespace, as every project of a home has.
+        let netns = Netns::create().unwrap();
+        let exe = Path::new(env!("CARGO_BIN_EXE_firegopher"));
+        clients.push(supervise::spawn_with(exe, &spec, Some(&netns)).unwrap());
+        specs.push(spec);
+    }
+    specs.iter().for_each(wait_for_console);
+    let uids: Vec<_> = specs.iter().map(|spec| state(spec).uid.unwrap()).collect();
+    assert_ne!(uids[0], uids[1]);
+    let groups: Vec<String> = specs
+        .iter()
+        .map(|spec| {
+            std::fs::read_to_string(format!("/proc/{}/cgroup", state(spec).vmm.unwrap().pid)).unwrap()
+        })
+        .collect();
+    assert_ne!(groups[0], groups[1]);
+    assert!(jail_of(&specs[0]) != jail_of(&specs[1]));
+    drop(clients);
+    for spec in &specs {
+        let home = Home::new(&spec.home);
+        let limit = Duration::from_secs(30);
+        supervise::stop(&home, &project.name, &spec.vm, false, limit).unwrap();
+        assert_eq!(firegopher::vmm::jail::lease::held(&home, &project.name, &spec.vm), None);
+    }
+}

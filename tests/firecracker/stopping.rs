@@ -1,0 +1,106 @@
+//! The order in which a guest is stopped: its init is asked, then its kernel by Ctrl-Alt-Del, then it is killed. The
+//! tests play the guest's init on the socket that Firecracker's vsock leads to; the kernel is a stub.
+
+use super::*;
+use firegopher_protocol::{Decoder, FromGuest, PROTOCOL, ToGuest, channel, encode};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+/// The directory that is the VMM's root.
+pub fn jail_of(spec: &SuperviseSpec) -> PathBuf {
+    let program = spec.dir.join("jail/firecracker");
+    let inside = std::fs::read_dir(program).unwrap().next().unwrap().unwrap();
+    inside.path().join("root")
+}
+
+/// Connects to a socket in a jail, however long its path is.
+pub fn connect(jail: &Path, socket: &str) -> UnixStream {
+    let dir = std::fs::File::open(jail).unwrap();
+    UnixStream::connect(format!("/proc/self/fd/{}/{socket}", dir.as_raw_fd())).unwrap()
+}
+
+/// A guest's init that says hello and that its workload runs.
+struct Init {
+    socket: UnixStream,
+    decoder: Decoder,
+}
+
+impl Init {
+    fn start(spec: &SuperviseSpec) -> Init {
+        let mut init = Init { socket: connect(&jail_of(spec), "v.sock_1024"), decoder: Decoder::default() };
+        init.say(&FromGuest::Hello { protocol: PROTOCOL, kernel: "none".into() });
+        assert!(matches!(init.hear(), ToGuest::Start(_)));
+        init.say(&FromGuest::Started { pid: 2 });
+        init
+    }
+
+    fn say(&mut self, message: &FromGuest) {
+        let mut out = Vec::new();
+        encode(channel::CONTROL, &serde_json::to_vec(message).unwrap(), &mut out);
+        self.socket.write_all(&out).unwrap();
+    }
+
+    fn hear(&mut self) -> ToGuest {
+        loop {
+            if let Some(frame) = self.decoder.frame().unwrap() {
+                return serde_json::from_slice(&frame.payload).unwrap();
+            }
+            let mut bytes = [0; 65536];
+            let n = self.socket.read(&mut bytes).unwrap();
+            assert!(n > 0, "the supervisor closed the channel");
+            self.decoder.push(&bytes[..n]);
+        }
+    }
+}
+
+fn running(project: &Project, vm: &str, kernel: &str) -> (SuperviseSpec, Client, Init) {
+    let mut spec = project.spec(vm, kernel);
+    spec.run.grace_ms = 100;
+    let client = project.up(&spec);
+    wait_for_console(&spec);
+    let init = Init::start(&spec);
+    let begin = Instant::now();
+    while state(&spec).status != Status::Running {
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    (spec, client, init)
+}
+
+fn console(spec: &SuperviseSpec) -> Vec<u8> {
+    std::fs::read(spec.dir.join("console.log")).unwrap()
+}
+
+#[test]
+fn a_guest_is_asked_then_its_kernel_by_the_keyboard() {
+    let Some(project) = project() else { return };
+    let (spec, _client, mut init) = running(&project, "polite", "typed-at");
+    std::thread::scope(|scope| {
+        let stopped = scope.spawn(|| project.stop(&spec));
+        assert!(matches!(init.hear(), ToGuest::Stop), "its init comes first");
+        assert!(!console(&spec).contains(&0x14), "no key was pressed yet");
+        // It does not answer: the grace goes by.
+        let outcome = stopped.join().unwrap();
+        assert_eq!(outcome.reason, Reason::Stopped, "the guest ended by itself: {outcome:?}");
+    });
+    let printed = console(&spec);
+    let text = String::from_utf8_lossy(&printed).into_owned();
+    println!("{text:?}");
+    assert!(text.ends_with('q') || text.trim_end().ends_with('q'), "Delete came last: {text:?}");
+    project.assert_clean(&spec);
+}
+
+#[test]
+fn a_guest_deaf_to_everything_is_killed_in_the_end() {
+    let Some(project) = project() else { return };
+    let (spec, _client, mut init) = running(&project, "deaf", "halting");
+    let begin = Instant::now();
+    let outcome = project.stop(&spec);
+    println!("killed after {:?}", begin.elapsed());
+    assert!(matches!(init.hear(), ToGuest::Stop));
+    assert_eq!(outcome.reason, Reason::Killed);
+    // Its grace and a margin, then what a kernel may take to restart.
+    assert!(begin.elapsed() > Duration::from_secs(10) && begin.elapsed() < Duration::from_secs(25));
+    project.assert_clean(&spec);
+}
