@@ -117,7 +117,7 @@ impl<'a> Asker<'a> {
                 ),
             )
             .help("install the package ca-certificates, or name a file of certificates in SSL_CERT_FILE");
-            return Err(Failure { error, next: Next::OtherUrl });
+            return Err(Failure { error: Box::new(error), next: Next::OtherUrl });
         }
         let client = self.shared.build(roots).map_err(Failure::ours)?;
         Ok(slot.get_or_init(|| client))

@@ -99,7 +99,7 @@ impl Job<'_> {
                     Ok(None) => return Ok(None),
                     Err(failure) => {
                         match failure.next {
-                            Next::Nothing => return Err(failure.error),
+                            Next::Nothing => return Err(*failure.error),
                             Next::Again(after) => {
                                 asked = Some(asked.map_or(after, |before| before.min(after)))
                             }
@@ -164,7 +164,7 @@ impl Job<'_> {
         if self.is_wanted(&hashed) {
             return Ok(Some(hashed));
         }
-        state.restart().map_err(|f| f.error)?;
+        state.restart().map_err(|f| *f.error)?;
         Ok(None)
     }
 

@@ -1,6 +1,6 @@
 //! Why a transfer did not come to its end, and what is worth doing about it.
 
-use super::url::shown;
+use super::url::{shown, too_long};
 use crate::error::{Error, Kind};
 use reqwest::{StatusCode, Url};
 use std::error::Error as StdError;
@@ -9,7 +9,8 @@ use std::time::Duration;
 /// A failed transfer.
 #[derive(Debug)]
 pub(super) struct Failure {
-    pub error: Error,
+    /// Boxed: most transfers fail not at all, and a result should be small.
+    pub error: Box<Error>,
     pub next: Next,
 }
 
@@ -27,10 +28,8 @@ pub(super) enum Next {
 impl Failure {
     /// "cannot download URL: why".
     pub fn new(next: Next, code: &'static str, url: &Url, why: impl std::fmt::Display) -> Failure {
-        Failure {
-            error: Error::failed(code, format!("cannot download {}: {why}", shown(url.as_str()))),
-            next,
-        }
+        let error = Error::failed(code, format!("cannot download {}: {why}", shown(url.as_str())));
+        Failure { error: Box::new(error), next }
     }
 
     /// Something that passes.
@@ -45,13 +44,18 @@ impl Failure {
 
     /// Adds how to mend it.
     pub fn help(mut self, help: impl Into<String>) -> Failure {
-        self.error = self.error.help(help);
+        self.error = Box::new(self.error.help(help));
         self
+    }
+
+    /// More than is taken.
+    pub fn too_long(url: &Url, size: u64, max: u64) -> Failure {
+        Failure { error: Box::new(too_long(url, size, max)), next: Next::OtherUrl }
     }
 
     /// About this host: no server can mend it.
     pub fn ours(error: Error) -> Failure {
-        Failure { error, next: Next::Nothing }
+        Failure { error: Box::new(error), next: Next::Nothing }
     }
 
     /// An answer that is neither the file nor a redirect.
@@ -104,7 +108,7 @@ impl Failure {
             return Error::bug("a download failed without having been tried");
         };
         if all.is_empty() {
-            return last.error;
+            return *last.error;
         }
         all.push(last);
         let texts: Vec<String> = all.iter().map(|f| f.error.to_string()).collect();

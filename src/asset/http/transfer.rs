@@ -4,7 +4,7 @@ use super::client::{Asker, retry_after, silent};
 use super::failure::Failure;
 use super::resume::Origin;
 use super::sink::Sink;
-use super::url::{label, path, too_long};
+use super::url::{label, path};
 use super::{Wanted, client};
 use crate::asset::Progress;
 use crate::error::Error;
@@ -160,10 +160,7 @@ impl State<'_> {
             return Err(other_size(url, size, total));
         }
         if total > self.wanted.max {
-            return Err(Failure {
-                error: too_long(url, total, self.wanted.max),
-                next: super::failure::Next::OtherUrl,
-            });
+            return Err(Failure::too_long(url, total, self.wanted.max));
         }
         self.check_room(total.saturating_sub(self.sink.len()))
     }
@@ -218,10 +215,7 @@ impl State<'_> {
             return Err(other_size(url, size, length));
         }
         if length > self.wanted.max {
-            return Err(Failure {
-                error: too_long(url, length, self.wanted.max),
-                next: super::failure::Next::OtherUrl,
-            });
+            return Err(Failure::too_long(url, length, self.wanted.max));
         }
         self.progress.advance(piece.len() as u64);
         self.sink.push(piece).map_err(Failure::ours)
@@ -251,10 +245,7 @@ impl State<'_> {
             return Err(other_size(url, size, meta.len()));
         }
         if meta.len() > self.wanted.max {
-            return Err(Failure {
-                error: too_long(url, meta.len(), self.wanted.max),
-                next: super::failure::Next::OtherUrl,
-            });
+            return Err(Failure::too_long(url, meta.len(), self.wanted.max));
         }
         self.check_room(meta.len())?;
         let mut file = std::fs::File::open(&from).map_err(failed)?;
