@@ -83,14 +83,6 @@ pub fn children_cpu() -> Duration {
     Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time()))
 }
 
-/// User and system time of this process and of the children it has reaped.
-pub fn all_cpu() -> Duration {
-    use nix::sys::resource::{UsageWho, getrusage};
-    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("it takes no memory of ours");
-    let micros = |t: nix::sys::time::TimeVal| t.tv_sec() as u64 * 1_000_000 + t.tv_usec() as u64;
-    Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time())) + children_cpu()
-}
-
 /// Figures of one quantity.
 #[derive(Debug, Default, Clone)]
 pub struct Series(pub Vec<f64>);
