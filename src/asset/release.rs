@@ -104,7 +104,7 @@ fn field(text: &str, name: &str) -> Option<String> {
 }
 
 /// `Sat, 21 Nov 2026 14:30:00 UTC` as `20261121T143000Z`. Release files are dated in UTC, by whatever name
-/// (https://wiki.debian.org/DebianRepository/Format); other zones give `None`.
+/// (<https://wiki.debian.org/DebianRepository/Format>); other zones give `None`.
 fn timestamp(date: &str) -> Option<String> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];

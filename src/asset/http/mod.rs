@@ -1,6 +1,6 @@
 //! Downloads files over http and https and copies `file:` ones, verified as they stream in and published to the
-//! store. [`download`] decides (mirrors, retries, what to go on with), [`transfer`] moves bytes from one URL into a
-//! [`sink`], [`client`] asks and follows redirects. [`member`] takes one file out of what was downloaded.
+//! store. `download` decides (mirrors, retries, what to go on with), `transfer` moves bytes from one URL into a
+//! `sink`, `client` asks and follows redirects. `member` takes one file out of what was downloaded.
 
 mod client;
 mod download;
