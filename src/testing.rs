@@ -67,6 +67,8 @@ fn fetch() -> crate::error::Result<Artifacts> {
     let mut graph = Graph::of(&manifest);
     // The kernel and the VMM come first and need nothing else.
     graph.nodes.truncate(2);
+    // No VM is made of two nodes alone.
+    graph.vms.clear();
     let home = home();
     fs_err::create_dir_all(home.root().parent().expect("it has a parent"))
         .expect("target/ can be written to");
