@@ -1,7 +1,7 @@
 //! Hosts and guests that break: each gives an error that names what, where and how to mend it, leaves nothing
 //! behind and loses nothing.
 
-use crate::harness::{Project, free_port, guests, skip};
+use crate::harness::{Project, free_port, guard_of, guests, skip};
 use crate::traces::{
     IMAGE, SLEEP, apt_config, assert_clean, assert_objects_verify, files, home_with_packages, is_root, kill9,
     pid_of,
@@ -268,15 +268,6 @@ fn a_killed_vmm_is_told_with_the_end_of_its_console() {
     project.up(&["-d"]);
     project.ok(&["down", "--kill"]);
     assert_clean(&project);
-}
-
-/// The process that waits for a supervisor's end.
-fn guard_of(supervisor: i32) -> i32 {
-    let path = format!("/proc/{supervisor}/task/{supervisor}/children");
-    let children = fs::read_to_string(path).unwrap();
-    let waits =
-        |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() == "firegopher-wait";
-    children.split_whitespace().find(|pid| waits(pid)).unwrap().parse().unwrap()
 }
 
 #[test]

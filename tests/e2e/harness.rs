@@ -261,3 +261,12 @@ pub fn public_dir() -> tempfile::TempDir {
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     dir
 }
+
+/// The process that waits for a supervisor's end.
+pub fn guard_of(supervisor: i32) -> i32 {
+    let path = format!("/proc/{supervisor}/task/{supervisor}/children");
+    let children = std::fs::read_to_string(path).unwrap();
+    let waits =
+        |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() == "firegopher-wait";
+    children.split_whitespace().find(|pid| waits(pid)).unwrap().parse().unwrap()
+}

@@ -1,7 +1,7 @@
 //! gc, verify and store: what stays, what goes and what is mended, as root and as somebody else. Each test has a home of
 //! its own.
 
-use crate::harness::{PATIENCE, Project, guests, home_like_the_warm_one, public_dir, skip};
+use crate::harness::{PATIENCE, Project, guard_of, guests, home_like_the_warm_one, public_dir, skip};
 use crate::schemas::check_document;
 use firegopher::digest::FieldHasher;
 use firegopher::home::Home;
@@ -163,10 +163,13 @@ fn a_running_vm_keeps_what_it_reads_and_is_named_when_that_breaks() {
     project.run(&["verify"]).expect(1).prints("VM box of project ").prints(" runs on it");
     assert_eq!(project.ps("box").unwrap()["status"], "running");
 
-    // Its supervisor dies: gc removes what that leaves.
+    // Its supervisor dies, and whoever would clean up after it: gc removes what that leaves.
     let row = project.ps("box").unwrap();
-    let pid = |name: &str| nix::unistd::Pid::from_raw(row[name].as_i64().unwrap() as i32);
-    nix::sys::signal::kill(pid("supervisor_pid"), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let supervisor = row["supervisor_pid"].as_i64().unwrap() as i32;
+    for pid in [guard_of(supervisor), supervisor] {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
     std::thread::sleep(Duration::from_millis(300));
     let dry = follows(&project, "gc", &["gc", "--dry-run", "--json"], 0);
     assert_eq!(dry["lost_vms"][0]["vm"], "box");

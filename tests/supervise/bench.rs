@@ -158,6 +158,10 @@ impl Bench {
         let mut spec = self.spec.clone();
         spec.vm = Name::new(vm).unwrap();
         spec.dir = self.home.vm(&spec.project, &spec.vm);
+        spec.vm_spec.id = VmId::derive(&spec.project, &spec.vm);
+        if let Some(jail) = &mut spec.vm_spec.jail {
+            jail.root = spec.dir.join("jail");
+        }
         spec
     }
 

@@ -13,26 +13,43 @@ use std::path::Path;
 /// Names taken from a directory at a time: a hostile one may hold millions.
 const BATCH: usize = 1024;
 
+/// How often a removal begins anew because something appeared under it: two may remove the same tree.
+const ATTEMPTS: u32 = 16;
+
 /// Removes `root` and all beneath it. An absent one is no error; a mount point within it is one.
 pub fn remove_tree(root: &Path) -> Result<()> {
     let fail = || format!("cannot remove {}", root.display());
+    for _ in 1..ATTEMPTS {
+        match attempt(root)? {
+            Err(Errno::ENOTEMPTY) => {}
+            done => return done.or_failed("jail.remove", fail),
+        }
+    }
+    attempt(root)?.or_failed("jail.remove", fail)
+}
+
+/// The inner error is that of a removal under way, which may be tried again.
+fn attempt(root: &Path) -> Result<nix::Result<()>> {
+    let fail = || format!("cannot remove {}", root.display());
     let dir = match open(AT_FDCWD, root) {
         Ok(dir) => dir,
-        Err(Errno::ENOENT) => return Ok(()),
+        Err(Errno::ENOENT) => return Ok(Ok(())),
         Err(Errno::ENOTDIR | Errno::ELOOP) => {
             return Err(Error::failed("jail.remove", format!("{} is not a directory", root.display())));
         }
         Err(e) => return Err(Error::failed("jail.remove", fail()).because(e)),
     };
-    empty(&dir).or_failed("jail.remove", fail)?;
+    if let Err(e) = empty(&dir) {
+        return Ok(Err(e));
+    }
     match unlinkat(AT_FDCWD, root, UnlinkatFlags::RemoveDir) {
-        Err(Errno::ENOENT) => Ok(()),
-        done => done.or_failed("jail.remove", fail),
+        Err(Errno::ENOENT) => Ok(Ok(())),
+        done => Ok(done),
     }
 }
 
 /// Empties `root` with two descriptors whatever its depth: what a subdirectory holds moves up before the
-/// subdirectory is removed.
+/// subdirectory is removed. What vanishes meanwhile is gone, as wanted.
 fn empty(root: &OwnedFd) -> nix::Result<()> {
     let mut moved = 0_u64;
     loop {
@@ -44,29 +61,41 @@ fn empty(root: &OwnedFd) -> nix::Result<()> {
             if unlink(root, &name)? {
                 continue;
             }
-            let child = open(root, name.as_c_str())?;
+            let child = match open(root, name.as_c_str()) {
+                Err(Errno::ENOENT) => continue,
+                child => child?,
+            };
+            lift(&child, root, &mut moved)?;
+            match unlinkat(root, name.as_c_str(), UnlinkatFlags::RemoveDir) {
+                // Somebody else lifts things up too: the next round finds them.
+                Err(Errno::ENOENT | Errno::ENOTEMPTY) => {}
+                done => done?,
+            }
+        }
+    }
+}
+
+/// Empties `child`; directories in it that are not empty move to `root`, under names that are still free.
+fn lift(child: &OwnedFd, root: &OwnedFd, moved: &mut u64) -> nix::Result<()> {
+    loop {
+        let inner = names(child)?;
+        if inner.is_empty() {
+            return Ok(());
+        }
+        for entry in inner {
+            if unlink(child, &entry)? {
+                continue;
+            }
             loop {
-                let inner = self::names(&child)?;
-                if inner.is_empty() {
-                    break;
-                }
-                for entry in inner {
-                    if unlink(&child, &entry)? {
-                        continue;
-                    }
-                    // A directory that is not empty: up it goes, under a name that is still free.
-                    loop {
-                        let up = CString::new(format!(".removing-{moved}")).map_err(|_| Errno::EINVAL)?;
-                        moved += 1;
-                        let flags = nix::fcntl::RenameFlags::RENAME_NOREPLACE;
-                        match nix::fcntl::renameat2(&child, entry.as_c_str(), root, up.as_c_str(), flags) {
-                            Err(Errno::EEXIST) => {}
-                            done => break done?,
-                        }
-                    }
+                let up = CString::new(format!(".removing-{moved}")).map_err(|_| Errno::EINVAL)?;
+                *moved += 1;
+                let flags = nix::fcntl::RenameFlags::RENAME_NOREPLACE;
+                match nix::fcntl::renameat2(child, entry.as_c_str(), root, up.as_c_str(), flags) {
+                    Err(Errno::EEXIST) => {}
+                    Err(Errno::ENOENT) => break,
+                    done => break done?,
                 }
             }
-            unlinkat(root, name.as_c_str(), UnlinkatFlags::RemoveDir)?;
         }
     }
 }
@@ -90,8 +119,11 @@ fn open<P: ?Sized + nix::NixPath>(at: impl AsFd, path: &P) -> nix::Result<OwnedF
 }
 
 fn names(dir: &OwnedFd) -> nix::Result<Vec<CString>> {
-    // Opened anew: a duplicate would share the position of the last reading.
-    let mut listing = Dir::from_fd(open(dir, ".")?)?;
+    // Opened anew: a duplicate would share the position of the last reading. A removed directory has no `.`.
+    let mut listing = match open(dir, ".") {
+        Err(Errno::ENOENT) => return Ok(Vec::new()),
+        again => Dir::from_fd(again?)?,
+    };
     let mut names = Vec::new();
     for entry in listing.iter() {
         let entry = entry?;

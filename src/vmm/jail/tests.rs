@@ -153,3 +153,21 @@ fn removing_follows_no_link_and_survives_any_depth() {
     assert!(remove_tree(&jail).is_err(), "a link in place of the jail is not followed");
     assert!(outside.join("precious").exists());
 }
+
+#[test]
+fn two_may_remove_the_same_tree_at_once() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("jail");
+        for n in 0..60 {
+            let deep = root.join(format!("{n}/a/b"));
+            std::fs::create_dir_all(&deep).unwrap();
+            std::fs::write(deep.join("file"), "x").unwrap();
+        }
+        std::thread::scope(|scope| {
+            let removals = [(); 3].map(|()| scope.spawn(|| remove_tree(&root)));
+            removals.into_iter().for_each(|removal| removal.join().unwrap().unwrap());
+        });
+        assert!(!root.exists());
+    }
+}

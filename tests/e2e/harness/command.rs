@@ -2,6 +2,7 @@
 
 use super::PATIENCE;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -61,6 +62,14 @@ impl Command {
     /// Starts it.
     pub fn spawn(mut self) -> Running {
         self.inner.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A shell's background jobs ignore SIGINT, and what they start inherits that; commands at a terminal do not.
+        // SAFETY: signal(2) is async-signal-safe, and nothing else happens between fork and exec.
+        unsafe {
+            self.inner.pre_exec(|| {
+                nix::libc::signal(nix::libc::SIGINT, nix::libc::SIG_DFL);
+                Ok(())
+            });
+        }
         let begun = Instant::now();
         let mut child = self.inner.spawn().unwrap_or_else(|e| panic!("cannot run {:?}: {e}", self.inner));
         let mut stdin = child.stdin.take().unwrap();
