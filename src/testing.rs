@@ -5,6 +5,8 @@
 #[path = "../tests/support/web.rs"]
 pub mod web;
 
+pub mod tls;
+
 use crate::home::Home;
 use crate::lock::Lock;
 use crate::plan::{Graph, Scan};
