@@ -214,7 +214,7 @@ mod tests {
             let kinds = ["link add eth0 type veth peer name other", "tuntap add eth0 mode tap"];
             if !kinds.iter().any(|kind| Command::new("ip").args(kind.split(' ')).status().unwrap().success())
             {
-                println!("skipped: no device can be made here");
+                crate::testing::skip("no device can be made here");
                 return;
             }
             configure(Some(&network())).unwrap();

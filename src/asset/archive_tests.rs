@@ -30,11 +30,11 @@ impl Signer {
         match made {
             Ok(made) if made.status.success() => {}
             Ok(made) => {
-                println!("skipped: gpg makes no key: {}", String::from_utf8_lossy(&made.stderr));
+                crate::testing::skip(format!("gpg makes no key: {}", String::from_utf8_lossy(&made.stderr)));
                 return None;
             }
             Err(e) => {
-                println!("skipped: no gpg to sign with: {e}");
+                crate::testing::skip(format!("no gpg to sign with: {e}"));
                 return None;
             }
         }
@@ -111,7 +111,7 @@ fn hex(bytes: &[u8]) -> String {
 impl Archive {
     fn new(dir: &Path) -> Option<Archive> {
         if Command::new("apt-get").arg("--version").output().is_err() {
-            println!("skipped: no apt");
+            crate::testing::skip("no apt");
             return None;
         }
         let signer = Signer::new(dir, "archive")?;

@@ -79,7 +79,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mod
 fn image(port: u16) -> Option<Layout> {
     use tar::EntryType as Type;
     if let Some((missing, _)) = SHELL.iter().find(|(path, _)| !Path::new(path).exists()) {
-        skip(&format!("no {missing} to make an image of"));
+        skip(format!("no {missing} to make an image of"));
         return None;
     }
     let mut lower = tar::Builder::new(Vec::new());

@@ -23,7 +23,7 @@ fn ubuntus_own_packages_boot() {
             .iter()
             .any(|s| locked.stderr.contains(s))
     {
-        return skip(&format!("Ubuntu's archive cannot be reached: {}", locked.stderr));
+        return skip(format!("Ubuntu's archive cannot be reached: {}", locked.stderr));
     }
     let locked = locked.expect(0);
     assert!(
@@ -74,7 +74,7 @@ fn root_tarball(dir: &Path) -> Option<PathBuf> {
     let pins = match resolve_all(&store, &apt, std::slice::from_ref(&id), &Silent) {
         Ok(mut pins) => pins.remove(0).packages,
         Err(e) => {
-            skip(&format!("no packages to make a tarball of: {e}"));
+            skip(format!("no packages to make a tarball of: {e}"));
             return None;
         }
     };

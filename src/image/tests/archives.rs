@@ -76,7 +76,7 @@ fn everything_a_tar_says_survives() {
 #[test]
 fn debugfs_agrees_about_owners_and_modes() {
     let Some(debugfs) = tool("debugfs") else {
-        println!("skipped: no debugfs");
+        crate::testing::skip("no debugfs");
         return;
     };
     let bench = Bench::new();

@@ -244,7 +244,7 @@ fn a_directory_becomes_a_base_of_roots() {
 #[test]
 fn an_image_made_by_mke2fs_is_indexed() {
     let Some(mke2fs) = tool("mke2fs") else {
-        println!("skipped: no mke2fs");
+        crate::testing::skip("no mke2fs");
         return;
     };
     let bench = Bench::new();

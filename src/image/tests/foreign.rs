@@ -7,7 +7,7 @@ use std::process::Output;
 /// An image by mke2fs with these arguments; `None`, and why, where there is no mke2fs.
 fn made(bench: &Bench, args: &[&str]) -> Option<PathBuf> {
     let Some(mke2fs) = tool("mke2fs") else {
-        println!("skipped: no mke2fs");
+        crate::testing::skip("no mke2fs");
         return None;
     };
     let image = bench.path("made.ext4");
@@ -15,7 +15,7 @@ fn made(bench: &Bench, args: &[&str]) -> Option<PathBuf> {
     let out = Command::new(mke2fs).args(["-q", "-t", "ext4"]).args(args).arg(&image).arg("32M").output();
     let out = out.unwrap();
     if !out.status.success() {
-        println!("skipped: this mke2fs does not know {args:?}");
+        crate::testing::skip(format!("this mke2fs does not know {args:?}"));
         return None;
     }
     Some(image)
@@ -97,7 +97,7 @@ fn a_mounted_image_is_refused_and_taken_once_it_is_unmounted() {
     let at = bench.make_dir("at");
     let mount = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at).output();
     if !mount.as_ref().is_ok_and(|out| out.status.success()) {
-        println!("skipped: no loop mounts: {mount:?}");
+        crate::testing::skip(format!("no loop mounts: {mount:?}"));
         return;
     }
     std::fs::write(at.join("file"), "x").unwrap();

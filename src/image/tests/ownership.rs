@@ -19,7 +19,7 @@ const DIRECTORY: u32 = 0o040000;
 /// The corpus as a file, and what GNU tar makes of it.
 fn prepared(prefix: &str) -> Option<(Bench, PathBuf, Facts)> {
     if let Some(why) = lacking() {
-        println!("skipped: {why}");
+        crate::testing::skip(why);
         return None;
     }
     let bench = Bench::new();
@@ -80,7 +80,7 @@ fn a_packages_files_are_what_tar_unpacks() {
 fn an_ext4_image_is_taken_as_it_is() {
     let Some((bench, _, wanted)) = prepared("") else { return };
     let Some(mke2fs) = tool("mke2fs") else {
-        println!("skipped: no mke2fs");
+        crate::testing::skip("no mke2fs");
         return;
     };
     let image = bench.path("made.ext4");
@@ -224,7 +224,7 @@ fn a_file_beyond_4_gib_costs_what_is_in_it() {
         let image = Image::open(&path);
         assert_eq!(image.inode("/opt/app/sparse").size, SIZE);
         if let Some(why) = lacking() {
-            println!("skipped: {why}");
+            crate::testing::skip(why);
             continue;
         }
         let found = mounted(&bench, &path);
