@@ -16,7 +16,7 @@ impl Schema {
     /// Says so when there is no description.
     fn load() -> Option<Schema> {
         let Some(path) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER_API") else {
-            println!("skipped: no description (FIREGOPHER_TEST_FIRECRACKER_API names no file)");
+            crate::testing::skip("no description (FIREGOPHER_TEST_FIRECRACKER_API names no file)");
             return None;
         };
         Some(Schema(serde_norway::from_slice(&fs_err::read(path).unwrap()).unwrap()))

@@ -202,7 +202,7 @@ fn https_goes_through_a_proxy_and_is_checked_by_the_certificates_that_are_named(
 #[test]
 fn a_full_disk_publishes_nothing_and_stays_usable() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: mounting a small disk needs root");
+        crate::testing::skip("mounting a small disk needs root");
         return;
     }
     // In a mount namespace of its own, which ends with the thread.

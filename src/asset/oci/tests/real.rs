@@ -45,13 +45,13 @@ fn sample() -> Option<&'static Sample> {
     let made = SAMPLE.get_or_init(|| {
         let tools = tools()?;
         if !nix::unistd::geteuid().is_root() {
-            println!("skipped: umoci unpack needs root to keep owners");
+            crate::testing::skip("umoci unpack needs root to keep owners");
             return None;
         }
         Some(make(tools))
     });
     if made.is_none() {
-        println!("skipped: the tools that make the images cannot be had");
+        crate::testing::skip("the tools that make the images cannot be had");
     }
     made.as_ref()
 }
