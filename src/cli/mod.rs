@@ -1,10 +1,12 @@
 //! The command line: what can be typed, and which file does it. One file a command.
 
 mod attach;
+mod before;
 mod build;
 mod caps;
 mod doctor;
 mod down;
+mod early;
 mod gc;
 mod init;
 mod lock;
