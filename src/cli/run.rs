@@ -10,7 +10,7 @@ use crate::plan::Graph;
 use crate::project::{self, Project};
 use crate::step::boot::BootOptions;
 use crate::step::execute;
-use crate::supervise::{Client, FAILED_CODE, Wish};
+use crate::supervise::{Client, Wish};
 use crate::ui::Ui;
 use std::io::Read;
 use std::path::Path;
@@ -31,15 +31,7 @@ pub(super) struct Args {
     offline: bool,
 }
 
-/// Every code but 125 is the workload's.
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
-    Ok(run_inner(dir, args).unwrap_or_else(|error| {
-        super::report(&error);
-        ExitCode::from(FAILED_CODE)
-    }))
-}
-
-fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
     let mut project = Project::open(dir)?;
     let signals = signals::Signals::block(&project.store);
