@@ -7,7 +7,7 @@ use crate::home::Home;
 use crate::listing::Listing;
 use crate::lock::{AssetId, Lock, OciPin};
 use crate::manifest::model::{
-    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, VmmSource, Workload, WorkloadFrom,
+    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload, WorkloadFrom,
 };
 use crate::manifest::{self};
 use crate::name::Name;
@@ -43,17 +43,31 @@ pub struct Project {
     pub lock: Lock,
     /// What this build brings along.
     pub tools: Tools,
+    /// From before manifest and lock were read.
+    read: Texts,
+}
+
+/// The bytes of manifest and lock file, to see whether they changed.
+#[derive(PartialEq, Eq)]
+struct Texts([Option<Vec<u8>>; 2]);
+
+impl Texts {
+    fn read(dir: &Path) -> Texts {
+        // What cannot be read is told by whoever parses it.
+        Texts([manifest::FILE_NAME, LOCK_FILE].map(|name| fs::read(dir.join(name)).ok()))
+    }
 }
 
 impl Project {
     /// Opens the project in `dir`: its manifest, its lock, the store.
     pub fn open(dir: &Path) -> Result<Project> {
+        let read = Texts::read(dir);
         let manifest = manifest::load(dir)?;
         let name = manifest::project_name(&manifest);
         let (manifest, lock) = complete(manifest)?;
         let home = Home::from_env()?;
         let store = open_store(&home)?;
-        Ok(Project { manifest, name, home, store, lock, tools: tools() })
+        Ok(Project { manifest, name, home, store, lock, tools: tools(), read })
     }
 
     /// Hashes everything on this host that the manifest names.
@@ -283,7 +297,13 @@ impl Project {
     pub fn guard(&mut self, ui: &Ui) -> Result<ProjectGuard> {
         loop {
             let guard = take(&self.home, &self.name, ui)?;
-            (self.manifest, self.lock) = complete(manifest::load(&self.manifest.dir)?)?;
+            let read = Texts::read(&self.manifest.dir);
+            // An image in a directory fills in settings, too, and may be another one by now.
+            let local = |vm: &Vm| matches!(vm.image, ImageSource::OciPath { .. });
+            if read != self.read || self.manifest.vms.iter().any(local) {
+                (self.manifest, self.lock) = complete(manifest::load(&self.manifest.dir)?)?;
+                self.read = read;
+            }
             let name = manifest::project_name(&self.manifest);
             if name == self.name {
                 let claimed = self.home.project(&self.name).join("project.json");

@@ -22,6 +22,7 @@ pub use keyboard::Keyboard;
 pub use programs::{inspect, usable};
 pub use trial::{Trial, trial};
 
+use super::beside::{Lives, beside_tap};
 use super::jail::cgroup::{self, Limits};
 use super::jail::name_of;
 use super::monitor::{Monitor, ProcessMonitor};
@@ -30,7 +31,6 @@ use super::tuning::Console;
 use super::{Control, Launched, Serial, Timings, Vmm};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
-use crate::net::tap::{self, TapConfig};
 use config::JailPaths;
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
@@ -53,7 +53,12 @@ impl Vmm for Firecracker {
         "firecracker"
     }
 
-    fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched> {
+    fn launch_with(
+        &self,
+        spec: &VmSpec,
+        net: Option<&Netns>,
+        disks: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Launched> {
         let VmmBinary::Firecracker { firecracker, jailer } = &spec.vmm else {
             return Err(Error::bug("this VM is not Firecracker's to boot"));
         };
@@ -61,40 +66,34 @@ impl Vmm for Firecracker {
             Error::host("vmm.firecracker-root", "Firecracker's jail needs root")
                 .help("run as root, or write `vmm \"auto\"`: QEMU runs as you")
         })?;
+        if matches!(spec.net, NetSpec::User { .. }) {
+            return Err(Error::bug("Firecracker has no user networking"));
+        }
         inspect(firecracker, jailer)?;
-        kvm_opens(Path::new("/dev/kvm"))?;
+        check_kvm()?;
         spec.tuning.check_host(spec.memory)?;
         let mut timings = Timings::default();
 
-        let start = Instant::now();
-        let limits = Limits {
-            memory: spec.memory + OVERHEAD,
-            pids: THREADS + u64::from(spec.cpus),
-            // One more for emulated devices and the API.
-            cpu_percent: u64::from(spec.cpus + 1) * 100,
-        };
-        let mut groups = cgroup::create(&name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
+        let made = beside_tap(spec, net, Lives::Named, &mut timings, |timings| {
+            let start = Instant::now();
+            disks()?;
+            timings.disks = start.elapsed();
+            let start = Instant::now();
+            let limits = Limits {
+                memory: spec.memory + OVERHEAD,
+                pids: THREADS + u64::from(spec.cpus),
+                // One more for emulated devices and the API.
+                cpu_percent: u64::from(spec.cpus + 1) * 100,
+            };
+            let groups = cgroup::create(&name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
+            let staged = staged(spec, jail, firecracker)?;
+            timings.jail = start.elapsed();
+            Ok((groups, staged))
+        });
+        let ((mut groups, mut staged), _) = made?;
         let cgroups = groups.hand_to_jailer();
         let mut warnings = std::mem::take(&mut groups.warnings);
-        let mut staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
         warnings.append(&mut staged.warnings);
-        let inside = |name: &str| Path::new("/").join(name);
-        let paths = JailPaths {
-            kernel: staged.kernel.clone(),
-            initramfs: Some(staged.initramfs.clone()),
-            drives: staged.drives.clone(),
-            vsock: inside(stage::VSOCK),
-            // Told on the command line, which comes first.
-            log: None,
-            metrics: None,
-        };
-        let config = config::config(spec, &paths, &kernel_args::build(spec.tuning.console == Console::All))?;
-        stage::write_config(&staged.root, &config.to_json())?;
-        timings.jail = start.elapsed();
-
-        let start = Instant::now();
-        make_tap(spec, jail, net)?;
-        timings.tap = start.elapsed();
 
         let start = Instant::now();
         let pipe = || io::pipe().or_failed("vmm.pipe", || "cannot make a pipe for the console");
@@ -138,6 +137,14 @@ impl Vmm for Firecracker {
     }
 }
 
+/// Whether this process can use KVM at all.
+///
+/// # Errors
+/// `vmm.no-kvm`, with what would mend it.
+pub fn check_kvm() -> Result<()> {
+    kvm_opens(Path::new("/dev/kvm"))
+}
+
 /// Told before anything is staged: Firecracker itself would say it last.
 fn kvm_opens(device: &Path) -> Result<()> {
     match OpenOptions::new().read(true).write(true).open(device) {
@@ -154,23 +161,19 @@ fn kvm_opens(device: &Path) -> Result<()> {
     }
 }
 
-/// The VMM opens it by name, under its uid and in the namespace, so it outlives our descriptor.
-fn make_tap(spec: &VmSpec, jail: &JailSpec, net: Option<&Netns>) -> Result<()> {
-    let NetSpec::Tap { name, host, guest, mac } = &spec.net else {
-        return match &spec.net {
-            NetSpec::User { .. } => Err(Error::bug("Firecracker has no user networking")),
-            _ => Ok(()),
-        };
+/// The jail with everything in it.
+fn staged(spec: &VmSpec, jail: &JailSpec, firecracker: &Path) -> Result<stage::Staged> {
+    let staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
+    let paths = JailPaths {
+        kernel: staged.kernel.clone(),
+        initramfs: Some(staged.initramfs.clone()),
+        drives: staged.drives.clone(),
+        vsock: Path::new("/").join(stage::VSOCK),
+        // Told on the command line, which comes first.
+        log: None,
+        metrics: None,
     };
-    let ns = net.ok_or_else(|| Error::bug("a tap needs the project's namespace"))?;
-    let config = TapConfig {
-        name: name.clone(),
-        host: *host,
-        guest: *guest,
-        mac: *mac,
-        owner: Some(jail.uid),
-        persist: true,
-        mtu: spec.tuning.mtu,
-    };
-    tap::create(ns, &config).map(drop)
+    let config = config::config(spec, &paths, &kernel_args::build(spec.tuning.console == Console::All))?;
+    stage::write_config(&staged.root, &config.to_json())?;
+    Ok(staged)
 }
