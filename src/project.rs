@@ -15,7 +15,7 @@ use crate::plan::{
     Graph, Host, Need, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools,
     fill_defaults, needs,
 };
-use crate::step::{self, Work, resolve, tools};
+use crate::step::{self, Resolved, Work, resolve, tools};
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
@@ -254,6 +254,9 @@ impl Project {
     }
 
     /// Resolves assets anew and writes their pins. Uses the network.
+    ///
+    /// # Errors
+    /// The first of those that cannot be resolved. The others are pinned all the same.
     pub fn pin(&mut self, wanted: &[Need<'_>], ui: &Ui) -> Result<()> {
         for need in wanted {
             let trust = if need.is_blind() { ", trusting what comes: check its sha256" } else { "" };
@@ -261,20 +264,45 @@ impl Project {
         }
         let (debian, others): (Vec<&Need<'_>>, Vec<_>) = wanted.iter().partition(|n| n.id.is_debian());
         let mut lock = self.lock.clone();
+        let mut errors: Vec<Error> = Vec::new();
+        let mut kept = 0;
         if !debian.is_empty() {
             let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
             let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
-            let pins = asset::resolve_all(&self.store, &apt, &assets, ui)?;
-            for (asset, pins) in assets.into_iter().zip(pins) {
-                lock.set(asset, pins)?;
+            match asset::resolve_all(&self.store, &apt, &assets, ui) {
+                Ok(pins) => {
+                    for (asset, pins) in assets.into_iter().zip(pins) {
+                        lock.set(asset, pins)?;
+                        kept += 1;
+                    }
+                }
+                Err(e) => errors.push(e),
             }
         }
-        for need in others {
-            lock.set(need.id.clone(), resolve(need, &self.store, ui)?)?;
+        for Resolved { ids, pinned } in resolve(&others, &self.store, ui) {
+            match pinned {
+                Ok(pinned) => {
+                    for id in ids {
+                        lock.set(id, pinned.clone())?;
+                        kept += 1;
+                    }
+                }
+                Err(e) => errors.push(e),
+            }
         }
-        lock.save(&self.manifest.dir.join(LOCK_FILE))?;
-        self.lock = lock;
-        fill(&mut self.manifest, &self.lock)
+        if errors.is_empty() || kept > 0 {
+            lock.save(&self.manifest.dir.join(LOCK_FILE))?;
+            self.lock = lock;
+        }
+        let mut errors = errors.into_iter();
+        let Some(first) = errors.next() else { return fill(&mut self.manifest, &self.lock) };
+        ui.clear();
+        if kept > 0 {
+            ui.note(&format!("{LOCK_FILE} has {kept} of {} pins; the rest failed", wanted.len()));
+        }
+        // One of them ends the command; each of the others would be what ends the next one.
+        errors.for_each(|error| ui.warning(&error.to_string()));
+        Err(first)
     }
 
     /// What steps work with.

@@ -7,6 +7,8 @@ mod skipping;
 #[path = "../tests/support/web.rs"]
 pub mod web;
 
+pub mod tls;
+
 pub use skipping::{skip, skip_for_want_of_packages};
 
 use crate::error::{Error, Result};

@@ -10,6 +10,7 @@ mod excerpt;
 mod path;
 mod prescan;
 mod project;
+mod same_download;
 #[cfg(test)]
 mod schema;
 mod source;

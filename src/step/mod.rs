@@ -11,7 +11,7 @@ mod tasks;
 pub use boot::{firecracker_needs, firecracker_version};
 pub use execute::{Outputs, execute};
 pub use record::record_last;
-pub use sources::resolve;
+pub use sources::{Resolved, resolve};
 
 use crate::digest::ObjectDigest;
 use crate::home::Home;

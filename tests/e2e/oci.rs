@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -51,10 +52,16 @@ impl Layout {
 
     /// Serves the image as `group/app:1`.
     fn serve(&self) -> Server {
-        let (files, manifest) = (self.files.clone(), self.manifest["digest"].as_str().unwrap().to_owned());
+        self.serve_as(&Arc::new(Mutex::new(self.manifest["digest"].as_str().unwrap().to_owned())))
+    }
+
+    /// Serves all blobs, and what has this digest as `group/app:1`.
+    fn serve_as(&self, tagged: &Arc<Mutex<String>>) -> Server {
+        let (files, tagged) = (self.files.clone(), Arc::clone(tagged));
         Server::start(move |request| {
             let version = request.target.rsplit('/').next().unwrap_or_default();
-            let digest = if version == "1" { &manifest } else { version };
+            let manifest = tagged.lock().unwrap().clone();
+            let digest = if version == "1" { manifest.as_str() } else { version };
             let blob = files.get(&format!("blobs/{}", digest.replace(':', "/")));
             match blob.filter(|_| request.target.starts_with("/v2/group/app/")) {
                 Some(blob) => Reply::ok(blob.as_slice()),
@@ -167,6 +174,99 @@ fn a_layout_in_the_project_boots_without_a_network_and_without_a_lock_entry() {
 
     project.manifest("vm \"app\" { image { oci-path \"./layout\" tag=\"2\"; } }");
     project.run(&["plan"]).expect(64).says("holds no image named 2").says("1");
+}
+
+/// The same layers under other settings: another image.
+fn variant(layout: &mut Layout, extra: &Value) -> String {
+    let read = |layout: &Layout, digest: &Value| -> Value {
+        let name = format!("blobs/{}", digest.as_str().unwrap().replace(':', "/"));
+        serde_json::from_slice(&layout.files[&name]).unwrap()
+    };
+    let mut manifest = read(layout, &layout.manifest["digest"]);
+    let mut config = read(layout, &manifest["config"]["digest"]);
+    for (name, value) in extra.as_object().unwrap() {
+        config["config"][name] = value.clone();
+    }
+    manifest["config"] =
+        layout.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+    let descriptor = layout.blob(MANIFEST, manifest.to_string().as_bytes());
+    descriptor["digest"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn update_by_reference_follows_a_tag_that_moved() {
+    let Some(mut layout) = image(free_port()) else { return };
+    let extra = json!({ "Cmd": ["two"], "ExposedPorts": { "80/tcp": {}, "53/udp": {} },
+        "Volumes": { "/data": {} }, "StopSignal": "SIGQUIT", "Healthcheck": { "Test": ["CMD", "true"] } });
+    let first = layout.manifest["digest"].as_str().unwrap().to_owned();
+    let second = variant(&mut layout, &extra);
+    let tagged = Arc::new(Mutex::new(first.clone()));
+    let registry = layout.serve_as(&tagged);
+    let reference = format!("{}/group/app:1", registry.address());
+    let project = Project::new(&format!("vm \"app\" {{ image {{ oci \"{reference}\"; }} }}"));
+    let locked = project.ok(&["lock"]);
+    assert!(!locked.stderr.contains("is not"), "nothing of it is left out: {}", locked.stderr);
+    *tagged.lock().unwrap() = second.clone();
+    project.ok(&["lock"]).says("has every pin already");
+    assert!(project.read("firegopher.lock").contains(&first));
+
+    let short = |digest: &str| digest[..19].to_owned();
+    let update = project.ok(&["update", &reference]);
+    let line = format!("image {reference} {} → {}\n", short(&first), short(&second));
+    assert!(update.stdout.contains(&line), "{update:?}");
+    // What of it no VM takes over is told once, when it is pinned.
+    let update = update.says("53/udp is exposed and not published").says("/data goes with the VM");
+    update.says("stop signal SIGQUIT").says("health check is not run");
+    let lock = project.read("firegopher.lock");
+    assert!(lock.contains(&second) && !lock.contains(&first), "{lock}");
+    project.ok(&["update", &format!("image {reference}")]).says("newest pins already");
+
+    *tagged.lock().unwrap() = first.clone();
+    let json = project.ok(&["update", "--json", &reference]).json();
+    crate::schemas::check_document("update", &json);
+    let change = &json["changes"][0];
+    assert_eq!((change["old"].as_str().unwrap(), change["new"].as_str().unwrap()), (&*second, &*first));
+    project.run(&["update", "127.0.0.1:1/group/app:1"]).expect(64).says("needs no asset").says(&reference);
+}
+
+#[test]
+fn an_entry_of_the_lock_that_was_edited_builds_nothing() {
+    let Some(_turn) = guests(1) else { return };
+    let Some(layout) = image(free_port()) else { return };
+    let registry = layout.serve();
+    let reference = format!("{}/group/app:1", registry.address());
+    let project = Project::new(&format!("vm \"app\" {{ image {{ oci \"{reference}\"; }} }}"));
+    project.ok(&["lock"]);
+    let lock = project.read("firegopher.lock");
+    let layers: Vec<&str> = lock.lines().filter(|line| line.starts_with("  { digest = ")).collect();
+    assert_eq!(layers.len(), 2, "{lock}");
+    let swapped =
+        lock.replace(&format!("{}\n{}", layers[0], layers[1]), &format!("{}\n{}", layers[1], layers[0]));
+    let edits = [
+        lock.replace(&format!("{}\n", layers[1]), ""),
+        swapped,
+        lock.replace(
+            "entrypoint = [\"/bin/sh\", \"/bin/main\"]",
+            "entrypoint = [\"/bin/sh\", \"/etc/passwd\"]",
+        ),
+        lock.replace("user = \"app:staff\"", "user = \"root\""),
+    ];
+    let refused = |edited: &str| {
+        assert_ne!(edited, lock);
+        project.write("firegopher.lock", edited);
+        project
+            .run(&["build", "--locked"])
+            .expect(1)
+            .says("firegopher.lock gives the image")
+            .says("edited by hand");
+    };
+    edits.iter().for_each(|edited| refused(edited));
+    project.write("firegopher.lock", &lock);
+    project.ok(&["build", "--locked"]);
+    // With everything in the store, too, and with what was built under the true entry.
+    edits.iter().for_each(|edited| refused(edited));
+    project.write("firegopher.lock", &lock);
+    project.ok(&["build", "--locked", "--offline"]).says("Nothing to build");
 }
 
 #[test]

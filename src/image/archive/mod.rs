@@ -1,10 +1,11 @@
 //! Reads archives that nobody vouches for: what they contain is checked as a whole before anything is written.
 
 mod path;
+mod sparse;
 mod tar;
 mod zip;
 
-use super::content::{Content, SliceReader};
+use super::content::Content;
 use super::place::Placer;
 use super::room;
 use super::tree::{Kind, Meta};
@@ -62,6 +63,13 @@ impl Account {
             Some(start) => &raw[start..],
             None => b"",
         }
+    }
+
+    fn too_many(&self, name: &str) -> Error {
+        Error::failed(
+            "archive.too-many-entries",
+            format!("{name} has more than {} entries", self.limits.entries),
+        )
     }
 
     fn decompress(&self, name: &str, bytes: usize) -> Result<()> {
@@ -291,14 +299,22 @@ impl<'a> Budget<'a> {
         Budget { name, account, bytes: 0 }
     }
 
+    /// How many entries there may still be.
+    fn left(&self) -> usize {
+        self.account.limits.entries.saturating_sub(self.account.entries.load(Ordering::Relaxed))
+    }
+
+    fn count(&mut self, entries: usize) -> Result<()> {
+        let before = self.account.entries.fetch_add(entries, Ordering::Relaxed);
+        match before.saturating_add(entries) > self.account.limits.entries {
+            true => Err(self.account.too_many(self.name)),
+            false => Ok(()),
+        }
+    }
+
     fn spend(&mut self, bytes: u64) -> Result<()> {
         let limits = self.account.limits;
-        if self.account.entries.fetch_add(1, Ordering::Relaxed) >= limits.entries {
-            return Err(Error::failed(
-                "archive.too-many-entries",
-                format!("{} has more than {} entries", self.name, limits.entries),
-            ));
-        }
+        self.count(1)?;
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > limits.total { Err(too_big(self.name, limits)) } else { Ok(()) }
     }
@@ -328,16 +344,15 @@ fn file(size: u64, content: Content) -> EntryKind {
 /// Where the contents of an archive's regular file lie.
 #[derive(Debug, Clone)]
 pub(crate) struct Located {
-    file: Arc<fs::File>,
-    offset: u64,
+    content: Content,
     /// In bytes.
     pub size: u64,
 }
 
 impl Located {
     /// Reads the contents.
-    pub fn open(&self) -> impl Read + '_ {
-        SliceReader { file: &self.file, offset: self.offset, left: self.size }
+    pub fn open(&self) -> io::Result<impl Read + '_> {
+        self.content.open(self.size)
     }
 }
 
@@ -348,8 +363,11 @@ pub(crate) fn locate(path: &Path, scratch_dir: &Path) -> Result<HashMap<String, 
     let mut links = Vec::new();
     for Entry { path, kind, .. } in read(path, scratch_dir, (0, 0), Limits::default())? {
         match kind {
-            EntryKind::Leaf(Kind::File { size, content: Content::Slice { file, offset } }) => {
-                files.insert(path, Located { file, offset, size });
+            EntryKind::Leaf(Kind::File {
+                size,
+                content: content @ (Content::Slice { .. } | Content::Sparse { .. }),
+            }) => {
+                files.insert(path, Located { content, size });
             }
             EntryKind::Leaf(Kind::Symlink(target)) => {
                 let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);

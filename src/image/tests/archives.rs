@@ -281,13 +281,6 @@ fn sizes_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn sparse_members_are_refused() {
-    refused(Tar::default().raw(b"a", b'S', 0o644, (0, 0), b"", 0, b"").end(), "archive.sparse");
-    let pax = [("GNU.sparse.major", &b"1"[..]), ("GNU.sparse.realsize", b"99999999999")];
-    refused(Tar::default().pax(&pax).file("a", b"x").end(), "archive.sparse");
-}
-
-#[test]
 fn names_that_are_not_utf8_are_refused() {
     refused(Tar::default().raw(b"caf\xe9", b'0', 0o644, (0, 0), b"", 0, b"").end(), "archive.name-encoding");
     refused(Tar::default().pax(&[("path", b"a\0b")]).file("a", b"").end(), "archive.name-encoding");

@@ -12,6 +12,7 @@ mod oci;
 mod oracle;
 mod ownership;
 mod random;
+mod sparse;
 
 use super::index::Index;
 use super::tree::Meta;

@@ -2,10 +2,10 @@
 //! them is what our images must hold.
 
 use super::super::login::Logins;
-use super::super::pull::{fetch_as, resolve_as};
 use super::super::*;
 use super::local::Layout;
 use super::tools::{Tools, tools};
+use super::{fetch_as, resolve_as};
 use crate::asset::Silent;
 use crate::asset::progress::Progress;
 use crate::digest::ObjectDigest;
