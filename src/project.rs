@@ -90,9 +90,7 @@ impl Project {
                     }
                     let program = self.canonical(&firecracker)?;
                     firecracker::inspect(&program, &self.canonical(&jailer)?)?;
-                    let digest = scan.sources.get(&Scan::file_id(&firecracker)).map(ScannedSource::digest);
-                    let digest = digest.ok_or_else(|| Error::bug("a program was not scanned"))?;
-                    let version = step::firecracker_version(&self.store, &program, digest)?;
+                    let version = step::scanned_version(&self.store, &scan, dir)?;
                     firecracker::version::check_declared(
                         version,
                         *declared,

@@ -1,11 +1,11 @@
-//! The settings of a VM's machine: console, huge pages, CPU template, network and rate limits.
+//! The settings of a VM's machine: console, huge pages, balloon, CPU template, network and rate limits.
 
 use super::decode::{Decoder, Setting, Wrong};
 use super::diagnostic::Problem;
 use super::model::{Root, Volume};
-use super::vm::Bounds;
+use super::vm::{Bounds, MEMORY};
 use crate::vmm::firecracker::config::CpuTemplate;
-use crate::vmm::tuning::{Console, HugePages, Rate, Tuning};
+use crate::vmm::tuning::{Balloon, Console, HugePages, Rate, Tuning};
 use std::collections::BTreeMap;
 
 /// Less than a page of a disk or a few packets a second is no limit but a standstill.
@@ -36,6 +36,10 @@ pub(super) fn decode(
     let console = one("console").map_or(Some(Console::Quiet), |s| d.console(s));
     let huge_pages = match one("huge-pages") {
         Some(setting) => d.huge_pages(setting, memory).map(Some),
+        None => Some(None),
+    };
+    let balloon = match one("balloon") {
+        Some(setting) => d.balloon(setting, memory, huge_pages.flatten()).map(Some),
         None => Some(None),
     };
     let cpu_template = match one("cpu-template") {
@@ -72,6 +76,7 @@ pub(super) fn decode(
     Some(Tuning {
         console: console?,
         huge_pages: huge_pages?,
+        balloon: balloon?,
         cpu_template: cpu_template?,
         mtu: mtu?,
         receive: receive?,
@@ -105,6 +110,46 @@ impl Decoder<'_> {
             _ => Ok(pages),
         };
         self.checked("manifest.out-of-range", &text.span, whole)
+    }
+
+    fn balloon(
+        &self,
+        setting: Setting<'_>,
+        memory: Option<u64>,
+        pages: Option<HugePages>,
+    ) -> Option<Balloon> {
+        let truth = |name| setting.prop(name).and_then(|entry| entry.value().as_bool()).unwrap_or_default();
+        let amount = match setting.args().next() {
+            Some(_) => {
+                let most = memory.map_or(MEMORY.most, |bytes| bytes - bytes.min(MEMORY.least));
+                let bounds = Bounds { least: 0, most, unit: MEMORY.unit };
+                self.text_size(setting).and_then(|text| self.size("`balloon`", &text, &bounds))?
+            }
+            None => 0,
+        };
+        let balloon = Balloon {
+            amount,
+            deflate_on_oom: truth("deflate-on-oom"),
+            free_page_reporting: truth("free-page-reporting"),
+        };
+        let useless = |code, message: &str, help: &str| {
+            self.report(Problem::new(code, setting.span(), "has no use", message).help(help))
+        };
+        if amount == 0 && !balloon.free_page_reporting {
+            return useless(
+                "manifest.unused-setting",
+                "this balloon never gives memory back",
+                "give it a size, such as `balloon \"64MiB\"`, or `free-page-reporting=#true`",
+            );
+        }
+        if pages == Some(HugePages::Reserved) {
+            return useless(
+                "manifest.conflict",
+                "a balloon gives back pages of 4 KiB, never a part of the 2 MiB ones of `huge-pages`",
+                "remove one of the two, or write `huge-pages \"transparent\"`",
+            );
+        }
+        Some(balloon)
     }
 
     fn cpu_template(&self, setting: Setting<'_>) -> Option<CpuTemplate> {

@@ -2,6 +2,7 @@
 
 use super::stopping::{connect, jail_of};
 use super::*;
+use firegopher::vmm::firecracker::version::Need;
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
@@ -99,10 +100,19 @@ fn what_the_manifest_says_of_firecracker_is_checked_before_anything_is_built() {
     cli.manifest("vmm \"firecracker\" { path \"/nowhere\" }");
     let (code, text) = said(&cli);
     assert!(code == 64 && text.contains("/nowhere/firecracker"), "{text}");
-    // The newest one that is known lacks them.
-    cli.manifest("vmm \"firecracker\" { path \"DIR\" }; huge-pages \"transparent\"");
-    let (code, text) = said(&cli);
-    assert!(code == 0 || text.contains("it does not use transparent huge pages"), "{text}");
+    let version = firegopher::vmm::firecracker::version::of(&cli.programs[0]).unwrap();
+    for (setting, need, words) in [
+        ("huge-pages \"transparent\"", Need::TransparentHugePages, "it does not use transparent huge pages"),
+        ("balloon free-page-reporting=#true", Need::FreePages, "does not learn of pages"),
+    ] {
+        cli.manifest(&format!("vmm \"firecracker\" {{ path \"DIR\" }}; {setting}"));
+        let (code, text) = said(&cli);
+        if version.has(need) {
+            assert_eq!(code, 0, "{text}");
+        } else {
+            assert!(code == 69 && text.contains(words), "{text}");
+        }
+    }
 }
 
 #[test]
@@ -168,6 +178,7 @@ fn api(cli: &Cli, path: &str) -> serde_json::Value {
 #[test]
 fn every_setting_of_the_machine_reaches_firecracker() {
     let vm = "vmm \"firecracker\" { path \"DIR\" }; cpus 2; memory \"128MiB\"; console \"all\"; \
+              balloon \"16MiB\" deflate-on-oom=#true free-page-reporting=#true; \
               network mtu=1400 receive=\"10MiB\" send=\"5MiB\" send-packets=1000; \
               root \"scratch\" bandwidth=\"20MiB\" ops=500; volume \"v\" at=\"/v\" size=\"64MiB\" ops=50";
     let Some(cli) = cli(Stub::Halt, vm) else { return };
@@ -198,11 +209,14 @@ fn every_setting_of_the_machine_reaches_firecracker() {
     assert_eq!(net["tx_rate_limiter"]["ops"]["size"], bucket(1000));
     assert_eq!(config["machine-config"]["vcpu_count"], bucket(2));
     assert_eq!(config["machine-config"]["mem_size_mib"], bucket(128));
+    assert_eq!(config["balloon"]["amount_mib"], bucket(16));
+    assert_eq!(config["balloon"]["deflate_on_oom"], serde_json::json!(true));
+    assert_eq!(config["balloon"]["free_page_reporting"], serde_json::json!(true));
     let name = |text: &str| Name::new(text).unwrap();
     let netns = supervise::project_netns(&Home::new(cli.home()), &name("fc-cli")).unwrap().unwrap();
     let tap = VmId::derive(&name("fc-cli"), &name("stub")).tap_name();
     let mtu = netns.run_in(|| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{tap}/mtu"))).unwrap();
-    assert!(mtu.is_err() || mtu.is_ok_and(|mtu| mtu.trim() == "1400"));
+    assert_eq!(mtu.unwrap().trim(), "1400");
     // And nothing of it is new to `plan`, while another limit is.
     let _ = up.kill();
     let _ = up.wait();

@@ -138,6 +138,23 @@ impl Vmm for Firecracker {
     }
 }
 
+/// What a version must have to read the configuration that `spec` becomes, wherever its jail will be.
+///
+/// # Errors
+/// What Firecracker cannot do in any version.
+pub fn needs(spec: &VmSpec) -> Result<Vec<version::Need>> {
+    let inside = |name: &str| Path::new("/").join(name);
+    let paths = JailPaths {
+        kernel: inside("kernel"),
+        initramfs: Some(inside("initramfs")),
+        drives: spec.drives.iter().map(|drive| inside(&drive.role)).collect(),
+        vsock: inside(stage::VSOCK),
+        log: None,
+        metrics: None,
+    };
+    Ok(config::config(spec, &paths, "")?.needs())
+}
+
 /// Told before anything is staged: Firecracker itself would say it last.
 fn kvm_opens(device: &Path) -> Result<()> {
     match OpenOptions::new().read(true).write(true).open(device) {

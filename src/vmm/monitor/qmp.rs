@@ -32,15 +32,22 @@ enum Qmp {
 }
 
 impl QmpMonitor {
-    /// Takes over the QMP connection and negotiates: events come only after that.
+    /// Takes over the QMP connection and negotiates: events come only after that. `target` is what a balloon leaves
+    /// to the guest, in bytes.
     pub(crate) fn new(
         qmp: UnixStream,
         pidfd: OwnedFd,
         child: Child,
         stderr: OwnedFd,
+        target: Option<u64>,
     ) -> io::Result<QmpMonitor> {
         // QEMU reads it after its greeting; nothing has to be awaited.
-        io::Write::write_all(&mut &qmp, b"{\"execute\":\"qmp_capabilities\"}\n")?;
+        let mut first = "{\"execute\":\"qmp_capabilities\"}\n".to_owned();
+        if let Some(bytes) = target {
+            // The device keeps it for the driver that comes later.
+            first += &format!("{{\"execute\":\"balloon\",\"arguments\":{{\"value\":{bytes}}}}}\n");
+        }
+        io::Write::write_all(&mut &qmp, first.as_bytes())?;
         qmp.set_nonblocking(true)?;
         let (qmp, pidfd) = (Qmp::New(qmp), Exit::New(pidfd));
         Ok(QmpMonitor { qmp, pidfd, child, stderr, received: Vec::new(), reason: None, done: None })

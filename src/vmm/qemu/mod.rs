@@ -124,7 +124,9 @@ impl Vmm for Qemu {
         let pid = spawned.child.id() as i32;
         let pidfd =
             spawned.pidfd.try_clone().or_failed("vmm.spawn", || "cannot duplicate the VMM's pidfd")?;
-        let monitor = QmpMonitor::new(qmp, spawned.pidfd, spawned.child, spawned.stderr)
+        let balloon = spec.tuning.balloon.filter(|balloon| balloon.amount > 0);
+        let target = balloon.map(|balloon| spec.memory.saturating_sub(balloon.amount));
+        let monitor = QmpMonitor::new(qmp, spawned.pidfd, spawned.child, spawned.stderr, target)
             .or_failed("vmm.monitor", || "cannot talk to the VMM's monitor")?;
         let (control, monitor) = (Control::Connected(control), Monitor::Qmp(monitor));
         let console = Serial::Socket(console);

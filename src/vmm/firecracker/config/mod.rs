@@ -95,12 +95,7 @@ impl Config {
         let used = [
             (Need::HugePages, huge_pages == Some(HugePages::Hugetlbfs2M)),
             (Need::TransparentHugePages, huge_pages == Some(HugePages::Transparent)),
-            (Need::InlineCpuConfig, matches!(self.cpu_config, Some(CpuConfig::Template { .. }))),
-            (Need::Mtu, self.network_interfaces.iter().any(|interface| interface.mtu.is_some())),
-            (
-                Need::FreePages,
-                balloon.is_some_and(|b| b.free_page_hinting.is_some() || b.free_page_reporting.is_some()),
-            ),
+            (Need::FreePages, balloon.is_some_and(|b| b.free_page_reporting.is_some())),
         ];
         used.into_iter().filter_map(|(need, used)| used.then_some(need)).collect()
     }
@@ -136,7 +131,7 @@ pub fn config(spec: &VmSpec, paths: &JailPaths, kernel_args: &str) -> Result<Con
         network_interfaces,
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: paths.vsock.clone() }),
         entropy: Some(Entropy::default()),
-        balloon: None,
+        balloon: spec.tuning.balloon.map(Balloon::new),
         cpu_config: None,
         logger: paths.log.clone().map(Logger::to),
         metrics: paths.metrics.clone().map(|metrics_path| Metrics { metrics_path }),
