@@ -320,7 +320,18 @@ pub(super) const VM: &[Node] = &[
             "A device that gives guest memory back to the host: so much from the start; 0MiB unless set",
         )
     },
-    node("cpu-template", (1, 1), "a template", "One of Firecracker's CPU templates; Firecracker only"),
+    Node {
+        props: &[text(
+            "path",
+            "A CPU template of your own: a JSON file as Firecracker's `cpu-config` takes it",
+        )],
+        ..node(
+            "cpu-template",
+            (0, 1),
+            "a template",
+            "One of Firecracker's CPU templates, or a file; Firecracker only",
+        )
+    },
     Node {
         props: &[
             number("mtu", "The largest packet in bytes; 1500 unless set"),

@@ -2,7 +2,8 @@ use super::model::*;
 use super::table::{Block, Node, TOP};
 use super::*;
 use crate::packages::PackageSet;
-use crate::vmm::tuning::{Balloon, Console, HugePages, Rate, Tuning};
+use crate::vmm::firecracker::config::CpuTemplate;
+use crate::vmm::tuning::{Balloon, Console, CpuFile, HugePages, Rate, Tuning};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,7 +51,8 @@ fn a_vm_needs_only_run() {
 fn the_example_means_what_its_comments_say() {
     let manifest = good(EXAMPLE);
     assert_eq!(manifest.project, Some(Name::new("example").unwrap()));
-    let [web, worker, tuned] = manifest.vms.as_slice() else { panic!("three VMs") };
+    let [web, worker, tuned, shaped] = manifest.vms.as_slice() else { panic!("four VMs") };
+    assert_eq!(shaped.tuning.cpu_file, Some(CpuFile { path: "cpu.json".into(), changes: None }));
     assert_eq!(web.workloads.len(), 3);
     assert_eq!(
         web.workloads[0],
@@ -80,7 +82,7 @@ fn the_example_means_what_its_comments_say() {
         console: Console::All,
         huge_pages: Some(HugePages::Transparent),
         balloon: Some(Balloon { amount: 64 << 20, deflate_on_oom: true, free_page_reporting: true }),
-        cpu_template: Some(crate::vmm::firecracker::config::CpuTemplate::T2),
+        cpu_template: Some(CpuTemplate::T2),
         mtu: Some(1400),
         receive: rate(10, 10_000),
         send: rate(10, 10_000),
@@ -328,6 +330,9 @@ fn a_machine_is_tuned_within_bounds() {
     assert_eq!(of("balloon \"64MiB\" free-page-reporting=\"yes\""), ["manifest.wrong-type"]);
     assert_eq!(of("balloon \"64MiB\"; huge-pages \"2MiB\""), ["manifest.conflict"]);
     assert_eq!(of("cpu-template \"t2\""), ["manifest.unknown-value"]);
+    assert_eq!(of("cpu-template"), ["manifest.missing-value"]);
+    assert_eq!(of("cpu-template \"T2\" path=\"x.json\""), ["manifest.other-source"]);
+    assert_eq!(of("cpu-template path=\"../x.json\""), ["manifest.path-leaves-project"]);
     assert_eq!(of("network mtu=20"), ["manifest.out-of-range"]);
     assert_eq!(of("network send=\"1KiB\""), ["manifest.out-of-range"]);
     assert_eq!(of("network receive=\"10MB\" send-packets=0"), ["manifest.bad-size", "manifest.out-of-range"]);

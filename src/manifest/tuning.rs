@@ -5,7 +5,7 @@ use super::diagnostic::Problem;
 use super::model::{Root, Volume};
 use super::vm::{Bounds, MEMORY};
 use crate::vmm::firecracker::config::CpuTemplate;
-use crate::vmm::tuning::{Balloon, Console, HugePages, Rate, Tuning};
+use crate::vmm::tuning::{Balloon, Console, CpuFile, HugePages, Rate, Tuning};
 use std::collections::BTreeMap;
 
 /// Less than a page of a disk or a few packets a second is no limit but a standstill.
@@ -43,8 +43,8 @@ pub(super) fn decode(
         None => Some(None),
     };
     let cpu_template = match one("cpu-template") {
-        Some(setting) => d.cpu_template(setting).map(Some),
-        None => Some(None),
+        Some(setting) => d.cpu_template(setting),
+        None => Some((None, None)),
     };
     let mtu = match one("network").and_then(|s| s.prop("mtu")) {
         Some(entry) => d.number_of("`mtu`", entry, MTU.0, MTU.1).map(|n| u16::try_from(n.value).ok()),
@@ -73,11 +73,13 @@ pub(super) fn decode(
             _ => {}
         }
     }
+    let (cpu_template, cpu_file) = cpu_template.unzip();
     Some(Tuning {
         console: console?,
         huge_pages: huge_pages?,
         balloon: balloon?,
         cpu_template: cpu_template?,
+        cpu_file: cpu_file?,
         mtu: mtu?,
         receive: receive?,
         send: send?,
@@ -152,10 +154,39 @@ impl Decoder<'_> {
         Some(balloon)
     }
 
-    fn cpu_template(&self, setting: Setting<'_>) -> Option<CpuTemplate> {
-        let text = self.text_arg(setting)?;
-        let name = self.choice("`cpu-template`", &text, &TEMPLATES.map(|(name, _)| name))?;
-        TEMPLATES.iter().find(|(known, _)| *known == name).map(|(_, template)| *template)
+    /// A name or a file, and exactly one of them.
+    fn cpu_template(&self, setting: Setting<'_>) -> Option<(Option<CpuTemplate>, Option<CpuFile>)> {
+        match (setting.args().next(), setting.prop("path")) {
+            (Some(_), None) => {
+                let text = self.text_arg(setting)?;
+                let name = self.choice("`cpu-template`", &text, &TEMPLATES.map(|(name, _)| name))?;
+                let found = TEMPLATES.iter().find(|(known, _)| *known == name);
+                found.map(|(_, template)| (Some(*template), None))
+            }
+            (None, Some(_)) => {
+                let text = self.text_prop(setting, "path")?;
+                let path = self.host_path("`path` of `cpu-template`", &text, true)?;
+                Some((None, Some(CpuFile { path, changes: None })))
+            }
+            (None, None) => self.report(
+                Problem::new(
+                    "manifest.missing-value",
+                    setting.span(),
+                    "names nothing",
+                    "`cpu-template` needs a template",
+                )
+                .help("write `cpu-template \"T2\"`, or `cpu-template path=\"./cpu.json\"`"),
+            ),
+            (Some(_), Some(entry)) => self.report(
+                Problem::new(
+                    "manifest.other-source",
+                    self.entry_span(entry),
+                    "a second template",
+                    "`cpu-template` has both a name and a `path`",
+                )
+                .help("remove one of them"),
+            ),
+        }
     }
 
     /// A limit each second out of two properties.

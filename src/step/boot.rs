@@ -2,7 +2,7 @@
 
 use super::{Outputs, Work, run_config};
 use crate::digest::{FieldHasher, ObjectDigest};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::manifest::model::{Firecracker, FirecrackerFrom, KernelSource, Root, Vm, VmmSource};
 use crate::name::{Name, VmId};
 use crate::net::address;
@@ -10,8 +10,10 @@ use crate::plan::{Desired, Host, Scan, ScannedSource, VmNodes};
 use crate::store::{Action, Store};
 use crate::supervise::{SuperviseSpec, VolumeSpec};
 use crate::vmm::firecracker;
+use crate::vmm::firecracker::config::{self, CpuChanges};
 use crate::vmm::firecracker::version::{Need, Version};
 use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -73,12 +75,16 @@ pub fn supervise_spec(
     let mut run = run_config::template(vm);
     run.stdin = options.stdin;
     run.secrets = secrets(vm)?;
+    let mut tuning = vm.tuning.clone();
+    if let Some(file) = &mut tuning.cpu_file {
+        file.changes = Some(cpu_changes(work.scan, &file.path)?);
+    }
     let vm_spec = VmSpec {
         vmm: vmm_binary(vm, nodes, done, work)?,
         kvm: host.kvm,
         kernel: object(nodes.kernel).join("vmlinux"),
         initramfs: object(nodes.initramfs),
-        tuning: vm.tuning.clone(),
+        tuning,
         cpus: vm.cpus,
         memory: vm.memory,
         drives,
@@ -147,6 +153,27 @@ pub(super) fn version_for(
     }
     let FirecrackerFrom::Dir(dir) = from else { return Err(Error::bug("a release without its node")) };
     scanned_version(work.store, work.scan, dir).map(Some)
+}
+
+/// What a CPU template says that the manifest names and that was scanned.
+///
+/// # Errors
+/// It is none; `cpu-template.changed` if it is another file by now than the one that keys were made of.
+pub fn cpu_changes(scan: &Scan, path: &Path) -> Result<CpuChanges> {
+    let Some(ScannedSource::File { path: file, digest, .. }) = scan.sources.get(&Scan::file_id(path)) else {
+        return Err(Error::bug(format!("{} was not scanned", path.display())));
+    };
+    let shown = path.display().to_string();
+    let mut bytes = Vec::new();
+    fs_err::File::open(file)
+        .and_then(|open| open.take(config::MAX_CPU_BYTES + 1).read_to_end(&mut bytes))
+        .or_failed("cpu-template.read", || format!("cannot read the CPU template {shown}"))?;
+    let changes = CpuChanges::parse(&bytes, &shown)?;
+    if ObjectDigest::from(blake3::hash(&bytes)) != *digest {
+        return Err(Error::failed("cpu-template.changed", format!("{shown} was changed meanwhile"))
+            .help("run the command again"));
+    }
+    Ok(changes)
 }
 
 /// The version of the Firecracker in a directory that was scanned.

@@ -12,7 +12,7 @@ pub mod spec;
 mod tsc;
 pub mod tuning;
 
-pub use monitor::{Death, Ended, Monitor};
+pub use monitor::{Death, Ended, Listener, Monitor, Said};
 
 use crate::error::Result;
 use crate::net::netns::Netns;

@@ -1,12 +1,12 @@
 //! How a VM's machine differs from the plain one: console, memory pages, balloon, CPU template, MTU and rate limits;
 //! and which VMM can do it. What one cannot do is an error, never dropped.
 
-use super::firecracker::config::CpuTemplate;
+use super::firecracker::config::{CpuChanges, CpuTemplate};
 use super::firecracker::version::Need;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Everything that is not set is as the VMM has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,8 @@ pub struct Tuning {
     pub balloon: Option<Balloon>,
     /// A set of CPU features by name.
     pub cpu_template: Option<CpuTemplate>,
+    /// CPU features added or removed by a file. Its digest stands in keys, not its name.
+    pub cpu_file: Option<CpuFile>,
     /// Of the guest's network, in bytes.
     pub mtu: Option<u16>,
     /// What the guest may receive.
@@ -62,6 +64,15 @@ pub struct Balloon {
     pub deflate_on_oom: bool,
     /// The guest tells what it frees, and the host takes it until it is used again.
     pub free_page_reporting: bool,
+}
+
+/// A CPU template of the user's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuFile {
+    /// As the manifest names it.
+    pub path: PathBuf,
+    /// What it says; none before a boot.
+    pub changes: Option<CpuChanges>,
 }
 
 /// Limits of a device, each second.
@@ -144,7 +155,7 @@ impl Tuning {
     /// `vmm.qemu-cannot` names the settings.
     pub fn check_qemu(&self, vm: &str) -> Result<()> {
         let mut cannot = Vec::new();
-        if self.cpu_template.is_some() {
+        if self.cpu_template.is_some() || self.cpu_file.is_some() {
             cannot.push("`cpu-template`");
         }
         if self.receive.is_limit() || self.send.is_limit() {

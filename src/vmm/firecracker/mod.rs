@@ -22,12 +22,13 @@ pub use keyboard::Keyboard;
 pub use programs::{inspect, usable};
 pub use trial::{Trial, trial};
 
+use super::boot_args;
 use super::jail::cgroup::{self, Limits};
 use super::jail::name_of;
 use super::monitor::{Monitor, ProcessMonitor};
 use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
 use super::tuning::Console;
-use super::{Control, Launched, Serial, Timings, Vmm};
+use super::{Control, Launched, Said, Serial, Timings, Vmm};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use crate::net::tap::{self, TapConfig};
@@ -84,12 +85,18 @@ impl Vmm for Firecracker {
             initramfs: Some(staged.initramfs.clone()),
             drives: staged.drives.clone(),
             vsock: inside(stage::VSOCK),
-            // Told on the command line, which comes first.
-            log: None,
-            metrics: None,
+            cpu: inside(stage::CPU),
+            log: Some(inside(stage::LOG)),
+            metrics: Some(inside(stage::METRICS)),
         };
-        let config = config::config(spec, &paths, &kernel_args::build(spec.tuning.console == Console::All))?;
-        stage::write_config(&staged.root, &config.to_json())?;
+        let kernel_args = kernel_args::build(spec.tuning.console == Console::All);
+        boot_args::check(&kernel_args, boot_args::Machine::Firecracker)?;
+        let config = config::config(spec, &paths, &kernel_args)?;
+        stage::write_config(&staged.root, stage::CONFIG, &config.to_json())?;
+        if let Some(file) = &spec.tuning.cpu_file {
+            let changes = file.changes.as_ref().ok_or_else(|| Error::bug("a CPU template was not read"))?;
+            stage::write_config(&staged.root, stage::CPU, &changes.to_json())?;
+        }
         timings.jail = start.elapsed();
 
         let start = Instant::now();
@@ -123,7 +130,8 @@ impl Vmm for Firecracker {
                 return Err(Error::failed("vmm.spawn", "cannot duplicate the VMM's pidfd").because(e));
             }
         };
-        let monitor = ProcessMonitor::new(adopted.pid, adopted.pidfd, vec![adopted.stderr, staged.log])
+        let pipes = [(Said::Log, adopted.stderr), (Said::Log, staged.log), (Said::Metrics, staged.metrics)];
+        let monitor = ProcessMonitor::new(adopted.pid, adopted.pidfd, pipes)
             .or_failed("vmm.monitor", || "cannot watch the VMM")?;
         Ok(Launched {
             pid: adopted.pid,
@@ -149,8 +157,9 @@ pub fn needs(spec: &VmSpec) -> Result<Vec<version::Need>> {
         initramfs: Some(inside("initramfs")),
         drives: spec.drives.iter().map(|drive| inside(&drive.role)).collect(),
         vsock: inside(stage::VSOCK),
-        log: None,
-        metrics: None,
+        cpu: inside(stage::CPU),
+        log: Some(inside(stage::LOG)),
+        metrics: Some(inside(stage::METRICS)),
     };
     Ok(config::config(spec, &paths, "")?.needs())
 }

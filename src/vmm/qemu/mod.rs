@@ -8,7 +8,7 @@ use super::jail::{self, Staged};
 use super::monitor::{Monitor, QmpMonitor};
 use super::spawn::{Spawn, spawn};
 use super::spec::{NetSpec, VmSpec, VmmBinary};
-use super::{Control, Launched, Serial, Timings, Vmm, tsc};
+use super::{Control, Launched, Serial, Timings, Vmm, boot_args, tsc};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use crate::net::tap::{self, TapConfig};
@@ -95,6 +95,7 @@ impl Vmm for Qemu {
         };
         let release = kernel_args::release(&spec.kernel);
         let kernel_args = kernel_args::build(release, tsc.map(tsc::Measurement::khz), spec.tuning.console);
+        boot_args::check(&kernel_args, boot_args::Machine::Qemu)?;
         let chrooted = spec.jail.is_some() && matches!(spec.vmm, VmmBinary::QemuTree(_));
         let (argv, env) = argv::build(spec, &files, chrooted, wiring, &kernel_args)?;
         let mut keep = vec![wiring.control, wiring.console, wiring.qmp];

@@ -15,7 +15,10 @@ mod vsock;
 
 pub use balloon::Balloon;
 pub use boot_source::BootSource;
-pub use cpu::{CpuConfig, CpuTemplate, CpuidLeaf, CpuidRegister, MsrModifier, Register};
+pub use cpu::{
+    Bitmap, Capability, CpuChanges, CpuTemplate, CpuidLeaf, CpuidRegister, MAX_CPU_BYTES, MsrModifier,
+    Number, Register,
+};
 pub use drive::{CacheType, Drive, IoEngine};
 pub use entropy::Entropy;
 pub use logger::{Level, Logger};
@@ -43,6 +46,8 @@ pub struct JailPaths {
     pub drives: Vec<PathBuf>,
     /// The unix socket of the vsock device. Firecracker makes it and connects to `PATH_PORT` for the guest.
     pub vsock: PathBuf,
+    /// A CPU template, if there is one.
+    pub cpu: PathBuf,
     /// Where Firecracker logs; its stdout otherwise, in the midst of the console.
     pub log: Option<PathBuf>,
     /// Where metrics are flushed to.
@@ -71,9 +76,9 @@ pub struct Config {
     /// A device that takes memory back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Balloon>,
-    /// CPU features added or removed.
+    /// A file of CPU features added or removed. In place of its name it could stand itself, from 1.13 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_config: Option<CpuConfig>,
+    pub cpu_config: Option<PathBuf>,
     /// Firecracker's own log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<Logger>,
@@ -132,7 +137,7 @@ pub fn config(spec: &VmSpec, paths: &JailPaths, kernel_args: &str) -> Result<Con
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: paths.vsock.clone() }),
         entropy: Some(Entropy::default()),
         balloon: spec.tuning.balloon.map(Balloon::new),
-        cpu_config: None,
+        cpu_config: spec.tuning.cpu_file.as_ref().map(|_| paths.cpu.clone()),
         logger: paths.log.clone().map(Logger::to),
         metrics: paths.metrics.clone().map(|metrics_path| Metrics { metrics_path }),
     })

@@ -32,6 +32,7 @@ pub(crate) fn paths() -> JailPaths {
         initramfs: Some("/initramfs".into()),
         drives: ["/drives/00-base", "/drives/01-scratch", "/drives/02-volume-data"].map(Into::into).to_vec(),
         vsock: "/vsock".into(),
+        cpu: "/cpu.json".into(),
         log: None,
         metrics: Some("/metrics".into()),
     }
@@ -79,6 +80,9 @@ fn what_a_machine_is_tuned_by_is_in_the_file() {
     tuned.tuning.balloon = Some(tuning::Balloon { amount: 1 << 20, ..Default::default() });
     let file = written(&tuned);
     assert_eq!(file["machine-config"]["huge_pages"], "Transparent");
+    assert_eq!(file["cpu-config"], serde_json::Value::Null);
+    tuned.tuning.cpu_file = Some(tuning::CpuFile { path: "x.json".into(), changes: None });
+    assert_eq!(written(&tuned)["cpu-config"], "/cpu.json");
     // Versions before 1.14 know no more of it.
     assert_eq!(file["balloon"], json!({"amount_mib": 1, "deflate_on_oom": false}));
 }
@@ -105,7 +109,7 @@ fn settings_and_the_file_they_become_need_the_same_version() {
 fn a_file_reads_back_as_it_was() {
     let mut before = config(&spec(), &paths(), "panic=1").unwrap();
     before.machine_config = before.machine_config.with_huge_pages(HugePages::Hugetlbfs2M).unwrap();
-    before.cpu_config = Some(CpuConfig::Path("/cpu.json".into()));
+    before.cpu_config = Some("/cpu.json".into());
     assert_eq!(serde_json::from_slice::<Config>(&before.to_json()).unwrap(), before);
 }
 
