@@ -52,7 +52,7 @@ fn files(root: &Path) {
 fn packed(bench: &Bench, root: &Path, name: &str, options: &[&str]) -> Option<PathBuf> {
     let version = Command::new("tar").arg("--version").output();
     if !version.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains("GNU tar")) {
-        println!("skipped: no GNU tar");
+        crate::testing::skip("no GNU tar");
         return None;
     }
     let path = bench.path(&format!("{name}.tar"));

@@ -174,7 +174,7 @@ fn silence_is_not_waited_for_and_slowness_is() {
 #[test]
 fn a_full_disk_publishes_no_layer_and_stays_usable() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: mounting a small disk needs root");
+        crate::testing::skip("mounting a small disk needs root");
         return;
     }
     // In a mount namespace of its own, which ends with the thread and those that it starts.
