@@ -7,12 +7,12 @@ mod skipping;
 #[path = "../tests/support/web.rs"]
 pub mod web;
 
+pub mod programs;
 pub mod tls;
 
 pub use skipping::{skip, skip_for_want_of_packages};
 
 use crate::error::{Error, Result};
-
 use crate::home::Home;
 use crate::lock::Lock;
 use crate::plan::{Graph, Scan};

@@ -101,10 +101,7 @@ fn a_full_system_is_the_same_bytes_twice_and_its_scripts_ran() {
     let out = dir.path().join("out");
     fs::create_dir(&out).unwrap();
     crate::image::build_base(crate::image::BaseSource::Tar(&first), &out, dir.path()).unwrap();
-    let check =
-        std::process::Command::new("e2fsck").arg("-fn").arg(out.join(crate::image::BASE_IMAGE)).output();
-    match check {
-        Ok(said) => assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout)),
-        Err(e) => crate::testing::skip(format!("e2fsck: {e}")),
-    }
+    let Some(mut e2fsck) = crate::testing::programs::e2fsprogs("e2fsck") else { return };
+    let said = e2fsck.arg("-fn").arg(out.join(crate::image::BASE_IMAGE)).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
 }

@@ -176,6 +176,80 @@ fn a_layout_in_the_project_boots_without_a_network_and_without_a_lock_entry() {
     project.run(&["plan"]).expect(64).says("holds no image named 2").says("1");
 }
 
+/// A registry of the image that lets in alice with her password alone.
+fn guarded(layout: &Layout) -> Server {
+    // alice:s3cret-p4ss
+    const LOGIN: &str = "Basic YWxpY2U6czNjcmV0LXA0c3M=";
+    let (files, manifest) = (layout.files.clone(), layout.manifest["digest"].as_str().unwrap().to_owned());
+    Server::start(move |request| {
+        if request.header("authorization") != Some(LOGIN) {
+            return Reply::status(401).header("www-authenticate", "Basic realm=\"here\"");
+        }
+        let version = request.target.rsplit('/').next().unwrap_or_default();
+        let digest = if version == "1" { &manifest } else { version };
+        match files.get(&format!("blobs/{}", digest.replace(':', "/"))) {
+            Some(blob) => Reply::ok(blob.as_slice()),
+            None => Reply::status(404),
+        }
+    })
+}
+
+#[test]
+fn credential_helpers_are_asked_for_the_login() {
+    let Some(layout) = image(free_port()) else { return };
+    let registry = guarded(&layout);
+    let address = registry.address();
+    let reference = format!("{address}/group/app:1");
+    let text = format!("vm \"app\" {{ image {{ oci \"{reference}\"; }} }}");
+    let dir = tempfile::tempdir().unwrap();
+    let (bin, config) = (dir.path().join("bin"), dir.path().join("docker"));
+    for made in [&bin, &config] {
+        std::fs::create_dir(made).unwrap();
+    }
+    // As docker-credential-helpers speak: the server on stdin, JSON on stdout, words and status 1 for no login.
+    let helper = |name: &str, knows: &str| {
+        let path = bin.join(format!("docker-credential-{name}"));
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = get ] || exit 2\nread server\necho \"$server\" >> {asked}\n\
+             if [ \"$server\" = \"{knows}\" ]; then\n\
+             echo '{{\"ServerURL\":\"{knows}\",\"Username\":\"alice\",\"Secret\":\"s3cret-p4ss\"}}'\nelse\n\
+             echo 'credentials not found in native keychain'\nexit 1\nfi\n",
+            asked = dir.path().join(name).display()
+        );
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    helper("right", &address.to_string());
+    helper("empty", "elsewhere.example.org");
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let lock = |logins: Value| {
+        std::fs::write(config.join("config.json"), logins.to_string()).unwrap();
+        let project = Project::new(&text)
+            .env("PATH", &path)
+            .env("DOCKER_CONFIG", config.to_str().unwrap())
+            .env("HOME", dir.path().to_str().unwrap())
+            .env("XDG_CONFIG_HOME", dir.path().to_str().unwrap())
+            .env("XDG_RUNTIME_DIR", dir.path().to_str().unwrap());
+        let output = project.run(&["lock"]);
+        let lock = project.read("firegopher.lock");
+        for said in [&output.stdout, &output.stderr, &lock] {
+            assert!(!said.contains("s3cret") && !said.contains("czNjcmV0"), "{said}");
+        }
+        output
+    };
+    // One helper for this registry, one for all, and the one for this registry before that for all.
+    let per_registry = |name: &str| json!({ address.to_string(): name });
+    lock(json!({ "credHelpers": per_registry("right") })).expect(0);
+    lock(json!({ "credsStore": "right" })).expect(0);
+    lock(json!({ "credsStore": "empty", "credHelpers": per_registry("right") })).expect(0);
+    let asked = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+    assert!(asked("right").lines().all(|line| line.starts_with(&address.to_string())), "{}", asked("right"));
+
+    lock(json!({ "credsStore": "empty" })).expect(1).says("without a login").says("docker login");
+    assert!(!asked("empty").is_empty());
+    lock(json!({ "credsStore": "absent" })).expect(1).says("config.json").says("could not be run");
+}
+
 /// The same layers under other settings: another image.
 fn variant(layout: &mut Layout, extra: &Value) -> String {
     let read = |layout: &Layout, digest: &Value| -> Value {

@@ -259,11 +259,26 @@ impl Spool {
 }
 
 fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, account: &Account) -> Result<u64> {
+    const ZEROS: [u8; 4096] = [0; 4096];
     let mut buffer = vec![0; 1 << 20];
-    let mut total = 0;
+    // A large file's zeros are no more than holes here, too: those that the cursor has yet to go past.
+    let (mut total, mut zeros) = (0, 0_u64);
+    let unwritten = |e: io::Error| match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::failed("image.disk-full", format!("no space left to decompress {name}")).because(e)
+        }
+        _ => {
+            Error::failed("archive.spool", format!("cannot decompress {name} to a temporary file")).because(e)
+        }
+    };
     loop {
         let got = match from.read(&mut buffer) {
-            Ok(0) => return Ok(total),
+            Ok(0) if zeros == 0 => return Ok(total),
+            Ok(0) => {
+                let end = skip(&mut to, zeros).map_err(unwritten)?;
+                to.set_len(end).map_err(unwritten)?;
+                return Ok(total);
+            }
             Ok(got) => got,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => {
@@ -272,14 +287,21 @@ fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, account: &Accoun
         };
         total += got as u64;
         account.decompress(name, got)?;
-        to.write_all(&buffer[..got]).map_err(|e| match e.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Error::failed("image.disk-full", format!("no space left to decompress {name}")).because(e)
-            }
-            _ => Error::failed("archive.spool", format!("cannot decompress {name} to a temporary file"))
-                .because(e),
-        })?;
+        if buffer[..got].chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()]) {
+            zeros += got as u64;
+            continue;
+        }
+        if zeros > 0 {
+            skip(&mut to, zeros).map_err(unwritten)?;
+            zeros = 0;
+        }
+        to.write_all(&buffer[..got]).map_err(unwritten)?;
     }
+}
+
+/// Moves the cursor on; where it is then.
+fn skip(file: &mut &fs::File, bytes: u64) -> io::Result<u64> {
+    file.seek(SeekFrom::Current(i64::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?))
 }
 
 fn too_big(name: &str, limits: Limits) -> Error {

@@ -6,13 +6,10 @@ use std::process::Output;
 
 /// An image by mke2fs with these arguments; `None`, and why, where there is no mke2fs.
 fn made(bench: &Bench, args: &[&str]) -> Option<PathBuf> {
-    let Some(mke2fs) = tool("mke2fs") else {
-        crate::testing::skip("no mke2fs");
-        return None;
-    };
+    let mut mke2fs = tool("mke2fs")?;
     let image = bench.path("made.ext4");
     let _ = std::fs::remove_file(&image);
-    let out = Command::new(mke2fs).args(["-q", "-t", "ext4"]).args(args).arg(&image).arg("32M").output();
+    let out = mke2fs.args(["-q", "-t", "ext4"]).args(args).arg(&image).arg("32M").output();
     let out = out.unwrap();
     if !out.status.success() {
         crate::testing::skip(format!("this mke2fs does not know {args:?}"));
@@ -22,8 +19,8 @@ fn made(bench: &Bench, args: &[&str]) -> Option<PathBuf> {
 }
 
 fn debugfs(image: &Path, request: &str) -> Output {
-    let tool = tool("debugfs").expect("mke2fs and debugfs are one package");
-    Command::new(tool).args(["-w", "-R", request]).arg(image).output().unwrap()
+    let mut tool = tool("debugfs").expect("mke2fs and debugfs are one package");
+    tool.args(["-w", "-R", request]).arg(image).output().unwrap()
 }
 
 #[track_caller]

@@ -190,6 +190,10 @@ fn pax(version: &str, runs: &[(u64, u64)], size: u64, data: &[u8]) -> Vec<u8> {
     Tar::default().pax(&records).file("GNUSparseFile.0/f", &contents).end()
 }
 
+type Runs<'a> = &'a [(u64, u64)];
+/// Makes a tar of runs and a size.
+type Make<'a> = &'a dyn Fn(Runs<'_>, u64) -> Vec<u8>;
+
 fn refused(tar: &[u8]) -> Error {
     let bench = Bench::new();
     let (path, out) = (bench.write("hostile.tar", tar), bench.make_dir("out"));
@@ -201,8 +205,8 @@ fn refused(tar: &[u8]) -> Error {
 #[test]
 fn a_map_is_believed_only_if_it_is_about_the_bytes_that_are_there() {
     const DATA: [u8; 1024] = [9; 1024];
-    let good: (&[(u64, u64)], u64) = (&[(512, 512), (2048, 512), (9000, 0)], 9000);
-    let cases: [(&str, &[(u64, u64)], u64, &str); 9] = [
+    let good: (Runs<'_>, u64) = (&[(512, 512), (2048, 512), (9000, 0)], 9000);
+    let cases: [(&str, Runs<'_>, u64, &str); 9] = [
         ("beyond the end", &[(0, 512), (8500, 512)], 9000, "beyond its end"),
         ("far beyond", &[(0, 512), (u64::MAX >> 1, 512)], 9000, "beyond its end"),
         ("overlapping", &[(0, 512), (511, 512)], 9000, "overlap"),
@@ -213,7 +217,7 @@ fn a_map_is_believed_only_if_it_is_about_the_bytes_that_are_there() {
         ("no run at all", &[], 9000, "fewer bytes"),
         ("a run that ends within a block", &[(0, 500), (1024, 524)], 9000, "within a block"),
     ];
-    let make: [(&str, &dyn Fn(&[(u64, u64)], u64) -> Vec<u8>); 4] = [
+    let make: [(&str, Make<'_>); 4] = [
         ("old", &|runs, size| old(runs, size, &DATA)),
         ("0.0", &|runs, size| pax("0.0", runs, size, &DATA)),
         ("0.1", &|runs, size| pax("0.1", runs, size, &DATA)),
