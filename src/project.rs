@@ -7,7 +7,7 @@ use crate::home::Home;
 use crate::listing::Listing;
 use crate::lock::{AssetId, Lock, OciPin, Pinned};
 use crate::manifest::model::{
-    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, VmmSource, Workload, WorkloadFrom,
+    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload, WorkloadFrom,
 };
 use crate::manifest::{self};
 use crate::name::Name;
@@ -44,17 +44,31 @@ pub struct Project {
     pub lock: Lock,
     /// What this build brings along.
     pub tools: Tools,
+    /// From before manifest and lock were read.
+    read: Texts,
+}
+
+/// The bytes of manifest and lock file, to see whether they changed.
+#[derive(PartialEq, Eq)]
+struct Texts([Option<Vec<u8>>; 2]);
+
+impl Texts {
+    fn read(dir: &Path) -> Texts {
+        // What cannot be read is told by whoever parses it.
+        Texts([manifest::FILE_NAME, LOCK_FILE].map(|name| fs::read(dir.join(name)).ok()))
+    }
 }
 
 impl Project {
     /// Opens the project in `dir`: its manifest, its lock, the store.
     pub fn open(dir: &Path) -> Result<Project> {
+        let read = Texts::read(dir);
         let manifest = manifest::load(dir)?;
         let name = manifest::project_name(&manifest);
         let (manifest, lock) = complete(manifest)?;
         let home = Home::from_env()?;
         let store = open_store(&home)?;
-        Ok(Project { manifest, name, home, store, lock, tools: tools() })
+        Ok(Project { manifest, name, home, store, lock, tools: tools(), read })
     }
 
     /// Hashes everything on this host that the manifest names.
@@ -91,9 +105,7 @@ impl Project {
                     }
                     let program = self.canonical(&firecracker)?;
                     firecracker::inspect(&program, &self.canonical(&jailer)?)?;
-                    let digest = scan.sources.get(&Scan::file_id(&firecracker)).map(ScannedSource::digest);
-                    let digest = digest.ok_or_else(|| Error::bug("a program was not scanned"))?;
-                    let version = step::firecracker_version(&self.store, &program, digest)?;
+                    let version = step::scanned_version(&self.store, &scan, dir)?;
                     firecracker::version::check_declared(
                         version,
                         *declared,
@@ -105,6 +117,10 @@ impl Project {
                 | VmmSource::Auto
                 | VmmSource::Qemu
                 | VmmSource::AutoFirecracker(_) => {}
+            }
+            if let Some(file) = &vm.tuning.cpu_file {
+                self.scan_plain(&mut scan, &file.path)?;
+                step::cpu_changes(&scan, &file.path)?;
             }
             for workload in &vm.workloads {
                 self.scan_workload(&mut scan, workload, ui)?;
@@ -302,7 +318,13 @@ impl Project {
     pub fn guard(&mut self, ui: &Ui) -> Result<ProjectGuard> {
         loop {
             let guard = take(&self.home, &self.name, ui)?;
-            (self.manifest, self.lock) = complete(manifest::load(&self.manifest.dir)?)?;
+            let read = Texts::read(&self.manifest.dir);
+            // An image in a directory fills in settings, too, and may be another one by now.
+            let local = |vm: &Vm| matches!(vm.image, ImageSource::OciPath { .. });
+            if read != self.read || self.manifest.vms.iter().any(local) {
+                (self.manifest, self.lock) = complete(manifest::load(&self.manifest.dir)?)?;
+                self.read = read;
+            }
             let name = manifest::project_name(&self.manifest);
             if name == self.name {
                 let claimed = self.home.project(&self.name).join("project.json");
@@ -350,7 +372,8 @@ pub fn needs_of(graph: &Graph) -> Vec<Need<'_>> {
 
 /// A manifest with its lock, and with what only this host and the lock know filled in.
 fn complete(mut manifest: Manifest) -> Result<(Manifest, Lock)> {
-    decide_vmms(&mut manifest, || probe::kvm().is_usable());
+    let root = nix::unistd::geteuid().is_root();
+    decide_vmms(&mut manifest, root, || probe::kvm().is_usable());
     let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
     fill(&mut manifest, &lock)?;
     Ok((manifest, lock))
@@ -431,11 +454,12 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
     ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running }
 }
 
-/// Puts what `vmm "auto"` means on this host in its place.
-fn decide_vmms(manifest: &mut Manifest, hardware: impl Fn() -> bool) {
+/// Puts what `vmm "auto"` means on this host in its place. Firecracker's jailer needs root as well as hardware.
+fn decide_vmms(manifest: &mut Manifest, root: bool, hardware: impl Fn() -> bool) {
     for vm in &mut manifest.vms {
         if let VmmSource::AutoFirecracker(source) = &vm.vmm {
-            vm.vmm = if hardware() { VmmSource::Firecracker(source.clone()) } else { VmmSource::Auto };
+            vm.vmm =
+                if root && hardware() { VmmSource::Firecracker(source.clone()) } else { VmmSource::Auto };
         }
     }
 }
@@ -482,5 +506,32 @@ impl StoreView for View<'_> {
     }
     fn listing(&self, object: &ObjectDigest) -> Option<Listing> {
         Listing::decode(&self.store.read(object).ok()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_firecracker_for_root_on_hardware_and_qemu_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"
+            vm "auto" { run "true"; vmm "auto" { firecracker "/fc" }; }
+            vm "insists" { run "true"; vmm "firecracker" { path "/fc" }; }
+            vm "plain" { run "true"; }
+        "#;
+        fs::write(dir.path().join(manifest::FILE_NAME), text).unwrap();
+        let decided = |root, hardware| {
+            let mut manifest = manifest::load(dir.path()).unwrap();
+            decide_vmms(&mut manifest, root, || hardware);
+            let is_firecracker = |vm: &manifest::model::Vm| matches!(vm.vmm, VmmSource::Firecracker(_));
+            assert_eq!(manifest.vms[2].vmm, VmmSource::Auto);
+            (is_firecracker(&manifest.vms[0]), is_firecracker(&manifest.vms[1]))
+        };
+        assert_eq!(decided(true, true), (true, true));
+        assert_eq!(decided(false, true), (false, true));
+        assert_eq!(decided(true, false), (false, true));
+        assert_eq!(decided(false, false), (false, true));
     }
 }

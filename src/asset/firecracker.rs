@@ -49,7 +49,7 @@ pub fn firecracker_tree(
             .or_failed("asset.write", || format!("cannot make {program} executable"))?;
     }
     let [firecracker, jailer] = PROGRAMS.map(|name| out.join(name));
-    let said = firecracker::usable(&firecracker, &jailer, false)?;
+    let said = firecracker::usable(&firecracker, &jailer)?;
     firecracker::version::check_declared(said, declared, shown)
 }
 

@@ -192,5 +192,15 @@ pub fn project_name(manifest: &Manifest) -> Name {
         .expect("invariant: made of allowed characters, at most 24")
 }
 
+/// Every setting of a VM, and each property as `SETTING PROPERTY`.
+#[cfg(test)]
+pub fn vm_settings() -> Vec<String> {
+    let of = |node: &'static table::Node| {
+        let props = node.props.iter().map(move |prop| format!("{} {}", node.name, prop.name));
+        std::iter::once(node.name.to_owned()).chain(props)
+    };
+    table::VM.iter().flat_map(of).collect()
+}
+
 #[cfg(test)]
 mod tests;

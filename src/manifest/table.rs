@@ -67,6 +67,10 @@ const fn number(name: &'static str, about: &'static str) -> Prop {
     Prop { name, needed: false, kind: Kind::Number, about }
 }
 
+const fn truth(name: &'static str, about: &'static str) -> Prop {
+    Prop { name, needed: false, kind: Kind::Truth, about }
+}
+
 /// The settings of the top level.
 pub(super) const TOP: &[Node] = &[
     node(
@@ -151,15 +155,7 @@ pub(super) const KERNEL: &[Node] = &[
 /// Sources of a base image.
 pub(super) const IMAGE: &[Node] = &[
     Node {
-        props: &[
-            SUITE,
-            Prop {
-                name: "scripts",
-                needed: false,
-                kind: Kind::Truth,
-                about: "#true runs the packages' maintainer scripts, through mmdebstrap",
-            },
-        ],
+        props: &[SUITE, truth("scripts", "#true runs the packages' maintainer scripts, through mmdebstrap")],
         block: Block::Nodes(DEBIAN),
         ..node(
             "debian",
@@ -328,7 +324,30 @@ pub(super) const VM: &[Node] = &[
         "\"2MiB\" or \"transparent\"",
         "Backs the guest's memory with huge pages: reserved ones, or those that the host's kernel finds",
     ),
-    node("cpu-template", (1, 1), "a template", "One of Firecracker's CPU templates; Firecracker only"),
+    Node {
+        props: &[
+            truth("deflate-on-oom", "#true gives memory back rather than let the guest kill processes"),
+            truth("free-page-reporting", "#true hands what the guest frees back to the host by itself"),
+        ],
+        ..node(
+            "balloon",
+            (0, 1),
+            "a size",
+            "A device that gives guest memory back to the host: so much from the start; 0MiB unless set",
+        )
+    },
+    Node {
+        props: &[text(
+            "path",
+            "A CPU template of your own: a JSON file as Firecracker's `cpu-config` takes it",
+        )],
+        ..node(
+            "cpu-template",
+            (0, 1),
+            "a template",
+            "One of Firecracker's CPU templates, or a file; Firecracker only",
+        )
+    },
     Node {
         props: &[
             number("mtu", "The largest packet in bytes; 1500 unless set"),

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
-const MEMORY: Bounds = Bounds { least: 64 * MIB, most: 1 << 40, unit: MIB };
+pub(super) const MEMORY: Bounds = Bounds { least: 64 * MIB, most: 1 << 40, unit: MIB };
 /// Smaller ext4 images have no room for a journal.
 const DISK: Bounds = Bounds { least: 32 * MIB, most: 16 << 40, unit: 4096 };
 const DEFAULT_MEMORY: u64 = 256 * MIB;
@@ -419,7 +419,7 @@ impl Decoder<'_> {
     }
 
     /// A size's text; a bare number is let through to the message about units.
-    fn text_size(&self, setting: Setting<'_>) -> Option<Spanned<String>> {
+    pub(super) fn text_size(&self, setting: Setting<'_>) -> Option<Spanned<String>> {
         let entry = setting.args().next()?;
         match entry.value().as_integer() {
             Some(n) => Some(Spanned { value: n.to_string(), span: self.entry_span(entry) }),

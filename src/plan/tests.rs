@@ -1,3 +1,5 @@
+mod settings;
+
 use super::*;
 use crate::listing::{Listed, ListedKind, Listing};
 use crate::lock::{AssetId, FilePin, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins};
@@ -272,42 +274,6 @@ fn comments_and_spacing_change_nothing() {
     world.up_plainly();
     world.remanifest(&WEB.replace("    run", "    // a comment\n\n  run"));
     assert!(!world.plan().has_changes());
-}
-
-#[test]
-fn every_setting_replaces_the_vm() {
-    let settings = [
-        "cpus 2",
-        "memory \"512MiB\"",
-        "user \"app\"",
-        "workdir \"/app\"",
-        "env { A \"b\" }",
-        "secret \"K\" env=\"K\"",
-        "port 9090",
-        "volume \"data\" at=\"/data\" size=\"64MiB\"",
-        "root \"tmpfs\"",
-        "restart \"always\"",
-        "grace \"3s\"",
-        "boot-timeout \"30s\"",
-        "hostname \"other\"",
-    ];
-    for setting in settings {
-        let mut world = World::new(WEB);
-        world.up_plainly();
-        world.remanifest(&WEB.replace("    run", &format!("    {setting}\n    run")));
-        let mut built = world.plan();
-        if built.steps.iter().any(|s| s.action == Action::Unknown || s.action == Action::Run) {
-            let observed = world.observed.clone();
-            let last = world.store.last.borrow().clone();
-            world.up_plainly();
-            world.observed = observed;
-            *world.store.last.borrow_mut() = last;
-            built = world.plan();
-        }
-        let boot = built.step(StepKind::Boot, &Name::new("web").unwrap()).unwrap();
-        assert_eq!(boot.action, Action::Replace, "{setting}");
-        assert!(!boot.reasons.is_empty(), "{setting}");
-    }
 }
 
 #[test]

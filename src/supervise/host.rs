@@ -1,7 +1,8 @@
 //! The real host: VMM back ends, jails, taps, leases and the port proxy.
 
+use super::effects;
 use super::journal::{Effect, Journal};
-use super::logs::escaped;
+use super::logs::{VmmLog, escaped};
 use super::machine::{Machine, Platform, Proxies};
 use super::process::Process;
 use super::spec::SuperviseSpec;
@@ -86,25 +87,35 @@ impl Platform for Host {
     }
 
     fn launch(&self, spec: &SuperviseSpec, journal: &mut Journal) -> Result<Machine> {
-        if let Some(jail) = &spec.vm_spec.jail {
-            journal.will(Effect::Jail { jail: jail.clone() })?;
-        }
-        if let NetSpec::Tap { name, .. } = &spec.vm_spec.net {
-            journal.will(Effect::Tap { name: name.clone() })?;
-        }
-        let launched = vmm::backend(&spec.vm_spec).launch(&spec.vm_spec, self.netns.as_ref());
+        let scratch = effects::scratch_path(spec).map(|path| Effect::File { path });
+        let jail = spec.vm_spec.jail.clone().map(|jail| Effect::Jail { jail });
+        let tap = match &spec.vm_spec.net {
+            NetSpec::Tap { name, .. } => Some(Effect::Tap { name: name.clone() }),
+            NetSpec::None | NetSpec::User { .. } => None,
+        };
+        journal.will_all([scratch, jail, tap].into_iter().flatten())?;
+        let mut disks = || effects::create_scratch(spec);
+        let backend = vmm::backend(&spec.vm_spec);
+        let launched = backend.launch_with(&spec.vm_spec, self.netns.as_ref(), &mut disks);
         if let (Err(e), NetSpec::Tap { name, .. }) = (&launched, &spec.vm_spec.net)
             && e.code() == tap::TAKEN
         {
             // Somebody else's: not ours to remove.
             journal.forget(&Effect::Tap { name: name.clone() })?;
         }
-        let launched = launched?;
+        let mut launched = launched?;
         let process = Process::of(launched.pid).or_failed("supervise.vmm-died", || {
             // Its end is still told by the monitor in most cases; here not even its identity could be read.
             format!("the VMM ended at once: {}", launched.monitor.stderr_so_far())
         })?;
         let mut monitor = launched.monitor;
+        let mut log = VmmLog::resume(&spec.dir)
+            .or_failed("supervise.log", || format!("cannot write the VMM's log of VM {}", spec.vm))?;
+        monitor.listen(Box::new(move |said, bytes| {
+            if let Some(e) = log.take(said, bytes) {
+                super::log_line(&format!("the VMM's log cannot be written: {e}"));
+            }
+        }));
         let ended = Box::pin(async move {
             match monitor.ended().await {
                 Ok(ended) => escaped(ended.to_string().as_bytes()),
@@ -118,7 +129,13 @@ impl Platform for Host {
             control: launched.control,
             console: Some(launched.console),
             keyboard: launched.keyboard,
-            timings: vec![("jail", cost.jail), ("tap", cost.tap), ("spawn", cost.spawn)],
+            timings: vec![
+                ("disks", cost.disks),
+                ("jail", cost.jail),
+                ("tap", cost.tap),
+                ("tap-wait", cost.tap_wait),
+                ("spawn", cost.spawn),
+            ],
             warnings: launched.warnings,
             ended,
         })

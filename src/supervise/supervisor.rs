@@ -5,7 +5,7 @@ use super::console::Console;
 use super::effects::{self, private_dir, remove_file};
 use super::hub::Hub;
 use super::journal::{Effect, Journal, chain};
-use super::logs::{CONSOLE_LOG, MAX_BYTES, WORKLOAD_LOG, WorkloadLog};
+use super::logs::{CONSOLE_LOG, MAX_BYTES, VmmLog, WORKLOAD_LOG, WorkloadLog};
 use super::machine::Platform;
 use super::outcome::{Outcome, Phase, Reason};
 use super::process::Process;
@@ -24,6 +24,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
 /// Lines of the console shown with a failure.
@@ -145,6 +146,7 @@ fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal
     let logs = || format!("cannot start the logs of VM {}", spec.vm);
     let log =
         WorkloadLog::create(&spec.dir.join(WORKLOAD_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
+    VmmLog::clear(&spec.dir).or_failed("supervise.log", logs)?;
     let console = Console::create(&spec.dir.join(CONSOLE_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
     let ports = effects::bind_ports(spec)?;
     let locks = effects::lock_volumes(spec)?;
@@ -156,11 +158,12 @@ fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal
 }
 
 /// Boots and watches until the VM has ended for good. Runs on a `LocalSet`. `first` is the client that asked for
-/// the VM: attached from the start.
+/// the VM: attached from the start. `term` are the SIGTERMs since this process began to be a supervisor.
 pub(super) async fn supervise(
     prepared: Prepared,
     platform: &dyn Platform,
     first: Option<UnixStream>,
+    term: Option<Signal>,
 ) -> Result<Outcome> {
     let Prepared { mut spec, mut journal, state, taken } = prepared;
     let Taken { ports, locks: _locks, log, mut console, listener } = taken;
@@ -179,7 +182,9 @@ pub(super) async fn supervise(
         tokio::task::spawn_local(server::serve(first, door.clone(), Some(hub.attach(true))));
     }
     tokio::task::spawn_local(server::accept(listener, door));
-    tokio::task::spawn_local(forward_sigterm(commands_in));
+    if let Some(term) = term {
+        tokio::task::spawn_local(forward_sigterm(term, commands_in));
+    }
     let proxies = platform.publish(&spec, ports)?;
 
     let mut backoff = Backoff::new(spec.restart);
@@ -247,10 +252,6 @@ async fn boot(
         wipe_secrets(&mut spec.run);
     }
     let mut launch = || -> Result<_> {
-        if let Some(path) = effects::scratch_path(spec) {
-            journal.will(Effect::File { path })?;
-            effects::create_scratch(spec)?;
-        }
         let machine = platform.launch(spec, journal)?;
         journal.will(Effect::Vmm { process: machine.process.clone() }).inspect_err(|_| {
             // Not written down: it must not run.
@@ -371,9 +372,7 @@ async fn finish(
 }
 
 /// SIGTERM stops gracefully, a second one kills. SIGHUP and SIGINT are the terminal's and mean nothing here.
-async fn forward_sigterm(commands: mpsc::Sender<Command>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut term) = signal(SignalKind::terminate()) else { return };
+async fn forward_sigterm(mut term: Signal, commands: mpsc::Sender<Command>) {
     let mut kill = false;
     while term.recv().await.is_some() {
         // A closed channel: the VM has ended.

@@ -5,6 +5,7 @@ mod refusals;
 use super::stub::Stub;
 use super::*;
 use crate::name::{Name, VmId};
+use crate::net::tap;
 use crate::vmm::jail;
 use crate::vmm::spec::{Drive, firecracker_programs};
 use crate::vmm::{Ended, backend};
