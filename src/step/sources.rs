@@ -162,7 +162,7 @@ pub(super) fn layers(reference: &str, work: &Work<'_>) -> Result<Vec<ObjectDiges
     let id = AssetId::Oci(reference.to_owned());
     let pin: &OciPin =
         work.lock.oci(&id).ok_or_else(|| Error::bug(format!("{id} was not pinned before its step")))?;
-    if work.offline && !oci::have(work.store, pin) {
+    if work.offline && !oci::have(work.store, reference, pin) {
         return Err(project::offline_error(&format!("the store lacks parts of {reference}")));
     }
     oci::fetch(work.store, reference, pin, work.ui)
