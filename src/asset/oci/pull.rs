@@ -6,7 +6,7 @@ use super::download::Download;
 use super::reference::Place;
 use super::registry::{Registry, Session};
 use super::settings::Access;
-use crate::asset::parallel::parallel;
+use crate::asset::parallel::waiting;
 use crate::asset::progress::Progress;
 use crate::asset::room;
 use crate::digest::ObjectDigest;
@@ -39,7 +39,7 @@ pub fn resolve_each(
         Ok(())
     };
     // What fails was told.
-    let _ = parallel(&all, resolve);
+    let _ = waiting(&all, resolve);
 }
 
 pub(super) fn resolve_with(
@@ -107,7 +107,7 @@ pub(super) fn fetch_with(
         let session = session()?;
         // The longest ones first: none is left to the end alone.
         missing.sort_by_key(|layer| std::cmp::Reverse(layer.size));
-        parallel(&missing, |layer| fetch_layer(store, session, layer, progress))?;
+        waiting(&missing, |layer| fetch_layer(store, session, layer, progress))?;
     }
     let found =
         |layer| stored(store, layer).ok_or_else(|| Error::bug("a layer was published and is not there"));

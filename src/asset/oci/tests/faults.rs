@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::store::testing::{Scratch, scratch};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 const SIZE: usize = 300_000;
 
@@ -240,4 +241,37 @@ fn two_fetches_at_once_download_once() {
     });
     assert_eq!(fake.asked().iter().filter(|request| is_layer(request)).count(), 1);
     assert!(have(&s.store, &fake.reference(), &pin));
+}
+
+#[test]
+fn images_are_resolved_side_by_side_and_one_that_fails_stops_no_other() {
+    // Each registry answers once both are asked.
+    let asked = Arc::new(AtomicUsize::new(0));
+    let meeting = || {
+        let (layout, image) = image();
+        let asked = Arc::clone(&asked);
+        Fake::registry(&layout, &image, move |_, reply| {
+            asked.fetch_add(1, Ordering::SeqCst);
+            let begun = std::time::Instant::now();
+            while asked.load(Ordering::SeqCst) < 2 {
+                if begun.elapsed() > std::time::Duration::from_secs(20) {
+                    return Reply::new(404, "");
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            reply
+        })
+    };
+    let (one, two) = (meeting(), meeting());
+    let gone = Fake::new(|_| Reply::new(404, ""));
+    let references = [one.reference(), gone.reference(), two.reference()];
+    let references: Vec<&str> = references.iter().map(String::as_str).collect();
+    let found = Mutex::new(std::collections::BTreeMap::new());
+    resolve_each(&scratch().store, &references, &Silent, &|index, pin| {
+        found.lock().unwrap().insert(index, pin.map_err(|e| e.code()));
+    });
+    let found = found.into_inner().unwrap();
+    assert_eq!(found.len(), 3);
+    assert!(found[&0].is_ok() && found[&0] == found[&2], "{found:?}");
+    assert_eq!(found[&1], Err("oci.unknown-image"));
 }
