@@ -1,17 +1,13 @@
 //! Ctrl-C, SIGTERM, SIGHUP and kill -9 at any moment, and terminals that are closed: nothing is left behind, nothing
 //! is lost, and the next command works.
 
+use crate::harness::terminal::{on_terminal, wait_end, wait_shown};
 use crate::harness::{Project, guests, skip};
 use crate::traces::{
     SLEEP, apt_config, assert_clean, assert_objects_verify, home_with_packages, kill9, processes_in, temps_of,
 };
-use std::fs::File;
-use std::io::Read;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const INT: i32 = libc::SIGINT;
@@ -293,54 +289,6 @@ fn attached_to_vms_that_ran_before_a_signal_only_detaches() {
 }
 
 // --- Terminals --------------------------------------------------------------------------------------------------
-
-/// Runs `args` with a terminal of its own as its controlling one; returns the terminal's other end.
-fn on_terminal(project: &Project, args: &[&str]) -> (OwnedFd, std::process::Child) {
-    let pty = nix::pty::openpty(None, None).unwrap();
-    // Whoever inherited the master would keep the terminal open.
-    nix::fcntl::fcntl(&pty.master, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_firegopher"));
-    command.arg("-C").arg(project.path()).args(args).env("FIREGOPHER_HOME", project.home());
-    let end = || Stdio::from(pty.slave.try_clone().unwrap());
-    command.stdin(end()).stdout(end()).stderr(end());
-    // SAFETY: setsid and ioctl are async-signal-safe; descriptor 0 is the terminal by then.
-    unsafe {
-        command.pre_exec(|| {
-            nix::unistd::setsid()?;
-            match libc::ioctl(0, libc::TIOCSCTTY, 0) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        })
-    };
-    let child = command.spawn().unwrap();
-    (pty.master, child)
-}
-
-/// Reads the terminal until it shows this.
-fn wait_shown(terminal: &OwnedFd, text: &str) -> String {
-    let mut reader = File::from(terminal.try_clone().unwrap());
-    let (mut shown, mut buffer) = (Vec::new(), [0; 4096]);
-    loop {
-        let count = reader.read(&mut buffer).unwrap();
-        shown.extend_from_slice(&buffer[..count]);
-        let all = String::from_utf8_lossy(&shown).into_owned();
-        if all.contains(text) {
-            return all;
-        }
-    }
-}
-
-fn wait_end(child: &mut std::process::Child) -> Option<i32> {
-    let begun = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status.code();
-        }
-        assert!(begun.elapsed() < SOON, "the command outlives its terminal");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 #[test]
 fn a_closed_terminal_leaves_vms_running() {
