@@ -13,7 +13,6 @@ pub use execute::{Outputs, execute};
 pub use record::record_last;
 pub use sources::resolve;
 
-use crate::digest::ObjectDigest;
 use crate::home::Home;
 use crate::lock::Lock;
 use crate::name::Name;
@@ -58,6 +57,7 @@ pub struct Work<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::ObjectDigest;
 
     #[test]
     fn the_digest_that_was_built_in_is_that_of_the_init() {
