@@ -137,6 +137,53 @@ fn an_interrupted_fetch_leaves_no_apt_behind() {
     }
 }
 
+/// A supervisor is started early, before it is known whether one is needed.
+#[test]
+fn a_command_that_starts_nothing_leaves_no_supervisor_waiting() {
+    let own = tempfile::tempdir().unwrap();
+    let mark = own.path().join("mark");
+    std::fs::create_dir(&mark).unwrap();
+    // Supervisors keep this of their caller's environment.
+    let marked = format!("TMPDIR={}", mark.display());
+    let waiting = || {
+        let has = |e: &std::fs::DirEntry, file: &str, wanted: &str| {
+            let words = std::fs::read(e.path().join(file)).unwrap_or_default();
+            words.split(|b| *b == 0).any(|word| word == wanted.as_bytes())
+        };
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        all.filter(|e| has(e, "cmdline", "__supervise") && has(e, "environ", &marked)).count()
+    };
+    let gone = |after: &str| {
+        let begun = Instant::now();
+        while waiting() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(10), "a supervisor waits on after {after}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let project = Project::empty()
+        .with_home(&own.path().join("home"))
+        .env("TMPDIR", mark.to_str().unwrap())
+        .env("APT_CONFIG", &apt_config(own.path(), "http://127.0.0.1:9/debian"));
+    project.manifest("vm \"a\" { run \"x\" }");
+    project.run(&["up", "--locked"]).expect(64).says("firegopher.lock lacks: ");
+    gone("an error");
+    project.run(&["run", "--locked"]).expect(125).says("firegopher.lock lacks: ");
+    gone("an error of run");
+    // Accepts and never answers, so that it waits until it is killed.
+    let stalls = TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = format!("http://{}/debian", stalls.local_addr().unwrap());
+    let project = project.env("APT_CONFIG", &apt_config(own.path(), &source));
+    let up = project.command(&["up"]).spawn();
+    let begun = Instant::now();
+    while waiting() == 0 {
+        assert!(begun.elapsed() < SOON, "there is none");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill9(up.pid());
+    up.wait(SOON);
+    gone("a kill");
+}
+
 // --- Booting ----------------------------------------------------------------------------------------------------
 
 #[test]

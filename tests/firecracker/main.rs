@@ -4,6 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cli;
+mod interrupts;
+mod limits;
+mod many;
 #[expect(dead_code, reason = "these tests need no packages")]
 #[path = "../support/skip.rs"]
 mod skipping;
@@ -119,7 +122,22 @@ impl Project {
     }
 
     fn up(&self, spec: &SuperviseSpec) -> Client {
-        supervise::spawn_with(Path::new(env!("CARGO_BIN_EXE_firegopher")), spec, Some(&self.netns)).unwrap()
+        self.try_up(spec).unwrap()
+    }
+
+    fn try_up(&self, spec: &SuperviseSpec) -> firegopher::error::Result<Client> {
+        supervise::spawn_with(Path::new(env!("CARGO_BIN_EXE_firegopher")), spec, Some(&self.netns))
+    }
+
+    /// Of a VM whose supervisor was killed.
+    fn assert_clean_after_reclaim(&self, spec: &SuperviseSpec) {
+        supervise::reclaim(&self.home, &self.name, &spec.vm).unwrap();
+        // The namespace has no other supervisor, so its taps go with it.
+        let tap = spec.vm_spec.id.tap_name();
+        if self.has_tap(&tap) {
+            firegopher::net::tap::remove(&self.netns, &tap).unwrap();
+        }
+        self.assert_clean(spec);
     }
 
     fn stop(&self, spec: &SuperviseSpec) -> Outcome {
@@ -139,10 +157,13 @@ impl Project {
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .filter(|n| !n.ends_with(".log") && !n.ends_with(".log.1"))
             .collect();
-        left.sort();
-        assert_eq!(left, ["journal.json", "lock", "state.json"]);
-        let journal = std::fs::read_to_string(spec.dir.join("journal.json")).unwrap();
+        // A supervisor that was killed before its first effect has written none down.
+        let journal = std::fs::read_to_string(spec.dir.join("journal.json"));
+        let journal = journal.unwrap_or_else(|_| "\"effects\":[]".to_owned());
         assert!(journal.contains("\"effects\":[]"), "{journal}");
+        left.retain(|name| name != "journal.json");
+        left.sort();
+        assert_eq!(left, ["lock", "state.json"]);
         let said = std::fs::read_to_string(spec.dir.join(supervise::SUPERVISOR_LOG)).unwrap();
         assert_eq!(said, "", "the supervisor complained");
         let (tap, id) = (spec.vm_spec.id.tap_name(), spec.vm_spec.id.as_str());
@@ -337,15 +358,84 @@ fn a_supervisor_killed_at_any_moment_of_its_start_leaves_nothing_after_reclaim()
         std::thread::sleep(Duration::from_millis(pause));
         let before = state(&spec);
         before.supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap();
-        supervise::reclaim(&project.home, &project.name, &spec.vm).unwrap();
         println!("after {pause} ms: vmm {:?}", before.vmm.map(|v| v.pid));
-        // The namespace has no other supervisor, so its taps go with it.
-        let tap = spec.vm_spec.id.tap_name();
-        if project.has_tap(&tap) {
-            firegopher::net::tap::remove(&project.netns, &tap).unwrap();
+        project.assert_clean_after_reclaim(&spec);
+    }
+}
+
+#[test]
+fn a_supervisor_killed_before_it_is_ready_leaves_nothing_after_reclaim() {
+    let Some(project) = project() else { return };
+    let mut early = 0;
+    for micros in [0, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000] {
+        let spec = project.spec(&format!("unready{micros}"), "halting");
+        let answer = std::thread::scope(|scope| {
+            let up = scope.spawn(|| project.try_up(&spec));
+            // Its state is the first it writes, before it takes anything.
+            let begin = Instant::now();
+            let supervisor = loop {
+                if let Ok(Some(state)) = State::load(&spec.dir) {
+                    break state.supervisor;
+                }
+                assert!(begin.elapsed() < Duration::from_secs(20), "no supervisor started");
+            };
+            std::thread::sleep(Duration::from_micros(micros));
+            supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap();
+            up.join().unwrap()
+        });
+        if let Err(error) = &answer {
+            assert_eq!(error.code(), "supervise.spawn", "{error}");
+            assert!(error.to_string().contains("did not report"), "{error}");
+            early += 1;
         }
+        drop(answer);
+        project.assert_clean_after_reclaim(&spec);
+    }
+    println!("{early} of 10 were killed before they were ready");
+    assert!(early > 0, "all were ready: the pauses are too long for this host");
+}
+
+/// In the milliseconds between its word that it is ready and its first look at signals, too.
+#[test]
+fn a_supervisor_asked_to_end_at_any_moment_of_its_start_ends_in_order() {
+    let Some(project) = project() else { return };
+    for pause in [0, 1, 2, 4, 8, 15, 30, 60] {
+        let spec = project.spec(&format!("asked{pause}"), "halting");
+        let mut client = project.up(&spec);
+        std::thread::sleep(Duration::from_millis(pause));
+        assert!(state(&spec).supervisor.signal(libc::SIGTERM).unwrap());
+        let outcome = end_of(&mut client);
+        assert_eq!(outcome.reason, Reason::Stopped, "after {pause} ms: {outcome:?}");
+        assert_eq!(state(&spec).status, Status::Exited);
         project.assert_clean(&spec);
     }
+}
+
+#[test]
+fn every_restart_has_a_fresh_jail() {
+    let Some(project) = project() else { return };
+    let mut spec = project.spec("again", "halting");
+    spec.restart = Restart::Always { max: None };
+    let _client = project.up(&spec);
+    let mut vmm: Option<supervise::Process> = None;
+    for round in 0..3 {
+        let begin = Instant::now();
+        let now = loop {
+            if let Some(now) = state(&spec).vmm.filter(|now| Some(now) != vmm.as_ref()) {
+                break now;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20), "it was not booted again");
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let mark = stopping::jail_of(&spec.dir).join("mark");
+        assert!(!mark.exists(), "the jail of boot {round} was used before");
+        std::fs::write(mark, "").unwrap();
+        assert!(now.signal(libc::SIGKILL).unwrap());
+        vmm = Some(now);
+    }
+    assert!(state(&spec).restarts >= 2);
+    project.stop(&spec);
+    project.assert_clean(&spec);
 }
 
 #[test]
@@ -365,35 +455,6 @@ fn a_console_without_end_stays_bounded_on_disk() {
     assert!(size("console.log") <= 9 << 20 && size("console.log.1") <= 9 << 20);
     assert_eq!(project.stop(&spec).reason, Reason::Stopped);
     project.assert_clean(&spec);
-}
-
-/// 10 guests; `FIREGOPHER_TEST_MANY=50` for the long form.
-#[test]
-fn many_stubs_in_one_project_leave_nothing() {
-    let Some(project) = project() else { return };
-    let many = std::env::var("FIREGOPHER_TEST_MANY").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
-    let specs: Vec<SuperviseSpec> = (0..many).map(|n| project.spec(&format!("many{n}"), "halting")).collect();
-    let begin = Instant::now();
-    let clients: Vec<Client> = specs.iter().map(|spec| project.up(spec)).collect();
-    specs.iter().for_each(wait_for_console);
-    let uids: std::collections::BTreeSet<Option<u32>> = specs.iter().map(|spec| state(spec).uid).collect();
-    assert_eq!(uids.len(), many, "no uid twice");
-    let resident: Vec<u64> = specs.iter().map(|spec| rss(state(spec).supervisor.pid)).collect();
-    println!(
-        "{many} up in {:?}; supervisors at most {} KiB resident",
-        begin.elapsed(),
-        resident.iter().max().unwrap()
-    );
-    drop(clients);
-    for spec in &specs {
-        assert_eq!(project.stop(spec).reason, Reason::Stopped);
-    }
-    println!("up and down in {:?}", begin.elapsed());
-    for spec in &specs {
-        project.assert_clean(spec);
-    }
-    let groups = Path::new("/sys/fs/cgroup/memory/firegopher");
-    println!("the parent group is left: {}", groups.exists());
 }
 
 /// Opt-in: it takes half a minute on software KVM. `FIREGOPHER_TEST_KERNEL_TREE` is a kernel's tree as the fetch
@@ -426,8 +487,19 @@ fn a_debian_kernel_prints_its_first_lines() {
     project.assert_clean(&spec);
 }
 
+/// In KiB.
 fn rss(pid: i32) -> u64 {
+    memory(pid, "VmRSS:")
+}
+
+/// A line of /proc/PID/status, in KiB.
+fn memory(pid: i32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// How a VM's jailer and VMM are called on their command lines, unlike those of another home's VM of that name.
+fn jail_name(state: &State) -> String {
+    format!("{}-{}", state.id.as_str(), state.uid.unwrap())
 }
