@@ -195,6 +195,40 @@ fn update_moves_what_is_named_by_its_url_alone() {
 }
 
 #[test]
+fn update_by_package_and_by_tool_moves_those_and_shows_from_where() {
+    let Some(_turn) = guests(1) else { return };
+    let project =
+        Project::new("vm \"box\" { image { debian \"busybox-static\" }; vmm \"qemu\"; run \"true\" }");
+    let lock = project.read("firegopher.lock");
+    // The version that the lock has of a package.
+    let version = |lock: &str, package: &str| {
+        let line = lock.lines().find(|line| line.starts_with(&format!("  {{ name = \"{package}\", ")));
+        let line = line.unwrap_or_else(|| panic!("no {package} in {lock}"));
+        line.split("version = \"").nth(1).unwrap().split('"').next().unwrap().to_owned()
+    };
+    let qemu = "qemu-system-x86";
+    let (busybox, emulator) = (version(&lock, "busybox-static"), version(&lock, qemu));
+    // As it was before both moved.
+    let older: Vec<String> = lock
+        .lines()
+        .map(|line| match line {
+            line if line.contains("name = \"busybox-static\"") => line.replace(&busybox, "0.1"),
+            line if line.contains(&format!("name = \"{qemu}\"")) => line.replace(&emulator, "0.2"),
+            line => line.to_owned(),
+        })
+        .collect();
+    project.write("firegopher.lock", older.join("\n") + "\n");
+    let first = project.ok(&["update", "busybox-static"]).stdout;
+    assert!(first.contains(&format!("image busybox-static 0.1 → {busybox}\n")), "{first}");
+    assert!(!first.contains(qemu), "{first}");
+    assert_eq!(version(&project.read("firegopher.lock"), qemu), "0.2");
+    let second = project.ok(&["update", "qemu"]).stdout;
+    assert_eq!(second, format!("vmm {qemu} 0.2 → {emulator}\n"));
+    project.ok(&["update", "vmm qemu", "image"]).says("newest pins already");
+    project.run(&["update", "mmdebstrap"]).expect(64).says("needs no asset").says("vmm qemu");
+}
+
+#[test]
 fn an_address_with_two_digests_is_an_error_of_the_manifest() {
     let (one, two) = (format!("sha256=\"{}\"", "1".repeat(64)), format!("sha256=\"{}\"", "2".repeat(64)));
     let uses = |first: &str, second: &str| {
