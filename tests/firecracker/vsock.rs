@@ -122,9 +122,8 @@ fn a_guest_gives_memory_to_its_balloon_and_more_of_it_when_the_api_asks() {
         api.update_balloon(&BalloonUpdate { amount_mib: 5 }).await.unwrap();
     });
     let outcome = loop {
-        match client.next_event().unwrap().expect("an end comes first") {
-            Event::Ended(outcome) => break outcome,
-            _ => {}
+        if let Event::Ended(outcome) = client.next_event().unwrap().expect("an end comes first") {
+            break outcome;
         }
     };
     let console = std::fs::read_to_string(spec.dir.join("console.log")).unwrap();
