@@ -85,11 +85,15 @@ impl Bare {
     }
 
     pub fn start(&self, args: &[&str]) -> Running {
+        self.start_bare(&[&["--config-file", "config.json"], args].concat())
+    }
+
+    /// Without the configuration file.
+    pub fn start_bare(&self, args: &[&str]) -> Running {
         let out = fs::File::create(self.dir.path().join("console")).unwrap();
         let err = fs::File::create(self.dir.path().join("stderr")).unwrap();
         let child = Command::new(&self.firecracker)
             .current_dir(&self.dir)
-            .args(["--config-file", "config.json"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(out.into_file())
