@@ -108,7 +108,7 @@ fn refused(api: &mut UnixStream, n: usize) {
 fn all_that_firecracker_logs_is_kept_and_its_metrics_are_flushed_before_a_stop() {
     let Some(project) = project() else { return };
     let (spec, _client, mut init) = running(&project, "telling", "typed-at");
-    let mut api = connect(&jail_of(&spec), "run/api.sock");
+    let mut api = connect(&jail_of(&spec.dir), "run/api.sock");
     // Far more than a pipe holds.
     const MANY: usize = 3000;
     (0..MANY).for_each(|n| refused(&mut api, n));
