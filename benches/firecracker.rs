@@ -206,6 +206,7 @@ impl Bare {
             jail: Some(JailSpec { root: base.to_owned(), uid: UID, gid: UID }),
         };
         let paths = JailPaths {
+            cpu: "/cpu.json".into(),
             kernel: "/kernel".into(),
             initramfs: Some("/initramfs".into()),
             drives: vec!["/drives/00-base".into(), "/drives/01-scratch".into()],

@@ -15,7 +15,7 @@ use crate::plan::{
     Graph, Host, Need, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools,
     fill_defaults, needs,
 };
-use crate::step::{self, Work, resolve, tools};
+use crate::step::{self, Resolved, Work, resolve, tools};
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
@@ -104,9 +104,7 @@ impl Project {
                     }
                     let program = self.canonical(&firecracker)?;
                     firecracker::inspect(&program, &self.canonical(&jailer)?)?;
-                    let digest = scan.sources.get(&Scan::file_id(&firecracker)).map(ScannedSource::digest);
-                    let digest = digest.ok_or_else(|| Error::bug("a program was not scanned"))?;
-                    let version = step::firecracker_version(&self.store, &program, digest)?;
+                    let version = step::scanned_version(&self.store, &scan, dir)?;
                     firecracker::version::check_declared(
                         version,
                         *declared,
@@ -118,6 +116,10 @@ impl Project {
                 | VmmSource::Auto
                 | VmmSource::Qemu
                 | VmmSource::AutoFirecracker(_) => {}
+            }
+            if let Some(file) = &vm.tuning.cpu_file {
+                self.scan_plain(&mut scan, &file.path)?;
+                step::cpu_changes(&scan, &file.path)?;
             }
             for workload in &vm.workloads {
                 self.scan_workload(&mut scan, workload, ui)?;
@@ -254,6 +256,9 @@ impl Project {
     }
 
     /// Resolves assets anew and writes their pins. Uses the network.
+    ///
+    /// # Errors
+    /// The first of those that cannot be resolved. The others are pinned all the same.
     pub fn pin(&mut self, wanted: &[Need<'_>], ui: &Ui) -> Result<()> {
         for need in wanted {
             let trust = if need.is_blind() { ", trusting what comes: check its sha256" } else { "" };
@@ -261,20 +266,45 @@ impl Project {
         }
         let (debian, others): (Vec<&Need<'_>>, Vec<_>) = wanted.iter().partition(|n| n.id.is_debian());
         let mut lock = self.lock.clone();
+        let mut errors: Vec<Error> = Vec::new();
+        let mut kept = 0;
         if !debian.is_empty() {
             let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
             let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
-            let pins = asset::resolve_all(&self.store, &apt, &assets, ui)?;
-            for (asset, pins) in assets.into_iter().zip(pins) {
-                lock.set(asset, pins)?;
+            match asset::resolve_all(&self.store, &apt, &assets, ui) {
+                Ok(pins) => {
+                    for (asset, pins) in assets.into_iter().zip(pins) {
+                        lock.set(asset, pins)?;
+                        kept += 1;
+                    }
+                }
+                Err(e) => errors.push(e),
             }
         }
-        for need in others {
-            lock.set(need.id.clone(), resolve(need, &self.store, ui)?)?;
+        for Resolved { ids, pinned } in resolve(&others, &self.store, ui) {
+            match pinned {
+                Ok(pinned) => {
+                    for id in ids {
+                        lock.set(id, pinned.clone())?;
+                        kept += 1;
+                    }
+                }
+                Err(e) => errors.push(e),
+            }
         }
-        lock.save(&self.manifest.dir.join(LOCK_FILE))?;
-        self.lock = lock;
-        fill(&mut self.manifest, &self.lock)
+        if errors.is_empty() || kept > 0 {
+            lock.save(&self.manifest.dir.join(LOCK_FILE))?;
+            self.lock = lock;
+        }
+        let mut errors = errors.into_iter();
+        let Some(first) = errors.next() else { return fill(&mut self.manifest, &self.lock) };
+        ui.clear();
+        if kept > 0 {
+            ui.note(&format!("{LOCK_FILE} has {kept} of {} pins; the rest failed", wanted.len()));
+        }
+        // One of them ends the command; each of the others would be what ends the next one.
+        errors.for_each(|error| ui.warning(&error.to_string()));
+        Err(first)
     }
 
     /// What steps work with.
@@ -329,7 +359,8 @@ pub fn needs_of(graph: &Graph) -> Vec<Need<'_>> {
 
 /// A manifest with its lock, and with what only this host and the lock know filled in.
 fn complete(mut manifest: Manifest) -> Result<(Manifest, Lock)> {
-    decide_vmms(&mut manifest, || probe::kvm().is_usable());
+    let root = nix::unistd::geteuid().is_root();
+    decide_vmms(&mut manifest, root, || probe::kvm().is_usable());
     let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
     fill(&mut manifest, &lock)?;
     Ok((manifest, lock))
@@ -410,11 +441,12 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
     ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running }
 }
 
-/// Puts what `vmm "auto"` means on this host in its place.
-fn decide_vmms(manifest: &mut Manifest, hardware: impl Fn() -> bool) {
+/// Puts what `vmm "auto"` means on this host in its place. Firecracker's jailer needs root as well as hardware.
+fn decide_vmms(manifest: &mut Manifest, root: bool, hardware: impl Fn() -> bool) {
     for vm in &mut manifest.vms {
         if let VmmSource::AutoFirecracker(source) = &vm.vmm {
-            vm.vmm = if hardware() { VmmSource::Firecracker(source.clone()) } else { VmmSource::Auto };
+            vm.vmm =
+                if root && hardware() { VmmSource::Firecracker(source.clone()) } else { VmmSource::Auto };
         }
     }
 }
@@ -461,5 +493,32 @@ impl StoreView for View<'_> {
     }
     fn listing(&self, object: &ObjectDigest) -> Option<Listing> {
         Listing::decode(&self.store.read(object).ok()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_firecracker_for_root_on_hardware_and_qemu_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"
+            vm "auto" { run "true"; vmm "auto" { firecracker "/fc" }; }
+            vm "insists" { run "true"; vmm "firecracker" { path "/fc" }; }
+            vm "plain" { run "true"; }
+        "#;
+        fs::write(dir.path().join(manifest::FILE_NAME), text).unwrap();
+        let decided = |root, hardware| {
+            let mut manifest = manifest::load(dir.path()).unwrap();
+            decide_vmms(&mut manifest, root, || hardware);
+            let is_firecracker = |vm: &manifest::model::Vm| matches!(vm.vmm, VmmSource::Firecracker(_));
+            assert_eq!(manifest.vms[2].vmm, VmmSource::Auto);
+            (is_firecracker(&manifest.vms[0]), is_firecracker(&manifest.vms[1]))
+        };
+        assert_eq!(decided(true, true), (true, true));
+        assert_eq!(decided(false, true), (false, true));
+        assert_eq!(decided(true, false), (false, true));
+        assert_eq!(decided(false, false), (false, true));
     }
 }

@@ -27,6 +27,9 @@ const DRIVERS: &[Driver] = &[
     // Firecracker's control channel, and QEMU's.
     wanted("vmw_vsock_virtio_transport"),
     wanted("virtio_console"),
+    wanted("virtio_balloon"),
+    // Entropy of the host's; nothing waits for it, so it is no must.
+    wanted("virtio_rng"),
     wanted("pvpanic"),
     wanted("pvpanic_mmio"),
     required("overlay", "OVERLAY_FS"),
@@ -43,6 +46,7 @@ const LIKELY: &[&str] = &[
     "net_failover",
     "vsock",
     "vmw_vsock_virtio_transport_common",
+    "rng_core",
     "mbcache",
     "jbd2",
     "crc16",

@@ -1,19 +1,26 @@
-//! `firegopher logs`: what a workload wrote, or its VM's serial console.
+//! `firegopher logs`: what a workload wrote, its VM's serial console, or what the VMM says of itself.
 
 use super::{down, print, target};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
-use crate::supervise::logs::{CONSOLE_LOG, LogReader, WORKLOAD_LOG, escaped, rotated};
+use crate::supervise::logs::{
+    CONSOLE_LOG, LogReader, METRICS_LOG, VMM_LOG, WORKLOAD_LOG, escaped, last_metrics, rotated,
+};
 use crate::supervise::{self, Observed};
+use crate::vmm::firecracker::Keyboard;
 use fs_err as fs;
 use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Following polls the log this often; a line a human reads need not be faster.
 const POLL: Duration = Duration::from_millis(100);
+
+/// A supervisor reads what its VMM writes at once.
+const FLUSH: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -25,8 +32,14 @@ pub(super) struct Args {
     /// The serial console instead of the workload's output.
     #[arg(long, conflicts_with = "follow")]
     console: bool,
+    /// What the VMM logged of itself.
+    #[arg(long, conflicts_with_all = ["follow", "console"])]
+    vmm: bool,
+    /// Firecracker's metrics, as JSON: those of this moment if the VM runs, else the last ones.
+    #[arg(long, conflicts_with_all = ["follow", "console", "vmm"])]
+    metrics: bool,
     /// Put the time before each line.
-    #[arg(short, long, conflicts_with = "console")]
+    #[arg(short, long, conflicts_with_all = ["console", "vmm", "metrics"])]
     timestamps: bool,
 }
 
@@ -50,9 +63,21 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         .collect();
     if args.console {
         for name in &chosen {
-            console(&home.vm(&project, name))?;
+            as_it_came(&home.vm(&project, name).join(CONSOLE_LOG))?;
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    if args.vmm {
+        for name in &chosen {
+            let path = home.vm(&project, name).join(VMM_LOG);
+            if path.exists() {
+                as_it_came(&path)?;
+            }
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.metrics {
+        return metrics(&home, &project, &chosen);
     }
     let width = if chosen.len() > 1 { chosen.iter().map(|n| n.as_str().len()).max().unwrap_or(0) } else { 0 };
     let mut sources = Vec::new();
@@ -110,9 +135,48 @@ fn drain(source: &mut Source, width: usize, timestamps: bool) -> Result<bool> {
     Ok(wrote)
 }
 
-fn console(dir: &Path) -> Result<()> {
-    let path = dir.join(CONSOLE_LOG);
-    let mut bytes = fs::read(rotated(&path)).unwrap_or_default();
-    bytes.extend(fs::read(&path).or_failed("logs.read", || "cannot read the console log")?);
+/// A log that is no list of records.
+fn as_it_came(path: &Path) -> Result<()> {
+    let mut bytes = fs::read(rotated(path)).unwrap_or_default();
+    bytes.extend(fs::read(path).or_failed("logs.read", || format!("cannot read {}", path.display()))?);
     print(&escaped(&bytes))
+}
+
+/// Each VM's on a line; running ones are asked for them first.
+fn metrics(home: &Home, project: &Name, chosen: &[Name]) -> Result<ExitCode> {
+    let observed = supervise::observe(home, project)?;
+    for name in chosen {
+        let dir = home.vm(project, name);
+        if observed.iter().any(|o| o.alive && o.state.vm == *name && o.state.vmm.is_some()) {
+            flush(&dir)?;
+        }
+        let Some(last) = last_metrics(&dir).or_failed("logs.read", || "cannot read the VMM's metrics")?
+        else {
+            return Err(Error::failed("logs.no-metrics", format!("there are no metrics of VM {name}")).help(
+                "only Firecracker writes them: each minute, when it is asked, and when its guest ends",
+            ));
+        };
+        let prefix = if chosen.len() > 1 { format!("{name} | ") } else { String::new() };
+        print(&format!("{prefix}{}\n", escaped(last.to_string().as_bytes())))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Has a running VMM write its metrics, and waits until its supervisor has them.
+fn flush(dir: &Path) -> Result<()> {
+    let Some(api) = Keyboard::find(&dir.join("jail"))? else { return Ok(()) };
+    let path = dir.join(METRICS_LOG);
+    // A rotation makes another file.
+    let mark = || fs::metadata(&path).map(|meta| (meta.ino(), meta.len())).ok();
+    let before = mark();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .or_failed("logs.flush", || "cannot start an event loop")?
+        .block_on(api.flush_metrics())?;
+    let begin = Instant::now();
+    while mark() == before && begin.elapsed() < FLUSH {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }

@@ -33,6 +33,8 @@ pub(super) enum Kind {
     Number,
     /// `"0:0"` or a number.
     TextOrNumber,
+    /// A number or a word, such as `"none"`.
+    NumberOrText,
     /// `#true` or `#false`.
     Truth,
 }
@@ -63,6 +65,10 @@ const fn needed(name: &'static str, about: &'static str) -> Prop {
 
 const fn number(name: &'static str, about: &'static str) -> Prop {
     Prop { name, needed: false, kind: Kind::Number, about }
+}
+
+const fn truth(name: &'static str, about: &'static str) -> Prop {
+    Prop { name, needed: false, kind: Kind::Truth, about }
 }
 
 /// The settings of the top level.
@@ -112,6 +118,11 @@ pub(super) const DEBIAN: &[Node] = &[Node {
     )
 }];
 
+const DOWNLOAD_MAX: Prop = text(
+    "max",
+    "The largest download that `firegopher lock` takes: 64GiB for images and workloads, 1GiB for kernels and VMMs unless set",
+);
+
 /// A download, wherever a source may stand.
 const URL: Node = Node {
     props: &[
@@ -120,6 +131,7 @@ const URL: Node = Node {
             "The digest that the download must have; without it `firegopher lock` pins what comes",
         ),
         text("member", "The file to take out of a downloaded tar or zip"),
+        DOWNLOAD_MAX,
     ],
     ..node("url", (1, 16), "an address", "A download by http, https or file; further ones are mirrors")
 };
@@ -143,15 +155,7 @@ pub(super) const KERNEL: &[Node] = &[
 /// Sources of a base image.
 pub(super) const IMAGE: &[Node] = &[
     Node {
-        props: &[
-            SUITE,
-            Prop {
-                name: "scripts",
-                needed: false,
-                kind: Kind::Truth,
-                about: "#true runs the packages' maintainer scripts, through mmdebstrap",
-            },
-        ],
+        props: &[SUITE, truth("scripts", "#true runs the packages' maintainer scripts, through mmdebstrap")],
         block: Block::Nodes(DEBIAN),
         ..node(
             "debian",
@@ -192,10 +196,13 @@ pub(super) const VMM: &[Node] = &[
     ),
     node("firecracker", (1, 1), "a path", "A directory on this host that holds firecracker and jailer"),
     Node {
-        props: &[text(
-            "sha256",
-            "The digest that the download must have; without it `firegopher lock` pins what comes",
-        )],
+        props: &[
+            text(
+                "sha256",
+                "The digest that the download must have; without it `firegopher lock` pins what comes",
+            ),
+            DOWNLOAD_MAX,
+        ],
         ..node("url", (1, 16), "an address", "The archive of a Firecracker release; further ones are mirrors")
     },
 ];
@@ -264,13 +271,18 @@ pub(super) const VM: &[Node] = &[
     Node { kind: Kind::Number, ..node("cpus", (1, 1), "a number", "Virtual CPUs, 1 to 32") },
     node("memory", (1, 1), "a size", "Guest memory: whole MiB, at least 64MiB"),
     Node {
-        kind: Kind::Number,
+        kind: Kind::NumberOrText,
         props: &[
             number("to", "The guest's port; the host's unless set"),
             text("address", "The host's address; 127.0.0.1 unless set"),
         ],
         many: true,
-        ..node("port", (1, 1), "the host's port", "Publishes a TCP port of the guest on the host")
+        ..node(
+            "port",
+            (1, 1),
+            "the host's port, or \"none\"",
+            "Publishes a TCP port of the guest on the host; \"none\": not even those that a container image exposes",
+        )
     },
     node("egress", (1, 1), "\"none\"", "What may leave the guest"),
     Node {
@@ -312,7 +324,30 @@ pub(super) const VM: &[Node] = &[
         "\"2MiB\" or \"transparent\"",
         "Backs the guest's memory with huge pages: reserved ones, or those that the host's kernel finds",
     ),
-    node("cpu-template", (1, 1), "a template", "One of Firecracker's CPU templates; Firecracker only"),
+    Node {
+        props: &[
+            truth("deflate-on-oom", "#true gives memory back rather than let the guest kill processes"),
+            truth("free-page-reporting", "#true hands what the guest frees back to the host by itself"),
+        ],
+        ..node(
+            "balloon",
+            (0, 1),
+            "a size",
+            "A device that gives guest memory back to the host: so much from the start; 0MiB unless set",
+        )
+    },
+    Node {
+        props: &[text(
+            "path",
+            "A CPU template of your own: a JSON file as Firecracker's `cpu-config` takes it",
+        )],
+        ..node(
+            "cpu-template",
+            (0, 1),
+            "a template",
+            "One of Firecracker's CPU templates, or a file; Firecracker only",
+        )
+    },
     Node {
         props: &[
             number("mtu", "The largest packet in bytes; 1500 unless set"),

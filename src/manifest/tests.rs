@@ -2,7 +2,8 @@ use super::model::*;
 use super::table::{Block, Node, TOP};
 use super::*;
 use crate::packages::PackageSet;
-use crate::vmm::tuning::{Console, HugePages, Rate, Tuning};
+use crate::vmm::firecracker::config::CpuTemplate;
+use crate::vmm::tuning::{Balloon, Console, CpuFile, HugePages, Rate, Tuning};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,7 +51,8 @@ fn a_vm_needs_only_run() {
 fn the_example_means_what_its_comments_say() {
     let manifest = good(EXAMPLE);
     assert_eq!(manifest.project, Some(Name::new("example").unwrap()));
-    let [web, worker, tuned] = manifest.vms.as_slice() else { panic!("three VMs") };
+    let [web, worker, tuned, shaped] = manifest.vms.as_slice() else { panic!("four VMs") };
+    assert_eq!(shaped.tuning.cpu_file, Some(CpuFile { path: "cpu.json".into(), changes: None }));
     assert_eq!(web.workloads.len(), 3);
     assert_eq!(
         web.workloads[0],
@@ -78,8 +80,9 @@ fn the_example_means_what_its_comments_say() {
     assert_eq!(worker.tuning, Tuning::default());
     let wanted = Tuning {
         console: Console::All,
-        huge_pages: Some(HugePages::Reserved),
-        cpu_template: Some(crate::vmm::firecracker::config::CpuTemplate::T2),
+        huge_pages: Some(HugePages::Transparent),
+        balloon: Some(Balloon { amount: 64 << 20, deflate_on_oom: true, free_page_reporting: true }),
+        cpu_template: Some(CpuTemplate::T2),
         mtu: Some(1400),
         receive: rate(10, 10_000),
         send: rate(10, 10_000),
@@ -273,6 +276,19 @@ fn projects_are_named_after_their_directory() {
 }
 
 #[test]
+fn port_none_stands_alone() {
+    let vm = |text: &str| format!("vm \"a\" {{ run \"x\"; {text}; }}\n");
+    let manifest = good(&vm("port \"none\""));
+    assert!(manifest.vms[0].ports.is_empty() && !manifest.vms[0].exposed);
+    assert!(good(&vm("cpus 1")).vms[0].exposed);
+    assert_eq!(codes(&vm("port \"none\"; port 80")), ["manifest.bad-value"]);
+    assert_eq!(codes(&vm("port 80; port \"none\"")), ["manifest.bad-value"]);
+    assert_eq!(codes(&vm("port \"none\"; port \"none\"")), ["manifest.bad-value"]);
+    assert_eq!(codes(&vm("port \"none\" to=80")), ["manifest.unused-property"]);
+    assert_eq!(codes(&vm("port \"80\"")), ["manifest.wrong-type"]);
+}
+
+#[test]
 fn firecracker_is_named_by_its_directory() {
     let vmm = |text: &str| {
         let text =
@@ -285,7 +301,7 @@ fn firecracker_is_named_by_its_directory() {
     };
     let release = |version: &str| {
         let urls = vec!["https://example.org/fc.tgz".to_owned()];
-        let source = UrlSource { urls, sha256: None, member: None };
+        let source = UrlSource { urls, sha256: None, member: None, max: None };
         Firecracker { from: FirecrackerFrom::Release(source), version: Some(version.parse().unwrap()) }
     };
     assert_eq!(vmm("\"firecracker\" { path \"/opt/fc\"; }"), Ok(VmmSource::Firecracker(fast(None))));
@@ -319,12 +335,33 @@ fn a_machine_is_tuned_within_bounds() {
     assert_eq!(of("memory \"65MiB\"; huge-pages \"2MiB\""), ["manifest.out-of-range"]);
     assert_eq!(of("huge-pages \"1GiB\""), ["manifest.unknown-value"]);
     assert_eq!(of("console \"loud\""), ["manifest.unknown-value"]);
+    assert_eq!(of("balloon"), ["manifest.unused-setting"]);
+    assert_eq!(of("balloon \"0MiB\" deflate-on-oom=#true"), ["manifest.unused-setting"]);
+    assert_eq!(of("balloon \"64.5MiB\""), ["manifest.bad-size"]);
+    assert_eq!(of("balloon \"100KiB\""), ["manifest.out-of-range"]);
+    assert_eq!(of("memory \"128MiB\"; balloon \"65MiB\""), ["manifest.out-of-range"], "64 MiB stay");
+    assert_eq!(of("balloon \"64MiB\" free-page-reporting=\"yes\""), ["manifest.wrong-type"]);
+    assert_eq!(of("balloon \"64MiB\"; huge-pages \"2MiB\""), ["manifest.conflict"]);
     assert_eq!(of("cpu-template \"t2\""), ["manifest.unknown-value"]);
+    assert_eq!(of("cpu-template"), ["manifest.missing-value"]);
+    assert_eq!(of("cpu-template \"T2\" path=\"x.json\""), ["manifest.other-source"]);
+    assert_eq!(of("cpu-template path=\"../x.json\""), ["manifest.path-leaves-project"]);
     assert_eq!(of("network mtu=20"), ["manifest.out-of-range"]);
     assert_eq!(of("network send=\"1KiB\""), ["manifest.out-of-range"]);
     assert_eq!(of("network receive=\"10MB\" send-packets=0"), ["manifest.bad-size", "manifest.out-of-range"]);
     assert_eq!(of("root \"tmpfs\" ops=5"), ["manifest.unused-property"]);
     assert_eq!(of("volume \"v\" at=\"/v\" size=\"1GiB\" bandwidth=\"5\""), ["manifest.bad-size"]);
+}
+
+#[test]
+fn a_balloon_is_a_size_or_reports_what_is_free() {
+    let of = |text: &str| good(&format!("vm \"a\" {{ run \"x\"; {text}; }}")).vms[0].tuning.balloon;
+    let plain = Balloon { amount: 192 << 20, ..Balloon::default() };
+    assert_eq!(of("balloon \"192MiB\""), Some(plain));
+    let reporting = Balloon { free_page_reporting: true, ..Balloon::default() };
+    assert_eq!(of("balloon free-page-reporting=#true"), Some(reporting));
+    assert_eq!(of("balloon \"192MiB\" deflate-on-oom=#false"), Some(plain));
+    assert_eq!(of("cpus 1"), None);
 }
 
 /// `FIREGOPHER_UPDATE_SCHEMA=1 cargo test` writes the file anew.

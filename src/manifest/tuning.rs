@@ -1,11 +1,11 @@
-//! The settings of a VM's machine: console, huge pages, CPU template, network and rate limits.
+//! The settings of a VM's machine: console, huge pages, balloon, CPU template, network and rate limits.
 
 use super::decode::{Decoder, Setting, Wrong};
 use super::diagnostic::Problem;
 use super::model::{Root, Volume};
-use super::vm::Bounds;
+use super::vm::{Bounds, MEMORY};
 use crate::vmm::firecracker::config::CpuTemplate;
-use crate::vmm::tuning::{Console, HugePages, Rate, Tuning};
+use crate::vmm::tuning::{Balloon, Console, CpuFile, HugePages, Rate, Tuning};
 use std::collections::BTreeMap;
 
 /// Less than a page of a disk or a few packets a second is no limit but a standstill.
@@ -38,9 +38,13 @@ pub(super) fn decode(
         Some(setting) => d.huge_pages(setting, memory).map(Some),
         None => Some(None),
     };
-    let cpu_template = match one("cpu-template") {
-        Some(setting) => d.cpu_template(setting).map(Some),
+    let balloon = match one("balloon") {
+        Some(setting) => d.balloon(setting, memory, huge_pages.flatten()).map(Some),
         None => Some(None),
+    };
+    let cpu_template = match one("cpu-template") {
+        Some(setting) => d.cpu_template(setting),
+        None => Some((None, None)),
     };
     let mtu = match one("network").and_then(|s| s.prop("mtu")) {
         Some(entry) => d.number_of("`mtu`", entry, MTU.0, MTU.1).map(|n| u16::try_from(n.value).ok()),
@@ -69,10 +73,13 @@ pub(super) fn decode(
             _ => {}
         }
     }
+    let (cpu_template, cpu_file) = cpu_template.unzip();
     Some(Tuning {
         console: console?,
         huge_pages: huge_pages?,
+        balloon: balloon?,
         cpu_template: cpu_template?,
+        cpu_file: cpu_file?,
         mtu: mtu?,
         receive: receive?,
         send: send?,
@@ -107,10 +114,79 @@ impl Decoder<'_> {
         self.checked("manifest.out-of-range", &text.span, whole)
     }
 
-    fn cpu_template(&self, setting: Setting<'_>) -> Option<CpuTemplate> {
-        let text = self.text_arg(setting)?;
-        let name = self.choice("`cpu-template`", &text, &TEMPLATES.map(|(name, _)| name))?;
-        TEMPLATES.iter().find(|(known, _)| *known == name).map(|(_, template)| *template)
+    fn balloon(
+        &self,
+        setting: Setting<'_>,
+        memory: Option<u64>,
+        pages: Option<HugePages>,
+    ) -> Option<Balloon> {
+        let truth = |name| setting.prop(name).and_then(|entry| entry.value().as_bool()).unwrap_or_default();
+        let amount = match setting.args().next() {
+            Some(_) => {
+                let most = memory.map_or(MEMORY.most, |bytes| bytes - bytes.min(MEMORY.least));
+                let bounds = Bounds { least: 0, most, unit: MEMORY.unit };
+                self.text_size(setting).and_then(|text| self.size("`balloon`", &text, &bounds))?
+            }
+            None => 0,
+        };
+        let balloon = Balloon {
+            amount,
+            deflate_on_oom: truth("deflate-on-oom"),
+            free_page_reporting: truth("free-page-reporting"),
+        };
+        let useless = |code, message: &str, help: &str| {
+            self.report(Problem::new(code, setting.span(), "has no use", message).help(help))
+        };
+        if amount == 0 && !balloon.free_page_reporting {
+            return useless(
+                "manifest.unused-setting",
+                "this balloon never gives memory back",
+                "give it a size, such as `balloon \"64MiB\"`, or `free-page-reporting=#true`",
+            );
+        }
+        if pages == Some(HugePages::Reserved) {
+            return useless(
+                "manifest.conflict",
+                "a balloon gives back pages of 4 KiB, never a part of the 2 MiB ones of `huge-pages`",
+                "remove one of the two, or write `huge-pages \"transparent\"`",
+            );
+        }
+        Some(balloon)
+    }
+
+    /// A name or a file, and exactly one of them.
+    fn cpu_template(&self, setting: Setting<'_>) -> Option<(Option<CpuTemplate>, Option<CpuFile>)> {
+        match (setting.args().next(), setting.prop("path")) {
+            (Some(_), None) => {
+                let text = self.text_arg(setting)?;
+                let name = self.choice("`cpu-template`", &text, &TEMPLATES.map(|(name, _)| name))?;
+                let found = TEMPLATES.iter().find(|(known, _)| *known == name);
+                found.map(|(_, template)| (Some(*template), None))
+            }
+            (None, Some(_)) => {
+                let text = self.text_prop(setting, "path")?;
+                let path = self.host_path("`path` of `cpu-template`", &text, true)?;
+                Some((None, Some(CpuFile { path, changes: None })))
+            }
+            (None, None) => self.report(
+                Problem::new(
+                    "manifest.missing-value",
+                    setting.span(),
+                    "names nothing",
+                    "`cpu-template` needs a template",
+                )
+                .help("write `cpu-template \"T2\"`, or `cpu-template path=\"./cpu.json\"`"),
+            ),
+            (Some(_), Some(entry)) => self.report(
+                Problem::new(
+                    "manifest.other-source",
+                    self.entry_span(entry),
+                    "a second template",
+                    "`cpu-template` has both a name and a `path`",
+                )
+                .help("remove one of them"),
+            ),
+        }
     }
 
     /// A limit each second out of two properties.

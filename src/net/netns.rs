@@ -176,7 +176,7 @@ pub(crate) mod tests {
     pub(crate) fn root() -> bool {
         let root = nix::unistd::geteuid().is_root();
         if !root {
-            println!("skipped: needs root");
+            crate::testing::skip("needs root");
         }
         root
     }

@@ -80,6 +80,11 @@ pub fn desired(
         }
         VmmSource::Firecracker(_) | VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
     }
+    if let (Some(file), VmmSource::Firecracker(_)) = (&vm.tuning.cpu_file, &vm.vmm)
+        && let Some(source) = scan.sources.get(&Scan::file_id(&file.path))
+    {
+        jail.push("cpu-template", source.digest());
+    }
     jail.push("cpus", vm.cpus);
     jail.push("memory", vm.memory);
     match vm.root {

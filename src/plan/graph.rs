@@ -59,8 +59,8 @@ impl StepKind {
     /// Raised when the same inputs begin to give another output.
     pub fn version(self) -> u32 {
         match self {
-            // 3: a kernel file's own configuration stands beside it; what cannot be loaded is refused.
-            StepKind::FetchKernel => 3,
+            // 4: drivers of the balloon and of the host's entropy.
+            StepKind::FetchKernel => 4,
             _ => 1,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Outputs, Work, run_config};
 use crate::digest::{FieldHasher, ObjectDigest};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::manifest::model::{Firecracker, FirecrackerFrom, KernelSource, Root, Vm, VmmSource, Volume};
 use crate::name::{Name, VmId};
@@ -10,10 +10,12 @@ use crate::net::address;
 use crate::plan::{Desired, Host, Scan, ScannedSource, VmNodes};
 use crate::store::{Action, Store};
 use crate::supervise::{SuperviseSpec, VolumeSpec};
+use crate::vmm::firecracker::config::{self, CpuChanges};
 use crate::vmm::firecracker::version::{Need, Version};
 use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
 use crate::vmm::{self, firecracker};
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// How this boot differs from the manifest's settings.
@@ -60,24 +62,34 @@ pub fn supervise_spec(
     let mut run = run_config::template(vm);
     run.stdin = options.stdin;
     run.secrets = secrets(vm)?;
+    let mut tuning = vm.tuning.clone();
+    if let Some(file) = &mut tuning.cpu_file {
+        file.changes = Some(cpu_changes(work.scan, &file.path)?);
+    }
+    let vm_spec = VmSpec {
+        vmm: vmm_binary(vm, nodes, done, work)?,
+        kvm: host.kvm,
+        kernel: object(nodes.kernel).join("vmlinux"),
+        initramfs: object(nodes.initramfs),
+        tuning,
+        cpus: vm.cpus,
+        memory: vm.memory,
+        drives,
+        net: net(vm, &id, host, work)?,
+        // uid 0 asks the supervisor to lease one.
+        jail: host.root.then(|| JailSpec { root: dir.join("jail"), uid: 0, gid: 0 }),
+        id,
+    };
+    if let Some(version) = version_for(vm, nodes.vmm, done, work)? {
+        let mut needs = firecracker_needs(vm);
+        needs.extend(firecracker::needs(&vm_spec)?);
+        firecracker::version::check(version, &needs)?;
+    }
     Ok(SuperviseSpec {
         project: work.project.clone(),
         vm: vm.name.clone(),
         boot_key: desired.boot_key(),
-        vm_spec: VmSpec {
-            vmm: vmm_binary(vm, nodes, done, work)?,
-            kvm: host.kvm,
-            kernel: object(nodes.kernel).join("vmlinux"),
-            initramfs: object(nodes.initramfs),
-            tuning: vm.tuning.clone(),
-            cpus: vm.cpus,
-            memory: vm.memory,
-            drives,
-            net: net(vm, &id, host, work)?,
-            // uid 0 asks the supervisor to lease one.
-            jail: host.root.then(|| JailSpec { root: dir.join("jail"), uid: 0, gid: 0 }),
-            id,
-        },
+        vm_spec,
         home: work.home.root().to_owned(),
         run,
         ports: vm.ports.clone(),
@@ -103,8 +115,6 @@ fn vmm_binary(vm: &Vm, nodes: &VmNodes, done: &Outputs, work: &Work<'_>) -> Resu
         (VmmSource::Firecracker(_), Some(node)) => {
             let tree = work.store.object_path(&done.outputs[node]);
             let [firecracker, jailer] = firecracker_programs(&tree);
-            let version = firecracker_version(work.store, &firecracker, done.outputs[node])?;
-            firecracker::version::check(version, &firecracker_needs(vm))?;
             Ok(VmmBinary::Firecracker { firecracker, jailer })
         }
         (VmmSource::Firecracker(Firecracker { from: FirecrackerFrom::Dir(dir), .. }), None) => {
@@ -114,6 +124,58 @@ fn vmm_binary(vm: &Vm, nodes: &VmNodes, done: &Outputs, work: &Work<'_>) -> Resu
         (_, Some(node)) => Ok(VmmBinary::QemuTree(work.store.object_path(&done.outputs[node]))),
         (_, None) => Err(Error::bug("a VM without its VMM")),
     }
+}
+
+/// The version of the Firecracker that boots `vm`; `None` where QEMU does.
+pub(super) fn version_for(
+    vm: &Vm,
+    vmm_node: Option<usize>,
+    done: &Outputs,
+    work: &Work<'_>,
+) -> Result<Option<Version>> {
+    let VmmSource::Firecracker(Firecracker { from, .. }) = &vm.vmm else { return Ok(None) };
+    if let Some(node) = vmm_node {
+        let programs = firecracker_programs(&work.store.object_path(&done.outputs[node]));
+        return firecracker_version(work.store, &programs, &[done.outputs[node]]).map(Some);
+    }
+    let FirecrackerFrom::Dir(dir) = from else { return Err(Error::bug("a release without its node")) };
+    scanned_version(work.store, work.scan, dir).map(Some)
+}
+
+/// What a CPU template says that the manifest names and that was scanned.
+///
+/// # Errors
+/// It is none; `cpu-template.changed` if it is another file by now than the one that keys were made of.
+pub fn cpu_changes(scan: &Scan, path: &Path) -> Result<CpuChanges> {
+    let Some(ScannedSource::File { path: file, digest, .. }) = scan.sources.get(&Scan::file_id(path)) else {
+        return Err(Error::bug(format!("{} was not scanned", path.display())));
+    };
+    let shown = path.display().to_string();
+    let mut bytes = Vec::new();
+    fs_err::File::open(file)
+        .and_then(|open| open.take(config::MAX_CPU_BYTES + 1).read_to_end(&mut bytes))
+        .or_failed("cpu-template.read", || format!("cannot read the CPU template {shown}"))?;
+    let changes = CpuChanges::parse(&bytes, &shown)?;
+    if ObjectDigest::from(blake3::hash(&bytes)) != *digest {
+        return Err(Error::failed("cpu-template.changed", format!("{shown} was changed meanwhile"))
+            .help("run the command again"));
+    }
+    Ok(changes)
+}
+
+/// The version of the Firecracker in a directory that was scanned.
+pub fn scanned_version(store: &Store, scan: &Scan, dir: &Path) -> Result<Version> {
+    let (mut programs, mut digests) = (firecracker_programs(dir), Vec::new());
+    for program in &mut programs {
+        match scan.sources.get(&Scan::file_id(program)) {
+            Some(ScannedSource::File { path, digest, .. }) => {
+                *program = path.clone();
+                digests.push(*digest);
+            }
+            _ => return Err(Error::bug(format!("{} was not scanned", program.display()))),
+        }
+    }
+    firecracker_version(store, &programs, &digests)
 }
 
 /// What a version of Firecracker must have to boot `vm`.
@@ -126,19 +188,27 @@ pub fn firecracker_needs(vm: &Vm) -> Vec<Need> {
     needs
 }
 
-/// The version that `program` says it is; `digest` names its bytes, or those of the tree it is in. Asked once for each:
-/// it takes as long as a good part of a boot.
-pub fn firecracker_version(store: &Store, program: &Path, digest: ObjectDigest) -> Result<Version> {
+/// The version that Firecracker and its jailer say they are; the digests name their bytes, or those of the tree that
+/// they are in. Asked once for each: it takes as long as a good part of a boot.
+fn firecracker_version(
+    store: &Store,
+    [firecracker, jailer]: &[PathBuf; 2],
+    digests: &[ObjectDigest],
+) -> Result<Version> {
     const KIND: &str = "firecracker version";
-    let key = FieldHasher::new("firegopher firecracker version v1").field(digest.to_hex()).finish().into();
+    let mut hasher = FieldHasher::new("firegopher firecracker version v2");
+    for digest in digests {
+        hasher.field(digest.to_hex());
+    }
+    let key = hasher.finish().into();
     let known = store.action(&key).and_then(|action| store.read(&action.output).ok());
     if let Some(version) = known.and_then(|bytes| String::from_utf8(bytes).ok()?.parse().ok()) {
         return Ok(version);
     }
     let begin = Instant::now();
-    let version = firecracker::version::of(program)?;
+    let version = firecracker::version::of_both([firecracker, jailer])?;
     let output = store.publish_bytes(version.to_string().as_bytes())?;
-    let inputs = vec![("program".to_owned(), digest.to_string())];
+    let inputs = digests.iter().map(|digest| ("program".to_owned(), digest.to_string())).collect();
     let millis = begin.elapsed().as_millis() as u64;
     store.record(&key, &Action { kind: KIND.to_owned(), output, inputs, millis })?;
     Ok(version)

@@ -1,12 +1,14 @@
 //! Refuses to go on with a kernel that cannot boot under the VMM of its VM, as far as its configuration tells.
 
+use super::boot::version_for;
 use super::{Outputs, Work};
 use crate::asset::kernel::KernelInfo;
 use crate::error::{Context, Error, Result};
-use crate::manifest::model::{Vm, VmmSource};
+use crate::manifest::model::Vm;
 use crate::plan::{Graph, Task};
 use crate::vmm::boot_args::{Machine, Severity};
-use crate::vmm::kernel_config::{Missing, lint};
+use crate::vmm::firecracker::version::{Need, Version};
+use crate::vmm::kernel_config::{Host, Missing, lint};
 use fs_err as fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -20,14 +22,16 @@ pub(super) fn check_kernels(graph: &Graph, done: &Outputs, work: &Work<'_>) -> R
     for nodes in &graph.vms {
         let Task::Init(vm) = &graph.nodes[nodes.init].task else { continue };
         let tree = work.store.object_path(&done.outputs[nodes.kernel]);
-        for warning in check(vm, &graph.nodes[nodes.kernel].subject, &tree)? {
+        let version = version_for(vm, nodes.vmm, done, work)?;
+        for warning in check(vm, &graph.nodes[nodes.kernel].subject, &tree, version)? {
             work.ui.warning(&warning);
         }
     }
     Ok(())
 }
 
-fn check(vm: &Vm, kernel: &str, tree: &Path) -> Result<Vec<String>> {
+/// `version` is Firecracker's, where that boots the VM.
+fn check(vm: &Vm, kernel: &str, tree: &Path, version: Option<Version>) -> Result<Vec<String>> {
     let path = tree.join("config");
     let config = match fs::read(&path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -35,15 +39,14 @@ fn check(vm: &Vm, kernel: &str, tree: &Path) -> Result<Vec<String>> {
         Err(e) => return Err(e).or_failed("store.io", || "cannot read the kernel's configuration"),
     };
     let modules: Vec<String> = KernelInfo::load(tree)?.modules.iter().map(|file| module_name(file)).collect();
-    let (machine, vmm) = match vm.vmm {
-        VmmSource::Firecracker(_) => (Machine::Firecracker, "Firecracker"),
-        // By now `vmm "auto"` has been decided for this host.
-        VmmSource::Auto | VmmSource::Qemu | VmmSource::QemuPath(_) | VmmSource::AutoFirecracker(_) => {
-            (Machine::Qemu, "QEMU")
-        }
+    let (machine, vmm) = match version {
+        Some(version) => (Machine::Firecracker, format!("Firecracker {version}")),
+        None => (Machine::Qemu, "QEMU".to_owned()),
     };
+    let acpi = version.is_none_or(|version| version.has(Need::Acpi));
+    let host = Host { machine, acpi, balloon: vm.tuning.balloon };
     let (errors, warnings): (Vec<Missing>, Vec<Missing>) =
-        lint(&config, machine, &modules).into_iter().partition(|m| m.severity == Severity::Error);
+        lint(&config, host, &modules).into_iter().partition(|m| m.severity == Severity::Error);
     if !errors.is_empty() {
         return Err(Error::usage(
             "kernel.config",
@@ -101,19 +104,23 @@ mod tests {
         manifest::load(dir.path()).unwrap().vms.remove(0)
     }
 
+    fn on_firecracker(version: &str, tree: &Path) -> Result<Vec<String>> {
+        check(&vm("vmm \"firecracker\" { path \"fc\" }"), "k", tree, Some(version.parse().unwrap()))
+    }
+
     fn built_in() -> String {
         GOOD.split_whitespace().map(|symbol| format!("CONFIG_{symbol}=y\n")).collect()
     }
 
     #[test]
     fn a_kernel_without_a_configuration_is_not_judged() {
-        assert_eq!(check(&vm(""), "k", tree(None, &[]).path()).unwrap(), [""; 0]);
+        assert_eq!(check(&vm(""), "k", tree(None, &[]).path(), None).unwrap(), [""; 0]);
     }
 
     #[test]
     fn an_option_that_is_missing_is_named_with_the_vm_and_what_it_is_for() {
         let config = built_in().replace("CONFIG_OVERLAY_FS=y", "CONFIG_OVERLAY_FS=m");
-        let error = check(&vm(""), "vmlinux", tree(Some(&config), &[]).path()).unwrap_err();
+        let error = check(&vm(""), "vmlinux", tree(Some(&config), &[]).path(), None).unwrap_err();
         assert_eq!(error.code(), "kernel.config");
         assert_eq!(
             error.to_string(),
@@ -121,27 +128,47 @@ mod tests {
              (a writable root over the sealed images, a module that is not there)"
         );
         let there = tree(Some(&config), &["00-virtio.ko", "01-overlay.ko"]);
-        assert_eq!(check(&vm(""), "vmlinux", there.path()).unwrap(), [""; 0]);
+        assert_eq!(check(&vm(""), "vmlinux", there.path(), None).unwrap(), [""; 0]);
     }
 
     #[test]
     fn the_vmm_decides_what_the_control_channel_needs() {
         let config = built_in();
         let tree = tree(Some(&config), &[]);
-        check(&vm("vmm \"qemu\""), "k", tree.path()).unwrap();
-        let error = check(&vm("vmm \"firecracker\" { path \"fc\" }"), "k", tree.path()).unwrap_err();
+        check(&vm("vmm \"qemu\""), "k", tree.path(), None).unwrap();
+        let error = on_firecracker("1.8.0", tree.path()).unwrap_err();
         assert!(
             error
                 .to_string()
-                .ends_with("under Firecracker: it lacks CONFIG_VIRTIO_VSOCKETS (the control channel)"),
+                .ends_with("under Firecracker 1.8.0: it lacks CONFIG_VIRTIO_VSOCKETS (the control channel)"),
             "{error}"
         );
     }
 
     #[test]
+    fn an_old_firecracker_shows_its_devices_to_kernels_that_read_them_from_the_command_line() {
+        let config = built_in() + "CONFIG_VIRTIO_VSOCKETS=y\nCONFIG_SERIO_I8042=y\n";
+        let without = tree(Some(&config), &[]);
+        assert_eq!(on_firecracker("1.8.0", without.path()).unwrap(), [""; 0]);
+        let error = on_firecracker("1.7.0", without.path()).unwrap_err();
+        let words =
+            "under Firecracker 1.7.0: it lacks CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES (finding the devices)";
+        assert!(error.to_string().ends_with(words), "{error}");
+        let with = tree(Some(&(config + "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\n")), &[]);
+        assert_eq!(on_firecracker("1.7.0", with.path()).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_balloon_without_its_driver_is_refused() {
+        let tree = tree(Some(&built_in()), &[]);
+        let error = check(&vm("balloon \"64MiB\""), "k", tree.path(), None).unwrap_err();
+        assert!(error.to_string().ends_with("it lacks CONFIG_VIRTIO_BALLOON (the balloon)"), "{error}");
+    }
+
+    #[test]
     fn what_makes_a_guest_poorer_is_a_warning() {
         let config = built_in().replace("CONFIG_SERIAL_8250_CONSOLE=y\n", "");
-        let warnings = check(&vm(""), "k", tree(Some(&config), &[]).path()).unwrap();
+        let warnings = check(&vm(""), "k", tree(Some(&config), &[]).path(), None).unwrap();
         assert_eq!(
             warnings,
             [

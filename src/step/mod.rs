@@ -8,10 +8,10 @@ pub mod run_config;
 mod sources;
 mod tasks;
 
-pub use boot::{firecracker_needs, firecracker_version};
+pub use boot::{cpu_changes, firecracker_needs, scanned_version};
 pub use execute::{Outputs, execute};
 pub use record::record_last;
-pub use sources::resolve;
+pub use sources::{Resolved, resolve};
 
 use crate::home::Home;
 use crate::lock::Lock;

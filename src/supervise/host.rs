@@ -2,7 +2,7 @@
 
 use super::effects;
 use super::journal::{Effect, Journal};
-use super::logs::escaped;
+use super::logs::{VmmLog, escaped};
 use super::machine::{Machine, Platform, Proxies};
 use super::process::Process;
 use super::spec::SuperviseSpec;
@@ -103,12 +103,19 @@ impl Platform for Host {
             // Somebody else's: not ours to remove.
             journal.forget(&Effect::Tap { name: name.clone() })?;
         }
-        let launched = launched?;
+        let mut launched = launched?;
         let process = Process::of(launched.pid).or_failed("supervise.vmm-died", || {
             // Its end is still told by the monitor in most cases; here not even its identity could be read.
             format!("the VMM ended at once: {}", launched.monitor.stderr_so_far())
         })?;
         let mut monitor = launched.monitor;
+        let mut log = VmmLog::resume(&spec.dir)
+            .or_failed("supervise.log", || format!("cannot write the VMM's log of VM {}", spec.vm))?;
+        monitor.listen(Box::new(move |said, bytes| {
+            if let Some(e) = log.take(said, bytes) {
+                super::log_line(&format!("the VMM's log cannot be written: {e}"));
+            }
+        }));
         let ended = Box::pin(async move {
             match monitor.ended().await {
                 Ok(ended) => escaped(ended.to_string().as_bytes()),

@@ -408,6 +408,7 @@ impl Session<'_> {
             Command::Stop { kill: false } => {
                 self.end.stopped = true;
                 self.say(&ToGuest::Stop);
+                self.flush_metrics();
                 self.recorder.phase(Phase::Stopping);
                 self.deadline = Some(Instant::now() + self.patience.stop);
             }
@@ -438,6 +439,15 @@ impl Session<'_> {
         } else {
             self.fail(format!("the guest did not report within {} s", self.patience.boot.as_secs_f64()));
         }
+    }
+
+    /// A VMM that is killed writes none. The guest's own end comes later than the answer, or writes them as well.
+    fn flush_metrics(&self) {
+        let Some(keyboard) = self.keyboard.as_ref().and_then(Keyboard::share) else { return };
+        tokio::task::spawn_local(async move {
+            // Nothing depends on it, and one that does not answer is killed in the end.
+            let _ = keyboard.flush_metrics().await;
+        });
     }
 
     fn fail(&mut self, failure: String) {

@@ -5,7 +5,7 @@ use super::console::Console;
 use super::effects::{self, private_dir, remove_file};
 use super::hub::Hub;
 use super::journal::{Effect, Journal, chain};
-use super::logs::{CONSOLE_LOG, MAX_BYTES, WORKLOAD_LOG, WorkloadLog};
+use super::logs::{CONSOLE_LOG, MAX_BYTES, VmmLog, WORKLOAD_LOG, WorkloadLog};
 use super::machine::Platform;
 use super::outcome::{Outcome, Phase, Reason};
 use super::process::Process;
@@ -146,6 +146,7 @@ fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal
     let logs = || format!("cannot start the logs of VM {}", spec.vm);
     let log =
         WorkloadLog::create(&spec.dir.join(WORKLOAD_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
+    VmmLog::clear(&spec.dir).or_failed("supervise.log", logs)?;
     let console = Console::create(&spec.dir.join(CONSOLE_LOG), MAX_BYTES).or_failed("supervise.log", logs)?;
     let ports = effects::bind_ports(spec)?;
     let locks = effects::lock_volumes(spec)?;

@@ -1,5 +1,6 @@
 //! Finds kernel arguments that keep a guest from booting, from being seen or from ending, and says why.
 
+use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
 /// CMDLINE_MAX_SIZE of Firecracker and COMMAND_LINE_SIZE of Linux on x86, without the NUL.
@@ -47,6 +48,24 @@ pub fn lint(args: &str, machine: Machine, modules: bool) -> Vec<Finding> {
     lint.end();
     lint.keyboard();
     lint.found
+}
+
+/// Refuses arguments that a guest cannot boot or end with, before it is tried. They are ours: this is a bug.
+///
+/// # Errors
+/// Every finding that is an error, with its reason.
+pub fn check(args: &str, machine: Machine) -> Result<()> {
+    // Some kernel's drivers are modules.
+    let found = lint(args, machine, true);
+    let errors: Vec<String> = found
+        .iter()
+        .filter(|finding| finding.severity == Severity::Error)
+        .map(|finding| format!("{}: {}", finding.argument, finding.reason))
+        .collect();
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(Error::bug(format!("no guest boots with these arguments: {}", errors.join("; ")))),
+    }
 }
 
 /// A key and its value, in order. Arguments after `--` are init's.
@@ -257,6 +276,17 @@ mod tests {
         one("init=/bin/sh", "init", Severity::Error);
         one("root=/dev/vda", "root", Severity::Warning);
         assert_eq!(lint(&format!("{GOOD} nomodule"), Machine::Firecracker, false), []);
+    }
+
+    #[test]
+    fn arguments_with_errors_are_refused_with_the_reason_and_others_go() {
+        check(GOOD, Machine::Firecracker).unwrap();
+        check(&format!("{GOOD} root=/dev/vda"), Machine::Firecracker).unwrap();
+        let error = check(&format!("{GOOD} nomodule acpi=off"), Machine::Firecracker).unwrap_err();
+        assert_eq!(error.code(), "bug");
+        for words in ["nomodule: the drivers of this kernel", "acpi=off: ACPI is what announces"] {
+            assert!(error.to_string().contains(words), "{error}");
+        }
     }
 
     #[test]

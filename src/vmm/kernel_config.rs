@@ -1,6 +1,7 @@
 //! Finds what a kernel's configuration lacks to boot as a guest, and says what would be missing.
 
 use super::boot_args::{Machine, Severity};
+use super::tuning::Balloon;
 
 /// Something that a guest needs of its kernel.
 struct Need {
@@ -43,9 +44,13 @@ const ALWAYS: &[Need] = &[
     better(&["SERIAL_8250_CONSOLE"], "the console, which shows why a boot fails"),
     better(&["TMPFS"], "/dev/shm, and /run in memory"),
 ];
+/// Firecracker announces its devices on the kernel's command line, and also by ACPI from 1.8 on.
+const BY_EITHER: &[Need] = &[need(&["ACPI", "VIRTIO_MMIO_CMDLINE_DEVICES"], "finding the devices")];
+const BY_COMMAND_LINE: &[Need] = &[need(&["VIRTIO_MMIO_CMDLINE_DEVICES"], "finding the devices")];
+/// Where a balloon is asked for.
+const BALLOON: &[Need] = &[driver(&["VIRTIO_BALLOON"], "virtio_balloon", "the balloon")];
+const REPORTING: &[Need] = &[need(&["PAGE_REPORTING"], "reporting free pages")];
 const FIRECRACKER: &[Need] = &[
-    // Firecracker also announces its devices on the kernel's command line.
-    need(&["ACPI", "VIRTIO_MMIO_CMDLINE_DEVICES"], "finding the devices"),
     driver(&["VIRTIO_VSOCKETS"], "vmw_vsock_virtio_transport", "the control channel"),
     better(&["SERIO_I8042"], "Ctrl-Alt-Del, the second way to stop the guest"),
 ];
@@ -54,6 +59,32 @@ const QEMU: &[Need] = &[
     need(&["ACPI"], "finding the devices"),
     driver(&["VIRTIO_CONSOLE"], "virtio_console", "the control channel"),
 ];
+
+/// What a kernel is to boot on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host {
+    /// The VMM's machine.
+    pub machine: Machine,
+    /// Whether ACPI announces the devices.
+    pub acpi: bool,
+    /// The device that the guest gives memory back by.
+    pub balloon: Option<Balloon>,
+}
+
+impl Host {
+    fn needs(&self) -> impl Iterator<Item = &'static Need> + use<> {
+        let announced = match (self.machine, self.acpi) {
+            (Machine::Qemu, _) => QEMU,
+            (Machine::Firecracker, true) => BY_EITHER,
+            (Machine::Firecracker, false) => BY_COMMAND_LINE,
+        };
+        let more = if self.machine == Machine::Firecracker { FIRECRACKER } else { &[] };
+        let balloon = if self.balloon.is_some() { BALLOON } else { &[] };
+        let reports = self.balloon.is_some_and(|balloon| balloon.free_page_reporting);
+        let reporting = if reports { REPORTING } else { &[] };
+        [ALWAYS, announced, more, balloon, reporting].into_iter().flatten()
+    }
+}
 
 /// A symbol that is not set as it has to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +101,7 @@ pub struct Missing {
 
 /// What `config`, a kernel's `.config`, lacks. `modules`: names of those that the initramfs brings, `-` as `_`.
 /// Nothing, if it is no configuration.
-pub fn lint(config: &str, machine: Machine, modules: &[String]) -> Vec<Missing> {
+pub fn lint(config: &str, host: Host, modules: &[String]) -> Vec<Missing> {
     let set = |line: &'_ str| -> Option<(String, bool)> {
         let (symbol, value) = line.strip_prefix("CONFIG_")?.split_once('=')?;
         matches!(value.trim_end(), "y" | "m").then(|| (symbol.to_owned(), value.starts_with('m')))
@@ -79,10 +110,6 @@ pub fn lint(config: &str, machine: Machine, modules: &[String]) -> Vec<Missing> 
     if set.is_empty() {
         return Vec::new();
     }
-    let more = match machine {
-        Machine::Firecracker => FIRECRACKER,
-        Machine::Qemu => QEMU,
-    };
     let is_met = |need: &&Need| {
         need.symbols.iter().any(|symbol| match set.get(*symbol) {
             Some(false) => true,
@@ -90,7 +117,7 @@ pub fn lint(config: &str, machine: Machine, modules: &[String]) -> Vec<Missing> 
             None => false,
         })
     };
-    let missing = ALWAYS.iter().chain(more).filter(|need| !is_met(need));
+    let missing = host.needs().filter(|need| !is_met(need));
     missing
         .map(|need| Missing {
             symbol: need.symbols[0],
@@ -105,8 +132,16 @@ pub fn lint(config: &str, machine: Machine, modules: &[String]) -> Vec<Missing> 
 mod tests {
     use super::*;
 
+    fn host(machine: Machine) -> Host {
+        Host { machine, acpi: true, balloon: None }
+    }
+
+    fn lint(config: &str, machine: Machine, modules: &[String]) -> Vec<Missing> {
+        super::lint(config, host(machine), modules)
+    }
+
     fn needs(machine: Machine) -> impl Iterator<Item = &'static Need> {
-        ALWAYS.iter().chain(if machine == Machine::Qemu { QEMU } else { FIRECRACKER })
+        host(machine).needs()
     }
 
     /// Drivers as `set` says, all else built in.
@@ -179,6 +214,31 @@ mod tests {
         assert_eq!(errors.iter().map(|m| m.symbol).collect::<Vec<_>>(), ["ACPI"]);
         let with = format!("{without}CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\n");
         assert_eq!(lint(&with, Machine::Firecracker, &[]), []);
+    }
+
+    #[test]
+    fn a_firecracker_without_acpi_announces_its_devices_on_the_command_line_alone() {
+        let old = Host { acpi: false, ..host(Machine::Firecracker) };
+        let config = config(Machine::Firecracker, "y");
+        let found = super::lint(&config, old, &[]);
+        assert_eq!(found.iter().map(|m| m.symbol).collect::<Vec<_>>(), ["VIRTIO_MMIO_CMDLINE_DEVICES"]);
+        let with = format!("{config}CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\n");
+        assert_eq!(super::lint(&with, old, &[]), []);
+    }
+
+    #[test]
+    fn a_balloon_needs_its_driver_where_it_is_asked_for() {
+        let config = config(Machine::Qemu, "y");
+        let symbols = |config: &str, reporting, modules: &[String]| -> Vec<_> {
+            let balloon = Balloon { free_page_reporting: reporting, ..Balloon::default() };
+            let asked = Host { balloon: Some(balloon), ..host(Machine::Qemu) };
+            super::lint(config, asked, modules).iter().map(|m| m.symbol).collect()
+        };
+        assert_eq!(symbols(&config, false, &[]), ["VIRTIO_BALLOON"]);
+        assert_eq!(symbols(&config, true, &[]), ["VIRTIO_BALLOON", "PAGE_REPORTING"]);
+        let module = format!("{config}CONFIG_VIRTIO_BALLOON=m\nCONFIG_PAGE_REPORTING=y\n");
+        assert_eq!(symbols(&module, true, &["virtio_balloon".to_owned()]), [""; 0]);
+        assert_eq!(symbols(&module, true, &[]), ["VIRTIO_BALLOON"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub mod spec;
 mod tsc;
 pub mod tuning;
 
-pub use monitor::{Death, Ended, Monitor};
+pub use monitor::{Death, Ended, Listener, Monitor, Said};
 pub use qemu::{check_devices, check_forwards};
 
 use crate::error::Result;

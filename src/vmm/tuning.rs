@@ -1,12 +1,12 @@
-//! How a VM's machine differs from the plain one: console, memory pages, CPU template, MTU and rate limits; and
-//! which VMM can do it. What one cannot do is an error, never dropped.
+//! How a VM's machine differs from the plain one: console, memory pages, balloon, CPU template, MTU and rate limits;
+//! and which VMM can do it. What one cannot do is an error, never dropped.
 
-use super::firecracker::config::CpuTemplate;
+use super::firecracker::config::{CpuChanges, CpuTemplate};
 use super::firecracker::version::Need;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bytes of a huge page.
 pub const PAGE: u64 = 2 << 20;
@@ -19,8 +19,12 @@ pub struct Tuning {
     pub console: Console,
     /// What backs the guest's memory.
     pub huge_pages: Option<HugePages>,
+    /// A device that gives guest memory back to the host.
+    pub balloon: Option<Balloon>,
     /// A set of CPU features by name.
     pub cpu_template: Option<CpuTemplate>,
+    /// CPU features added or removed by a file. Its digest stands in keys, not its name.
+    pub cpu_file: Option<CpuFile>,
     /// Of the guest's network, in bytes.
     pub mtu: Option<u16>,
     /// What the guest may receive.
@@ -52,6 +56,26 @@ pub enum HugePages {
     Reserved,
     /// Those that the host's kernel finds by itself.
     Transparent,
+}
+
+/// A device that gives guest memory back to the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// Taken from the guest once its driver runs, in bytes: whole MiB.
+    pub amount: u64,
+    /// Gives memory back to the guest rather than have it kill processes.
+    pub deflate_on_oom: bool,
+    /// The guest tells what it frees, and the host takes it until it is used again.
+    pub free_page_reporting: bool,
+}
+
+/// A CPU template of the user's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuFile {
+    /// As the manifest names it.
+    pub path: PathBuf,
+    /// What it says; none before a boot.
+    pub changes: Option<CpuChanges>,
 }
 
 /// Limits of a device, each second.
@@ -89,6 +113,14 @@ impl Tuning {
         if let Some(pages) = self.huge_pages {
             fields.push(("huge-pages".to_owned(), format!("{pages:?}").to_lowercase()));
         }
+        if let Some(balloon) = self.balloon {
+            let words = [
+                (balloon.deflate_on_oom, ", deflate on oom"),
+                (balloon.free_page_reporting, ", free page reporting"),
+            ];
+            let words: String = words.iter().filter_map(|(set, word)| set.then_some(*word)).collect();
+            fields.push(("balloon".to_owned(), format!("{} MiB{words}", balloon.amount >> 20)));
+        }
         if let Some(template) = self.cpu_template {
             fields.push(("cpu-template".to_owned(), format!("{template:?}")));
         }
@@ -112,11 +144,12 @@ impl Tuning {
 
     /// What a version of Firecracker must have for it.
     pub fn needs(&self) -> Vec<Need> {
-        match self.huge_pages {
-            Some(HugePages::Reserved) => vec![Need::HugePages],
-            Some(HugePages::Transparent) => vec![Need::TransparentHugePages],
-            None => Vec::new(),
-        }
+        let used = [
+            (Need::HugePages, self.huge_pages == Some(HugePages::Reserved)),
+            (Need::TransparentHugePages, self.huge_pages == Some(HugePages::Transparent)),
+            (Need::FreePages, self.balloon.is_some_and(|balloon| balloon.free_page_reporting)),
+        ];
+        used.into_iter().filter_map(|(need, used)| used.then_some(need)).collect()
     }
 
     /// Refuses what QEMU cannot do.
@@ -125,7 +158,7 @@ impl Tuning {
     /// `vmm.qemu-cannot` names the settings.
     pub fn check_qemu(&self, vm: &str) -> Result<()> {
         let mut cannot = Vec::new();
-        if self.cpu_template.is_some() {
+        if self.cpu_template.is_some() || self.cpu_file.is_some() {
             cannot.push("`cpu-template`");
         }
         if self.receive.is_limit() || self.send.is_limit() {

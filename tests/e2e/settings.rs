@@ -91,3 +91,53 @@ fn several_vms_are_told_apart_in_output_and_logs() {
     assert_eq!(project.logs("one"), "first\n");
     project.run(&["up", "on"]).expect(64).says("Did you mean one?");
 }
+
+/// Memory of the host that a process holds, in MiB.
+fn resident(pid: &serde_json::Value) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+#[test]
+fn a_balloon_takes_what_it_is_told_and_gives_back_what_the_guest_frees() {
+    let Some(_turns) = guests(2) else { return };
+    let project = Project::new(
+        r##"
+        vm "taken" {
+            run "sh" "-c" #"""
+                total() { while read name kib unit; do [ "$name" = MemTotal: ] && echo "$kib"; done < /proc/meminfo; }
+                n=0
+                while [ $(total) -ge 140000 ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
+                echo "total=$(total)"
+            """#
+            memory "192MiB"
+            balloon "64MiB"
+        }
+        vm "giving" {
+            run "sh" "-c" "head -c 125829120 /dev/zero > /dev/shm/x; echo full; sleep 5; rm /dev/shm/x; echo empty; sleep 600"
+            memory "384MiB"
+            balloon free-page-reporting=#true
+        }
+        "##,
+    );
+    let taken = project.ok(&["run", "taken"]);
+    let total: u64 = values(&taken.stdout)["total"].parse().unwrap();
+    println!("{total} KiB are left of 192 MiB");
+    assert!(total < 140_000, "64 MiB are gone from what the guest has: {total} KiB");
+
+    project.up(&["-d", "giving"]);
+    project.wait_log("giving", "full");
+    let pid = project.ps("giving").unwrap()["vmm_pid"].clone();
+    let full = resident(&pid);
+    project.wait_log("giving", "empty");
+    let begun = std::time::Instant::now();
+    let mut left = resident(&pid);
+    while left + 80 > full {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{full} MiB before, {left} MiB after");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        left = resident(&pid);
+    }
+    println!("{full} MiB before, {left} MiB {:?} after", begun.elapsed());
+    project.ok(&["down"]);
+}

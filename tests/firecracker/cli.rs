@@ -2,6 +2,7 @@
 
 use super::stopping::{connect, jail_of};
 use super::*;
+use firegopher::vmm::firecracker::version::Need;
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
@@ -46,12 +47,15 @@ impl Cli {
 
     /// The same for several VMs that are alike.
     pub fn manifest_of(&self, names: &[String], vm: &str) {
-        let vm = vm.replace("DIR", self.programs[0].parent().unwrap().to_str().unwrap());
+        let mut vm = vm.replace("DIR", self.programs[0].parent().unwrap().to_str().unwrap());
+        if !vm.contains("boot-timeout") {
+            vm += "; boot-timeout \"60s\"";
+        }
         let mut text = "project \"fc-cli\"\n".to_owned();
         for name in names {
             text += &format!(
                 "vm \"{name}\" {{\n    kernel {{ path \"stub\" }}\n    image {{ path \"root.tar\" }}\n    \
-                 run \"true\"\n    boot-timeout \"60s\"\n    {vm}\n}}\n"
+                 run \"true\"\n    {vm}\n}}\n"
             );
         }
         std::fs::write(self.project().join("firegopher.kdl"), text).unwrap();
@@ -66,6 +70,20 @@ impl Cli {
 
     pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
+    }
+
+    /// Waits until the guest has printed its arguments.
+    fn wait_for_console(&self) -> String {
+        let begin = Instant::now();
+        let console = self.spec_dir().join("console.log");
+        loop {
+            let text = std::fs::read_to_string(&console).unwrap_or_default();
+            if text.contains("firegopher.end=reset") {
+                return text;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(30), "the guest never spoke: {text:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn spec_dir(&self) -> PathBuf {
@@ -107,10 +125,19 @@ fn what_the_manifest_says_of_firecracker_is_checked_before_anything_is_built() {
     cli.manifest("vmm \"firecracker\" { path \"/nowhere\" }");
     let (code, text) = said(&cli);
     assert!(code == 64 && text.contains("/nowhere/firecracker"), "{text}");
-    // The newest one that is known lacks them.
-    cli.manifest("vmm \"firecracker\" { path \"DIR\" }; huge-pages \"transparent\"");
-    let (code, text) = said(&cli);
-    assert!(code == 0 || text.contains("it does not use transparent huge pages"), "{text}");
+    let version = firegopher::vmm::firecracker::version::of(&cli.programs[0]).unwrap();
+    for (setting, need, words) in [
+        ("huge-pages \"transparent\"", Need::TransparentHugePages, "it does not use transparent huge pages"),
+        ("balloon free-page-reporting=#true", Need::FreePages, "does not learn of pages"),
+    ] {
+        cli.manifest(&format!("vmm \"firecracker\" {{ path \"DIR\" }}; {setting}"));
+        let (code, text) = said(&cli);
+        if version.has(need) {
+            assert_eq!(code, 0, "{text}");
+        } else {
+            assert!(code == 69 && text.contains(words), "{text}");
+        }
+    }
 }
 
 #[test]
@@ -127,13 +154,10 @@ fn a_release_by_url_is_taken_apart_and_boots() {
         tar.append_path_with_name(program, inside).unwrap();
     }
     tar.into_inner().unwrap().finish().unwrap();
+    let bytes = std::fs::read(&archive).unwrap();
     let url = format!("url \"file://{}\"", archive.display());
     cli.manifest(&format!("vmm \"firecracker\" version=\"{version}\" {{ {url} }}"));
     let output = cli.run(&["lock"]);
-    if stderr(&output).contains("cannot download yet") {
-        println!("skipped: nothing can be downloaded");
-        return;
-    }
     assert!(output.status.success(), "{}", stderr(&output));
     let output = cli.run(&["build"]);
     assert!(output.status.success(), "{}", stderr(&output));
@@ -148,8 +172,11 @@ fn a_release_by_url_is_taken_apart_and_boots() {
     let output = cli.run(&["build", "--offline"]);
     assert!(stderr(&output).contains("the manifest says Firecracker 1.2.3"), "{}", stderr(&output));
     cli.manifest(&format!("vmm \"firecracker\" {{ {url} sha256=\"{}\" }}", "0".repeat(64)));
+    std::fs::write(&archive, bytes).unwrap();
     let output = cli.run(&["build"]);
-    assert!(!output.status.success(), "these bytes have another digest");
+    println!("{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&"0".repeat(64)), "{}", stderr(&output));
 }
 
 /// Firecracker's own view of its machine, asked over the API in its jail.
@@ -176,17 +203,12 @@ fn api(cli: &Cli, path: &str) -> serde_json::Value {
 #[test]
 fn every_setting_of_the_machine_reaches_firecracker() {
     let vm = "vmm \"firecracker\" { path \"DIR\" }; cpus 2; memory \"128MiB\"; console \"all\"; \
+              balloon \"16MiB\" deflate-on-oom=#true free-page-reporting=#true; \
               network mtu=1400 receive=\"10MiB\" send=\"5MiB\" send-packets=1000; \
               root \"scratch\" bandwidth=\"20MiB\" ops=500; volume \"v\" at=\"/v\" size=\"64MiB\" ops=50";
     let Some(cli) = cli(Stub::Halt, vm) else { return };
     let mut up = cli.command(&["up", "-d"]).stderr(Stdio::piped()).spawn().unwrap();
-    let begin = Instant::now();
-    let console = cli.spec_dir().join("console.log");
-    while !std::fs::read_to_string(&console).is_ok_and(|text| text.contains("firegopher.end=reset")) {
-        assert!(begin.elapsed() < Duration::from_secs(30), "the guest never spoke");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let arguments = std::fs::read_to_string(&console).unwrap();
+    let arguments = cli.wait_for_console();
     assert!(arguments.contains("earlyprintk=ttyS0") && !arguments.contains("quiet"), "{arguments}");
     let config = api(&cli, "/vm/config");
     println!("{config:#}");
@@ -206,11 +228,14 @@ fn every_setting_of_the_machine_reaches_firecracker() {
     assert_eq!(net["tx_rate_limiter"]["ops"]["size"], bucket(1000));
     assert_eq!(config["machine-config"]["vcpu_count"], bucket(2));
     assert_eq!(config["machine-config"]["mem_size_mib"], bucket(128));
+    assert_eq!(config["balloon"]["amount_mib"], bucket(16));
+    assert_eq!(config["balloon"]["deflate_on_oom"], serde_json::json!(true));
+    assert_eq!(config["balloon"]["free_page_reporting"], serde_json::json!(true));
     let name = |text: &str| Name::new(text).unwrap();
     let netns = supervise::project_netns(&Home::new(cli.home()), &name("fc-cli")).unwrap().unwrap();
     let tap = VmId::derive(&name("fc-cli"), &name("stub")).tap_name();
     let mtu = netns.run_in(|| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{tap}/mtu"))).unwrap();
-    assert!(mtu.is_err() || mtu.is_ok_and(|mtu| mtu.trim() == "1400"));
+    assert_eq!(mtu.unwrap().trim(), "1400");
     // And nothing of it is new to `plan`, while another limit is.
     let _ = up.kill();
     let _ = up.wait();
@@ -219,6 +244,98 @@ fn every_setting_of_the_machine_reaches_firecracker() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("scratch ops/s") && text.contains("600"), "{text}");
     assert!(cli.run(&["down"]).status.success());
+}
+
+/// `logs`, its console, its VMM's words, `ps` and `down`, with a guest that never speaks to its host.
+#[test]
+fn a_stub_is_seen_by_every_command() {
+    let Some(cli) = cli(Stub::Halt, "vmm \"firecracker\" { path \"DIR\" }; boot-timeout \"5s\"") else {
+        return;
+    };
+    let up = cli.command(&["up", "-d"]).stderr(Stdio::piped()).spawn().unwrap();
+    let printed = cli.wait_for_console();
+    let row = |cli: &Cli| -> serde_json::Value {
+        let output = cli.run(&["ps", "--json"]);
+        let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        all["vms"][0].clone()
+    };
+    let before = row(&cli);
+    assert_eq!((before["name"].as_str(), before["status"].as_str()), (Some("stub"), Some("starting")));
+    let comm = std::fs::read_to_string(format!("/proc/{}/comm", before["vmm_pid"])).unwrap();
+    assert_eq!(comm.trim(), "firecracker");
+    let stdout = |args: &[&str]| {
+        let output = cli.run(args);
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(stdout(&["logs"]), "", "no workload, no words");
+    let console = stdout(&["logs", "--console", "stub"]);
+    assert!(console.contains(printed.trim()), "{console:?}");
+    let metrics =
+        || -> serde_json::Value { serde_json::from_str(&stdout(&["logs", "--metrics", "stub"])).unwrap() };
+    let (first, second) = (metrics(), metrics());
+    let asked = |metrics: &serde_json::Value| metrics["put_api_requests"]["actions_count"].as_u64().unwrap();
+    assert!(asked(&first) >= 1 && first["utc_timestamp_ms"].as_u64() < second["utc_timestamp_ms"].as_u64());
+    // It never reports: `up -d` says so, with the end of its console.
+    let output = up.wait_with_output().unwrap();
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("did not report within 5 s") && told.contains("firegopher.end=reset"), "{told}");
+    assert_eq!(row(&cli)["status"], "failed");
+    assert_eq!(metrics(), second, "the last ones stay when it is gone");
+    assert!(stdout(&["logs", "--console", "stub"]).contains(printed.trim()), "and its console");
+    assert!(cli.run(&["down"]).status.success());
+
+    // `run` is a VM of its own, and firegopher's own failure is 125.
+    let output = cli.run(&["run"]);
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(125), "{told}");
+    assert!(told.contains("did not report within 5 s"), "{told}");
+    let all: serde_json::Value = serde_json::from_slice(&cli.run(&["ps", "--json"]).stdout).unwrap();
+    assert!(all["vms"].as_array().unwrap().iter().all(|vm| vm["ephemeral"] == false), "{all}");
+}
+
+#[test]
+fn a_cpu_template_of_the_projects_own_is_read_hashed_and_taken_or_refused_by_firecracker() {
+    let Some(cli) = cli(Stub::Reset, "vmm \"firecracker\" { path \"DIR\" }; cpu-template path=\"cpu.json\"")
+    else {
+        return;
+    };
+    let template = |text: &str| std::fs::write(cli.project().join("cpu.json"), text).unwrap();
+    let refused = |args: &[&str], code: i32, words: &str| {
+        let output = cli.run(args);
+        let text = stderr(&output);
+        assert!(output.status.code() == Some(code) && text.contains(words), "{text}");
+    };
+    refused(&["plan"], 64, "cannot open cpu.json");
+    template("{\"cpuid_modifiers\": [{\"leaf\": \"seven\"}]}");
+    refused(&["plan"], 64, "\"seven\" is no number of 32 bits such as \"0x10a\" at line 1 column 38");
+    // KVM_CAP_XCRS is not asked for (linux/kvm.h).
+    template("{\"kvm_capabilities\": [\"!56\"]}");
+    let output = cli.run(&["up"]);
+    assert!(stderr(&output).contains("the guest reset itself"), "{}", stderr(&output));
+    // No kernel has this one.
+    template("{\"kvm_capabilities\": [\"4000000000\"]}");
+    refused(&["up"], 1, "the VMM died");
+    let text = String::from_utf8_lossy(&cli.run(&["logs", "--vmm"]).stdout).into_owned();
+    assert!(text.contains("4000000000"), "{text}");
+
+    // A changed template is a changed VM, and no other name for it is.
+    template("{\"kvm_capabilities\": [\"!56\"]}");
+    std::fs::write(cli.project().join("stub"), Stub::Halt.elf()).unwrap();
+    let mut up = cli.command(&["up", "-d"]).stderr(Stdio::piped()).spawn().unwrap();
+    cli.wait_for_console();
+    let keeps = |cli: &Cli| cli.run(&["plan", "--detailed-exitcode"]).status.code() == Some(0);
+    assert!(keeps(&cli));
+    std::fs::rename(cli.project().join("cpu.json"), cli.project().join("other.json")).unwrap();
+    cli.manifest("vmm \"firecracker\" { path \"DIR\" }; cpu-template path=\"other.json\"");
+    assert!(keeps(&cli), "the same bytes");
+    std::fs::write(cli.project().join("other.json"), "{\"kvm_capabilities\": [\"!57\"]}").unwrap();
+    let output = cli.run(&["plan"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("cpu-template"), "{text}");
+    let _ = up.kill();
+    let _ = up.wait();
 }
 
 #[test]

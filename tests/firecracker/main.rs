@@ -7,6 +7,9 @@ mod cli;
 mod interrupts;
 mod limits;
 mod many;
+#[expect(dead_code, reason = "these tests need no packages")]
+#[path = "../support/skip.rs"]
+mod skipping;
 mod starts;
 mod stopping;
 mod vsock;
@@ -20,6 +23,7 @@ use firegopher::supervise::{self, Client, Event, Outcome, Reason, State, Status,
 use firegopher::vmm::firecracker::stub::Stub;
 use firegopher::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
 use firegopher_protocol::{Disk, RunConfig, RunUser};
+use skipping::skip;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,11 +39,11 @@ struct Project {
 
 fn project() -> Option<Project> {
     let Some(dir) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER") else {
-        println!("skipped: no firecracker");
+        skip("no firecracker");
         return None;
     };
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
+        skip("needs root");
         return None;
     }
     let programs = firecracker_programs(Path::new(&dir)).map(|p| p.canonicalize().unwrap());
@@ -370,7 +374,7 @@ fn a_console_without_end_stays_bounded_on_disk() {
 #[test]
 fn a_debian_kernel_prints_its_first_lines() {
     let Some(tree) = std::env::var_os("FIREGOPHER_TEST_KERNEL_TREE") else {
-        println!("skipped: FIREGOPHER_TEST_KERNEL_TREE names no kernel");
+        skip("FIREGOPHER_TEST_KERNEL_TREE names no kernel");
         return;
     };
     let Some(project) = project() else { return };

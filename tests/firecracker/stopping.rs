@@ -92,6 +92,53 @@ fn a_guest_is_asked_then_its_kernel_by_the_keyboard() {
     project.assert_clean(&spec);
 }
 
+/// A refusal of Firecracker's API, which it logs.
+fn refused(api: &mut UnixStream, n: usize) {
+    write!(api, "GET /nothing-{n} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    while !answer.windows(13).any(|bytes| bytes == b"fault_message") {
+        let mut bytes = [0; 4096];
+        let n = api.read(&mut bytes).unwrap();
+        assert!(n > 0, "{}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&bytes[..n]);
+    }
+}
+
+#[test]
+fn all_that_firecracker_logs_is_kept_and_its_metrics_are_flushed_before_a_stop() {
+    let Some(project) = project() else { return };
+    let (spec, _client, mut init) = running(&project, "telling", "typed-at");
+    let mut api = connect(&jail_of(&spec.dir), "run/api.sock");
+    // Far more than a pipe holds.
+    const MANY: usize = 3000;
+    (0..MANY).for_each(|n| refused(&mut api, n));
+    drop(api);
+    let time = || {
+        let metrics = supervise::logs::last_metrics(&spec.dir).unwrap()?;
+        metrics["utc_timestamp_ms"].as_u64()
+    };
+    let before = time().expect("it writes them once when it starts");
+    std::thread::scope(|scope| {
+        let stopped = scope.spawn(|| project.stop(&spec));
+        assert!(matches!(init.hear(), ToGuest::Stop));
+        let begin = Instant::now();
+        // The guest is still up: it takes its grace.
+        while time() == Some(before) {
+            assert!(begin.elapsed() < Duration::from_secs(4), "they do not come");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        println!("metrics {:?} after the order to stop", begin.elapsed());
+        stopped.join().unwrap();
+    });
+    let log = std::fs::read_to_string(spec.dir.join("vmm.log")).unwrap();
+    println!("{} bytes of log, such as {:?}", log.len(), log.lines().take(4).collect::<Vec<_>>());
+    assert!(log.len() > 64 << 10);
+    for n in [0, 1, MANY / 2, MANY - 1] {
+        assert!(['"', '.'].iter().any(|end| log.contains(&format!("nothing-{n}{end}"))), "{n}");
+    }
+    project.assert_clean(&spec);
+}
+
 #[test]
 fn a_guest_deaf_to_everything_is_killed_in_the_end() {
     let Some(project) = project() else { return };

@@ -30,6 +30,12 @@ impl BoundedFile {
         Ok(BoundedFile { path: path.to_owned(), file: open(path)?, size: 0, limit })
     }
 
+    /// Goes on with a log, which need not exist. Mode 0600.
+    pub fn resume(path: &Path, limit: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        Ok(BoundedFile { path: path.to_owned(), size: file.metadata()?.len(), file, limit })
+    }
+
     /// Appends bytes that belong together, rotating first if they do not fit.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.size > 0 && self.size + bytes.len() as u64 > self.limit {

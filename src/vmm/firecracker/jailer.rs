@@ -61,7 +61,7 @@ impl Order<'_> {
         argv.extend(["--new-pid-ns", "--"].map(OsString::from));
         let ours = [("--config-file", CONFIG), ("--api-sock", API_SOCKET), ("--log-path", LOG)];
         argv.extend(ours.iter().flat_map(|(flag, name)| [OsString::from(flag), format!("/{name}").into()]));
-        // In the configuration it would come too late for what is said before that is read.
+        // In the configuration, which names it too, it would come too late for what is said before that is read.
         argv.extend(["--level", "Warning"].map(OsString::from));
         argv
     }

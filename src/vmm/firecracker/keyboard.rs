@@ -1,4 +1,5 @@
-//! Presses Ctrl-Alt-Del on a guest's keyboard, through the API socket in its jail.
+//! What is asked of a running VMM through the API socket in its jail: Ctrl-Alt-Del on the guest's keyboard, and its
+//! metrics.
 
 use super::api::{Action, Api};
 use super::stage::API_SOCKET;
@@ -23,6 +24,31 @@ impl Keyboard {
     pub async fn ctrl_alt_del(&self) -> Result<()> {
         let api = self.api()?.with_patience(PATIENCE);
         api.action(Action::SendCtrlAltDel).await
+    }
+
+    /// Has the metrics written out. Fails if the API does not take it within seconds.
+    pub async fn flush_metrics(&self) -> Result<()> {
+        let api = self.api()?.with_patience(PATIENCE);
+        api.action(Action::FlushMetrics).await
+    }
+
+    /// Another way to the same VMM.
+    pub fn share(&self) -> Option<Keyboard> {
+        Some(Keyboard { root: self.root.try_clone().ok()? })
+    }
+
+    /// The one of the VMM whose jail was made beneath `base`; `None` if there is none.
+    ///
+    /// # Errors
+    /// The jail cannot be opened.
+    pub fn find(base: &Path) -> Result<Option<Keyboard>> {
+        // PROGRAM/ID/root: all above the last is root's alone.
+        let only = |dir: &Path| std::fs::read_dir(dir).ok()?.flatten().next().map(|entry| entry.path());
+        let Some(dir) = only(base).and_then(|program| only(&program)) else { return Ok(None) };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(&dir.join("root"), flags, nix::sys::stat::Mode::empty())
+            .or_failed("jail.open", || format!("cannot open the jail in {}", base.display()))?;
+        Ok(Some(Keyboard { root }))
     }
 
     /// Never through a link: the VMM may have put one there.

@@ -23,19 +23,20 @@ pub use programs::{inspect, usable};
 pub use trial::{Trial, trial};
 
 use super::beside::{Lives, beside_tap};
+use super::boot_args;
 use super::jail::cgroup::{self, Limits};
 use super::jail::name_of;
 use super::monitor::{Monitor, ProcessMonitor};
 use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
 use super::tuning::Console;
-use super::{Control, Launched, Serial, Timings, Vmm};
+use super::{Control, Launched, Said, Serial, Timings, Vmm};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use config::JailPaths;
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What Firecracker itself needs beyond the guest's memory, in bytes: some 5 MiB, and page tables.
@@ -122,7 +123,8 @@ impl Vmm for Firecracker {
                 return Err(Error::failed("vmm.spawn", "cannot duplicate the VMM's pidfd").because(e));
             }
         };
-        let monitor = ProcessMonitor::new(adopted.pid, adopted.pidfd, vec![adopted.stderr, staged.log])
+        let pipes = [(Said::Log, adopted.stderr), (Said::Log, staged.log), (Said::Metrics, staged.metrics)];
+        let monitor = ProcessMonitor::new(adopted.pid, adopted.pidfd, pipes)
             .or_failed("vmm.monitor", || "cannot watch the VMM")?;
         Ok(Launched {
             pid: adopted.pid,
@@ -145,6 +147,17 @@ pub fn check_kvm() -> Result<()> {
     kvm_opens(Path::new("/dev/kvm"))
 }
 
+/// What a version must have to read the configuration that `spec` becomes, wherever its jail will be.
+///
+/// # Errors
+/// What Firecracker cannot do in any version.
+pub fn needs(spec: &VmSpec) -> Result<Vec<version::Need>> {
+    let inside = |name: &str| Path::new("/").join(name);
+    let drives = spec.drives.iter().map(|drive| inside(&drive.role)).collect();
+    let paths = inside_jail(inside("kernel"), inside("initramfs"), drives);
+    Ok(config::config(spec, &paths, "")?.needs())
+}
+
 /// Told before anything is staged: Firecracker itself would say it last.
 fn kvm_opens(device: &Path) -> Result<()> {
     match OpenOptions::new().read(true).write(true).open(device) {
@@ -164,16 +177,28 @@ fn kvm_opens(device: &Path) -> Result<()> {
 /// The jail with everything in it.
 fn staged(spec: &VmSpec, jail: &JailSpec, firecracker: &Path) -> Result<stage::Staged> {
     let staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
-    let paths = JailPaths {
-        kernel: staged.kernel.clone(),
-        initramfs: Some(staged.initramfs.clone()),
-        drives: staged.drives.clone(),
-        vsock: Path::new("/").join(stage::VSOCK),
-        // Told on the command line, which comes first.
-        log: None,
-        metrics: None,
-    };
-    let config = config::config(spec, &paths, &kernel_args::build(spec.tuning.console == Console::All))?;
-    stage::write_config(&staged.root, &config.to_json())?;
+    let paths = inside_jail(staged.kernel.clone(), staged.initramfs.clone(), staged.drives.clone());
+    let kernel_args = kernel_args::build(spec.tuning.console == Console::All);
+    boot_args::check(&kernel_args, boot_args::Machine::Firecracker)?;
+    let config = config::config(spec, &paths, &kernel_args)?;
+    stage::write_config(&staged.root, stage::CONFIG, &config.to_json())?;
+    if let Some(file) = &spec.tuning.cpu_file {
+        let changes = file.changes.as_ref().ok_or_else(|| Error::bug("a CPU template was not read"))?;
+        stage::write_config(&staged.root, stage::CPU, &changes.to_json())?;
+    }
     Ok(staged)
+}
+
+/// Where the jailed Firecracker finds what it is given.
+fn inside_jail(kernel: PathBuf, initramfs: PathBuf, drives: Vec<PathBuf>) -> JailPaths {
+    let inside = |name: &str| Path::new("/").join(name);
+    JailPaths {
+        kernel,
+        initramfs: Some(initramfs),
+        drives,
+        vsock: inside(stage::VSOCK),
+        cpu: inside(stage::CPU),
+        log: Some(inside(stage::LOG)),
+        metrics: Some(inside(stage::METRICS)),
+    }
 }

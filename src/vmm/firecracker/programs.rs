@@ -1,6 +1,6 @@
 //! Looks at Firecracker's two programs before anything is built on them.
 
-use super::version::{self, Need, Version};
+use super::version::{self, Version};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
 use std::io::Read;
@@ -28,11 +28,11 @@ pub fn inspect(firecracker: &Path, jailer: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `inspect`, and whether this version can boot what is asked of it. `modular`: the kernel's drivers are modules.
-pub fn usable(firecracker: &Path, jailer: &Path, modular: bool) -> Result<Version> {
+/// `inspect`, and whether both are of one version that is known here.
+pub fn usable(firecracker: &Path, jailer: &Path) -> Result<Version> {
     inspect(firecracker, jailer)?;
-    let version = version::of(firecracker)?;
-    version::check(version, if modular { &[Need::Acpi] } else { &[] })?;
+    let version = version::of_both([firecracker, jailer])?;
+    version::check(version, &[])?;
     Ok(version)
 }
 

@@ -16,12 +16,16 @@ use std::path::{Path, PathBuf};
 
 /// Inside the jail.
 pub(super) const CONFIG: &str = "config.json";
+/// The CPU template, if there is one.
+pub(super) const CPU: &str = "cpu.json";
 /// The VMM's own socket for vsock; the guest's connections to port N go to this name with `_N`.
 pub(super) const VSOCK: &str = "v.sock";
 /// The API's socket, where the jailer has made a directory for it.
 pub(super) const API_SOCKET: &str = "run/api.sock";
 /// A FIFO: bounded, and unlike a file it cannot fill a disk.
 pub(super) const LOG: &str = "log";
+/// Another one.
+pub(super) const METRICS: &str = "metrics";
 /// Copying this much is worth a word.
 const NOTABLE: u64 = 1 << 20;
 
@@ -37,6 +41,8 @@ pub(super) struct Staged {
     pub control: UnixListener,
     /// What the VMM logs.
     pub log: OwnedFd,
+    /// Where it flushes its metrics to.
+    pub metrics: OwnedFd,
     /// Bytes of the largest file that the VMM may write.
     pub largest: u64,
     pub warnings: Vec<String>,
@@ -93,14 +99,16 @@ pub(super) fn stage(spec: &VmSpec, jail: &JailSpec, program: &Path, control_port
     }
     let control =
         listen(&pinned, jail, control_port).or_failed("jail.socket", || "cannot make the control socket")?;
-    let log = fifo(&pinned, jail).or_failed("jail.log", || "cannot make the VMM's log")?;
-    Ok(Staged { root: pinned, kernel, initramfs, drives: inside, control, log, largest, warnings })
+    let pipe =
+        |name| fifo(&pinned, name, jail).or_failed("jail.log", || format!("cannot make the VMM's {name}"));
+    let (log, metrics) = (pipe(LOG)?, pipe(METRICS)?);
+    Ok(Staged { root: pinned, kernel, initramfs, drives: inside, control, log, metrics, largest, warnings })
 }
 
-/// Writes the configuration: readable by the VMM, not its own.
-pub(super) fn write_config(root: &OwnedFd, bytes: &[u8]) -> Result<()> {
+/// Writes a file of the configuration: readable by the VMM, not its own.
+pub(super) fn write_config(root: &OwnedFd, name: &str, bytes: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
-        let path = in_root(root, CONFIG);
+        let path = in_root(root, name);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path)?;
         file.set_permissions(PermissionsExt::from_mode(0o444))?;
         io::Write::write_all(&mut file, bytes)
@@ -140,11 +148,12 @@ fn listen(root: &OwnedFd, jail: &JailSpec, port: u32) -> io::Result<UnixListener
     Ok(listener)
 }
 
-fn fifo(root: &OwnedFd, jail: &JailSpec) -> io::Result<OwnedFd> {
-    nix::unistd::mkfifo(&in_root(root, LOG), Mode::from_bits_truncate(0o600))?;
-    give(root, LOG, jail)?;
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(openat(root, LOG, flags, Mode::empty())?)
+fn fifo(root: &OwnedFd, name: &str, jail: &JailSpec) -> io::Result<OwnedFd> {
+    nix::unistd::mkfifo(&in_root(root, name), Mode::from_bits_truncate(0o600))?;
+    give(root, name, jail)?;
+    // For writing too: it counts as closed by its writers otherwise, before the VMM has opened it.
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(root, name, flags, Mode::empty())?)
 }
 
 fn give(root: &OwnedFd, name: &str, jail: &JailSpec) -> io::Result<()> {

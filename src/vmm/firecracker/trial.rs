@@ -63,7 +63,7 @@ fn run(spec: &VmSpec) -> Result<Trial> {
     let VmmBinary::Firecracker { firecracker, jailer } = &spec.vmm else {
         return Err(Error::bug("a trial of something else"));
     };
-    super::usable(firecracker, jailer, false)?;
+    super::usable(firecracker, jailer)?;
     let begin = Instant::now();
     let mut launched = backend(spec).launch(spec, None)?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -30,50 +30,28 @@ pub struct Version {
 /// The oldest version whose jailer and configuration file are known here.
 pub const OLDEST: Version = Version { major: 1, minor: 6, patch: 0 };
 
-/// Something that not every version can do.
+/// Something that not every version can do, and that a VM may ask for. What we do without on every version is not
+/// among it: kernels are unpacked (bzImage is read from 1.17 on only), the MTU is told by the guest's init, log and
+/// metrics are made beforehand, the CPU template is a file of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Need {
     /// Devices announced by ACPI, which is how kernels with modular drivers find them.
     Acpi,
-    /// A compressed bzImage as the kernel.
-    BzImage,
-    /// Kernels that have a PVH note and are entered by it.
-    Pvh,
     /// `huge_pages` with hugetlbfs.
     HugePages,
     /// `huge_pages` with transparent huge pages.
     TransparentHugePages,
-    /// `cpu-config` in place of a path.
-    InlineCpuConfig,
-    /// `free_page_hinting` and `free_page_reporting` of the balloon.
+    /// `free_page_reporting` of the balloon.
     FreePages,
-    /// `mtu` of a network interface.
-    Mtu,
-    /// Log and metrics files that do not exist beforehand.
-    MadeLogs,
-    /// A pid file in the jail also without a new pid namespace.
-    PidFile,
-    /// An executable whose name does not contain `firecracker`.
-    AnyName,
-    /// SIGHUP does not reach a jailed Firecracker in a new pid namespace.
-    NoStrayHangup,
 }
 
 impl Need {
     /// The first version that has it, and what is missing before, as the end of a sentence.
     fn since(self) -> ((u32, u32), &'static str) {
         match self {
-            Need::PidFile => ((1, 7), "its jailer writes no pid file without a new pid namespace"),
             Need::HugePages => ((1, 7), "it cannot back guest memory with huge pages"),
             Need::Acpi => ((1, 8), "it has no ACPI, so a kernel whose drivers are modules finds no devices"),
-            Need::NoStrayHangup => ((1, 11), "its jailer sends it a stray SIGHUP in a new pid namespace"),
-            Need::Pvh => ((1, 12), "it does not enter kernels by their PVH note"),
-            Need::InlineCpuConfig => ((1, 13), "its cpu-config has to be a file of its own"),
-            Need::AnyName => ((1, 13), "its executable's name has to contain \"firecracker\""),
-            Need::MadeLogs => ((1, 14), "its log and metrics files have to exist beforehand"),
-            Need::FreePages => ((1, 14), "its balloon knows neither free page hinting nor reporting"),
-            Need::Mtu => ((1, 16), "it cannot tell the guest an MTU"),
-            Need::BzImage => ((1, 17), "it boots only an uncompressed vmlinux, no bzImage"),
+            Need::FreePages => ((1, 14), "its balloon does not learn of pages that the guest frees"),
             Need::TransparentHugePages => ((1, 17), "it does not use transparent huge pages"),
         }
     }
@@ -95,7 +73,9 @@ pub fn check(version: Version, needs: &[Need]) -> Result<()> {
         return Err(Error::host("firecracker.too-old", format!("Firecracker {version} is too old"))
             .help(format!("use {OLDEST} or newer; 1.8.0 or newer for kernels of distributions")));
     }
-    let lacks: Vec<_> = needs.iter().filter(|need| !version.has(**need)).map(|need| need.since()).collect();
+    let mut lacks: Vec<_> =
+        needs.iter().filter(|need| !version.has(**need)).map(|need| need.since()).collect();
+    lacks.dedup();
     let Some((major, minor)) = lacks.iter().map(|(since, _)| *since).max() else { return Ok(()) };
     let reasons: Vec<_> = lacks.iter().map(|(_, reason)| *reason).collect();
     Err(Error::host(
@@ -120,11 +100,33 @@ pub fn check_declared(said: Version, declared: Option<Version>, shown: &str) -> 
     }
 }
 
-/// Asks `binary` for its version.
+/// Asks Firecracker and its jailer for their version, which must be the same: each knows the other's arguments of its
+/// own release alone.
+///
+/// # Errors
+/// As [`of`]; `vmm.jailer-version`.
+pub fn of_both([firecracker, jailer]: [&Path; 2]) -> Result<Version> {
+    let version = of(firecracker)?;
+    let other = ask(jailer, "Jailer")?;
+    if other != version {
+        return Err(Error::usage(
+            "vmm.jailer-version",
+            format!("{} is version {version}, but {} is {other}", firecracker.display(), jailer.display()),
+        )
+        .help("take both programs out of one release"));
+    }
+    Ok(version)
+}
+
+/// Asks `binary`, a Firecracker, for its version.
 ///
 /// # Errors
 /// It is missing, not executable here, says something else than a version of Firecracker, or does not end.
 pub fn of(binary: &Path) -> Result<Version> {
+    ask(binary, "Firecracker")
+}
+
+fn ask(binary: &Path, name: &str) -> Result<Version> {
     let shown = binary.display();
     native(binary)?;
     let fail = || format!("cannot run {shown} --version");
@@ -155,8 +157,8 @@ pub fn of(binary: &Path) -> Result<Version> {
     }
     let text = reader.join().map_err(|_| Error::bug("the reader of --version panicked"))?;
     let text = text.or_host("firecracker.cannot-run", fail)?;
-    parse_output(&String::from_utf8_lossy(&text)).ok_or_else(|| {
-        Error::host("firecracker.not-firecracker", format!("{shown} is no Firecracker"))
+    parse_output(name, &String::from_utf8_lossy(&text)).ok_or_else(|| {
+        Error::host("firecracker.not-firecracker", format!("{shown} is no {name}"))
             .because(format!("--version says {:?}", String::from_utf8_lossy(&text[..text.len().min(80)])))
     })
 }
@@ -185,10 +187,10 @@ fn native(binary: &Path) -> Result<()> {
     }
 }
 
-/// `Firecracker v1.16.1`, followed by lines that do not matter.
-fn parse_output(text: &str) -> Option<Version> {
+/// `Firecracker v1.16.1`, followed by lines that do not matter; likewise `Jailer v1.16.1`.
+fn parse_output(name: &str, text: &str) -> Option<Version> {
     let line = text.lines().next()?;
-    line.strip_prefix("Firecracker v")?.parse().ok()
+    line.strip_prefix(name)?.strip_prefix(" v")?.parse().ok()
 }
 
 impl FromStr for Version {

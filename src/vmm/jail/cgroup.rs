@@ -373,14 +373,14 @@ mod tests {
     #[test]
     fn a_group_is_made_limited_and_removed() {
         if !nix::unistd::geteuid().is_root() {
-            println!("skipped: needs root");
+            crate::testing::skip("needs root");
             return;
         }
         let dir = tempfile::tempdir().unwrap();
         let book = journal(&dir.path().join("jail"));
         let groups = create("0123456789ab", LIMITS, &book).unwrap();
         if groups.procs.is_empty() {
-            println!("skipped: no cgroup controller here: {:?}", groups.warnings);
+            crate::testing::skip(format!("no cgroup controller here: {:?}", groups.warnings));
             return;
         }
         let dirs: Vec<PathBuf> = serde_json::from_slice(&fs::read(&book).unwrap()).unwrap();

@@ -2,12 +2,14 @@
 
 mod process;
 mod qmp;
+mod words;
 
 pub(crate) use process::{ProcessMonitor, reap};
 pub(crate) use qmp::QmpMonitor;
+pub use words::{Listener, Said};
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use tokio::io::unix::AsyncFd;
@@ -34,7 +36,7 @@ pub enum Ended {
 pub struct Death {
     /// Its status.
     pub status: ExitStatus,
-    /// What it wrote to its standard error, at most 64 KiB; not to be trusted.
+    /// The end of what it wrote to its standard error and its log; not to be trusted.
     pub stderr: String,
 }
 
@@ -83,11 +85,24 @@ impl Monitor {
         }
     }
 
-    /// What the VMM has written to its standard error and nobody has read yet.
-    pub fn stderr_so_far(&self) -> String {
+    /// Hands on what the VMM says besides its guest's console, as long as somebody waits for its end.
+    pub fn listen(&mut self, listener: Listener) {
+        self.words().listen(listener);
+    }
+
+    /// The end of what the VMM has said so far.
+    pub fn stderr_so_far(&mut self) -> String {
+        self.words().drain();
         match self {
-            Monitor::Qmp(monitor) => monitor.stderr_so_far(),
+            Monitor::Qmp(monitor) => monitor.words.tail(),
             Monitor::Process(monitor) => monitor.said(),
+        }
+    }
+
+    fn words(&mut self) -> &mut words::Words {
+        match self {
+            Monitor::Qmp(monitor) => &mut monitor.words,
+            Monitor::Process(monitor) => &mut monitor.words,
         }
     }
 }
@@ -122,13 +137,4 @@ impl Exit {
             _ => Err(io::Error::other("the monitor was lost")),
         }
     }
-}
-
-/// What is in a non-blocking pipe now, at most 64 KiB.
-fn drain(pipe: &OwnedFd) -> String {
-    let Ok(copy) = pipe.try_clone() else { return String::new() };
-    let mut text = Vec::new();
-    // Reading stops with an error when the pipe is empty.
-    let _ = std::fs::File::from(copy).take(64 << 10).read_to_end(&mut text);
-    String::from_utf8_lossy(&text).into_owned()
 }

@@ -1,6 +1,7 @@
 //! Follows a running Firecracker, a child of ours although the jailer made it, through its pidfd.
 
-use super::{Death, Ended, Exit, drain};
+use super::words::{Said, Words};
+use super::{Death, Ended, Exit};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -14,15 +15,20 @@ pub struct ProcessMonitor {
     pidfd: Exit,
     /// A second descriptor, for signals.
     kill: OwnedFd,
-    /// Pipes that do not block: its standard error, then its log.
-    said: Vec<OwnedFd>,
+    pub(super) words: Words,
     done: Option<Ended>,
 }
 
 impl ProcessMonitor {
-    /// Takes over a child that has not been reaped, and the pipes that it writes to.
-    pub(crate) fn new(pid: i32, pidfd: OwnedFd, said: Vec<OwnedFd>) -> io::Result<ProcessMonitor> {
-        Ok(ProcessMonitor { pid, kill: pidfd.try_clone()?, pidfd: Exit::New(pidfd), said, done: None })
+    /// Takes over a child that has not been reaped, and the pipes that it writes to, which do not block: its standard
+    /// error first.
+    pub(crate) fn new(
+        pid: i32,
+        pidfd: OwnedFd,
+        pipes: impl IntoIterator<Item = (Said, OwnedFd)>,
+    ) -> io::Result<ProcessMonitor> {
+        let (kill, words) = (pidfd.try_clone()?, Words::new(pipes));
+        Ok(ProcessMonitor { pid, kill, pidfd: Exit::New(pidfd), words, done: None })
     }
 
     pub(super) async fn ended(&mut self) -> io::Result<Ended> {
@@ -30,7 +36,15 @@ impl ProcessMonitor {
             return Ok(done.clone());
         }
         self.pidfd.register()?;
-        self.pidfd.wait().await?;
+        self.words.register()?;
+        loop {
+            tokio::select! {
+                biased;
+                ready = self.pidfd.wait() => break ready?,
+                () = self.words.hear() => {}
+            }
+        }
+        self.words.drain();
         let status = reap(self.pid)?;
         // 0 stands for every end that the guest chose; on x86 it has nothing but its reset.
         let done = match status.code() {
@@ -48,9 +62,9 @@ impl ProcessMonitor {
         Ok(())
     }
 
-    /// What it has written and nobody has read yet.
+    /// The end of what it has said so far.
     pub(super) fn said(&self) -> String {
-        let text: String = self.said.iter().map(drain).collect();
+        let text = self.words.tail();
         // A program in Rust that ends with an error tells it twice, the second time for programmers.
         let lines: Vec<&str> = text.lines().collect();
         match lines.as_slice() {

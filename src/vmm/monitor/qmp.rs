@@ -1,6 +1,7 @@
 //! Follows a running QEMU through QMP and its pidfd.
 
-use super::{Death, Ended, Exit, drain};
+use super::words::{Said, Words};
+use super::{Death, Ended, Exit};
 use serde_json::Value;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,7 +18,7 @@ pub struct QmpMonitor {
     qmp: Qmp,
     pidfd: Exit,
     child: Child,
-    stderr: OwnedFd,
+    pub(super) words: Words,
     received: Vec<u8>,
     reason: Option<Ended>,
     done: Option<Ended>,
@@ -32,18 +33,26 @@ enum Qmp {
 }
 
 impl QmpMonitor {
-    /// Takes over the QMP connection and negotiates: events come only after that.
+    /// Takes over the QMP connection and negotiates: events come only after that. `target` is what a balloon leaves
+    /// to the guest, in bytes.
     pub(crate) fn new(
         qmp: UnixStream,
         pidfd: OwnedFd,
         child: Child,
         stderr: OwnedFd,
+        target: Option<u64>,
     ) -> io::Result<QmpMonitor> {
         // QEMU reads it after its greeting; nothing has to be awaited.
-        io::Write::write_all(&mut &qmp, b"{\"execute\":\"qmp_capabilities\"}\n")?;
+        let mut first = "{\"execute\":\"qmp_capabilities\"}\n".to_owned();
+        if let Some(bytes) = target {
+            // The device keeps it for the driver that comes later.
+            first += &format!("{{\"execute\":\"balloon\",\"arguments\":{{\"value\":{bytes}}}}}\n");
+        }
+        io::Write::write_all(&mut &qmp, first.as_bytes())?;
         qmp.set_nonblocking(true)?;
         let (qmp, pidfd) = (Qmp::New(qmp), Exit::New(pidfd));
-        Ok(QmpMonitor { qmp, pidfd, child, stderr, received: Vec::new(), reason: None, done: None })
+        let words = Words::new([(Said::Log, stderr)]);
+        Ok(QmpMonitor { qmp, pidfd, child, words, received: Vec::new(), reason: None, done: None })
     }
 
     /// Waits for the VMM's end, reaps it and says how it came. Later calls repeat the answer.
@@ -70,8 +79,10 @@ impl QmpMonitor {
                     ready?;
                     break;
                 }
+                () = self.words.hear() => {}
             }
         }
+        self.words.drain();
         // The process is gone; what it said last may still be in the socket.
         if let Qmp::Open(stream) = &self.qmp {
             let mut chunk = [0; 4096];
@@ -83,7 +94,7 @@ impl QmpMonitor {
         let status = self.child.wait()?; // Ready already: it does not block.
         let done = match self.reason.take() {
             Some(reason) => reason,
-            None => Ended::Died(Death { status, stderr: self.stderr_so_far() }),
+            None => Ended::Died(Death { status, stderr: self.words.tail() }),
         };
         Ok(self.done.insert(done).clone())
     }
@@ -102,17 +113,13 @@ impl QmpMonitor {
         Ok(())
     }
 
-    /// What the VMM has written to its standard error and nobody has read yet.
-    pub fn stderr_so_far(&self) -> String {
-        drain(&self.stderr)
-    }
-
     fn register(&mut self) -> io::Result<()> {
         if let Qmp::New(_) = self.qmp
             && let Qmp::New(stream) = std::mem::replace(&mut self.qmp, Qmp::Closed)
         {
             self.qmp = Qmp::Open(tokio::net::UnixStream::from_std(stream)?);
         }
+        self.words.register()?;
         self.pidfd.register()
     }
 }

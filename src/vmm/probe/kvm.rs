@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 /// `_IO(KVMIO, 0x00)` (linux/kvm.h).
 const KVM_GET_API_VERSION: libc::Ioctl = 0xAE00;
@@ -31,8 +32,14 @@ impl Kvm {
     }
 }
 
-/// Opens `/dev/kvm`, makes a VM and throws it away.
+/// What it is worth; asked once in a process.
 pub fn kvm() -> Kvm {
+    static ASKED: OnceLock<Kvm> = OnceLock::new();
+    ASKED.get_or_init(ask).clone()
+}
+
+/// Opens `/dev/kvm`, makes a VM and throws it away.
+fn ask() -> Kvm {
     let device = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(device) => device,
         Err(e) if e.kind() == ErrorKind::PermissionDenied => return Kvm::NoAccess,
@@ -77,6 +84,7 @@ mod tests {
 
     #[test]
     fn asking_twice_gives_the_same_answer() {
-        assert_eq!(kvm(), kvm());
+        assert_eq!(ask(), ask());
+        assert_eq!(kvm(), ask());
     }
 }

@@ -127,6 +127,16 @@ pub(super) fn build(
     }
     arg("-device", &format!("virtio-serial-device,bus={},max_ports=2", bus()?));
     arg("-device", &format!("virtserialport,chardev=control,name={PORT_NAME}"));
+    if let Some(balloon) = spec.tuning.balloon {
+        // How much it takes is told over QMP: the device starts empty.
+        let on = |on: bool| if on { "on" } else { "off" };
+        let (oom, reporting) = (on(balloon.deflate_on_oom), on(balloon.free_page_reporting));
+        let device = format!(
+            "virtio-balloon-device,bus={},id=balloon,deflate-on-oom={oom},free-page-reporting={reporting}",
+            bus()?
+        );
+        arg("-device", &device);
+    }
     arg("-object", &"rng-builtin,id=rng");
     arg("-device", &format!("virtio-rng-device,bus={},rng=rng", bus()?));
     Ok((argv, env))
@@ -206,7 +216,7 @@ fn not_utf8(path: &Path) -> Error {
 mod tests {
     use super::*;
     use crate::vmm::firecracker::config::tests::spec;
-    use crate::vmm::tuning::Rate;
+    use crate::vmm::tuning::{Balloon, Rate};
 
     fn words(spec: &VmSpec) -> String {
         let drives = spec.drives.iter().map(|drive| drive.path.clone()).collect();
@@ -219,13 +229,18 @@ mod tests {
     #[test]
     fn a_plain_machine_has_neither_limits_nor_pages_of_its_own() {
         let words = words(&spec());
-        assert!(!words.contains("throttle") && !words.contains("memory-backend"), "{words}");
+        assert!(
+            !words.contains("throttle") && !words.contains("memory-backend") && !words.contains("balloon"),
+            "{words}"
+        );
     }
 
     #[test]
     fn rates_and_huge_pages_become_objects_of_their_own() {
         let mut tuned = spec();
         tuned.tuning.huge_pages = Some(HugePages::Reserved);
+        tuned.tuning.balloon =
+            Some(Balloon { amount: 64 << 20, deflate_on_oom: true, free_page_reporting: false });
         tuned.tuning.scratch = Rate { bandwidth: Some(1 << 20), ops: None };
         tuned.tuning.volumes.insert("data".to_owned(), Rate { bandwidth: None, ops: Some(50) });
         let words = words(&tuned);
@@ -235,6 +250,7 @@ mod tests {
             "{\"id\":\"rate1\",\"limits\":{\"bps-total\":1048576,\"iops-total\":0}",
             "{\"id\":\"rate2\",\"limits\":{\"bps-total\":0,\"iops-total\":50}",
             "{\"driver\":\"throttle\",\"file\":\"drive1\",\"node-name\":\"limited1\",\"throttle-group\":\"rate1\"}",
+            ",id=balloon,deflate-on-oom=on,free-page-reporting=off",
             "drive=drive0,serial=drive0",
             "drive=limited1,serial=drive1",
             "drive=limited2,serial=drive2",

@@ -9,7 +9,7 @@ use super::jail::{self, Staged};
 use super::monitor::{Monitor, QmpMonitor};
 use super::spawn::{Spawn, spawn};
 use super::spec::{NetSpec, VmSpec, VmmBinary};
-use super::{Control, Launched, Serial, Timings, Vmm, tsc};
+use super::{Control, Launched, Serial, Timings, Vmm, boot_args, tsc};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use argv::Wiring;
@@ -69,6 +69,7 @@ impl Vmm for Qemu {
         };
         let release = kernel_args::release(&spec.kernel);
         let kernel_args = kernel_args::build(release, tsc.map(tsc::Measurement::khz), spec.tuning.console);
+        boot_args::check(&kernel_args, boot_args::Machine::Qemu)?;
         let chrooted = spec.jail.is_some() && matches!(spec.vmm, VmmBinary::QemuTree(_));
         let (argv, env) = argv::build(spec, &files, chrooted, wiring, &kernel_args)?;
         let mut keep = vec![wiring.control, wiring.console, wiring.qmp];
@@ -98,7 +99,9 @@ impl Vmm for Qemu {
         let pid = spawned.child.id() as i32;
         let pidfd =
             spawned.pidfd.try_clone().or_failed("vmm.spawn", || "cannot duplicate the VMM's pidfd")?;
-        let monitor = QmpMonitor::new(qmp, spawned.pidfd, spawned.child, spawned.stderr)
+        let balloon = spec.tuning.balloon.filter(|balloon| balloon.amount > 0);
+        let target = balloon.map(|balloon| spec.memory.saturating_sub(balloon.amount));
+        let monitor = QmpMonitor::new(qmp, spawned.pidfd, spawned.child, spawned.stderr, target)
             .or_failed("vmm.monitor", || "cannot talk to the VMM's monitor")?;
         let (control, monitor) = (Control::Connected(control), Monitor::Qmp(monitor));
         let console = Serial::Socket(console);

@@ -15,7 +15,10 @@ mod vsock;
 
 pub use balloon::Balloon;
 pub use boot_source::BootSource;
-pub use cpu::{CpuConfig, CpuTemplate, CpuidLeaf, CpuidRegister, MsrModifier, Register};
+pub use cpu::{
+    Bitmap, Capability, CpuChanges, CpuTemplate, CpuidLeaf, CpuidRegister, MAX_CPU_BYTES, MsrModifier,
+    Number, Register,
+};
 pub use drive::{CacheType, Drive, IoEngine};
 pub use entropy::Entropy;
 pub use logger::{Level, Logger};
@@ -43,6 +46,8 @@ pub struct JailPaths {
     pub drives: Vec<PathBuf>,
     /// The unix socket of the vsock device. Firecracker makes it and connects to `PATH_PORT` for the guest.
     pub vsock: PathBuf,
+    /// A CPU template, if there is one.
+    pub cpu: PathBuf,
     /// Where Firecracker logs; its stdout otherwise, in the midst of the console.
     pub log: Option<PathBuf>,
     /// Where metrics are flushed to.
@@ -71,9 +76,9 @@ pub struct Config {
     /// A device that takes memory back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Balloon>,
-    /// CPU features added or removed.
+    /// A file of CPU features added or removed. In place of its name it could stand itself, from 1.13 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_config: Option<CpuConfig>,
+    pub cpu_config: Option<PathBuf>,
     /// Firecracker's own log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<Logger>,
@@ -95,12 +100,7 @@ impl Config {
         let used = [
             (Need::HugePages, huge_pages == Some(HugePages::Hugetlbfs2M)),
             (Need::TransparentHugePages, huge_pages == Some(HugePages::Transparent)),
-            (Need::InlineCpuConfig, matches!(self.cpu_config, Some(CpuConfig::Template { .. }))),
-            (Need::Mtu, self.network_interfaces.iter().any(|interface| interface.mtu.is_some())),
-            (
-                Need::FreePages,
-                balloon.is_some_and(|b| b.free_page_hinting.is_some() || b.free_page_reporting.is_some()),
-            ),
+            (Need::FreePages, balloon.is_some_and(|b| b.free_page_reporting.is_some())),
         ];
         used.into_iter().filter_map(|(need, used)| used.then_some(need)).collect()
     }
@@ -136,8 +136,8 @@ pub fn config(spec: &VmSpec, paths: &JailPaths, kernel_args: &str) -> Result<Con
         network_interfaces,
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: paths.vsock.clone() }),
         entropy: Some(Entropy::default()),
-        balloon: None,
-        cpu_config: None,
+        balloon: spec.tuning.balloon.map(Balloon::new),
+        cpu_config: spec.tuning.cpu_file.as_ref().map(|_| paths.cpu.clone()),
         logger: paths.log.clone().map(Logger::to),
         metrics: paths.metrics.clone().map(|metrics_path| Metrics { metrics_path }),
     })

@@ -32,6 +32,7 @@ pub(crate) fn paths() -> JailPaths {
         initramfs: Some("/initramfs".into()),
         drives: ["/drives/00-base", "/drives/01-scratch", "/drives/02-volume-data"].map(Into::into).to_vec(),
         vsock: "/vsock".into(),
+        cpu: "/cpu.json".into(),
         log: None,
         metrics: Some("/metrics".into()),
     }
@@ -59,10 +60,56 @@ fn a_vm_becomes_this_file() {
 }
 
 #[test]
+fn what_a_machine_is_tuned_by_is_in_the_file() {
+    let mut tuned = spec();
+    tuned.tuning = tuning::Tuning {
+        huge_pages: Some(tuning::HugePages::Reserved),
+        cpu_template: Some(CpuTemplate::T2CL),
+        balloon: Some(tuning::Balloon { amount: 64 << 20, deflate_on_oom: true, free_page_reporting: true }),
+        ..Default::default()
+    };
+    let written = |spec: &VmSpec| -> serde_json::Value {
+        serde_json::from_slice(&config(spec, &paths(), "").unwrap().to_json()).unwrap()
+    };
+    let file = written(&tuned);
+    let machine = json!({"vcpu_count": 3, "mem_size_mib": 256, "cpu_template": "T2CL", "huge_pages": "2M"});
+    assert_eq!(file["machine-config"], machine);
+    let balloon = json!({"amount_mib": 64, "deflate_on_oom": true, "free_page_reporting": true});
+    assert_eq!(file["balloon"], balloon);
+    tuned.tuning.huge_pages = Some(tuning::HugePages::Transparent);
+    tuned.tuning.balloon = Some(tuning::Balloon { amount: 1 << 20, ..Default::default() });
+    let file = written(&tuned);
+    assert_eq!(file["machine-config"]["huge_pages"], "Transparent");
+    assert_eq!(file["cpu-config"], serde_json::Value::Null);
+    tuned.tuning.cpu_file = Some(tuning::CpuFile { path: "x.json".into(), changes: None });
+    assert_eq!(written(&tuned)["cpu-config"], "/cpu.json");
+    // Versions before 1.14 know no more of it.
+    assert_eq!(file["balloon"], json!({"amount_mib": 1, "deflate_on_oom": false}));
+}
+
+#[test]
+fn settings_and_the_file_they_become_need_the_same_version() {
+    let reporting = tuning::Balloon { free_page_reporting: true, ..Default::default() };
+    let mut seen = Vec::new();
+    for huge_pages in [None, Some(tuning::HugePages::Reserved), Some(tuning::HugePages::Transparent)] {
+        for balloon in [None, Some(tuning::Balloon::default()), Some(reporting)] {
+            let mut tuned = spec();
+            tuned.tuning = tuning::Tuning { huge_pages, balloon, ..Default::default() };
+            let needs = tuned.tuning.needs();
+            assert_eq!(config(&tuned, &paths(), "").unwrap().needs(), needs);
+            seen.extend(needs);
+        }
+    }
+    for need in [Need::HugePages, Need::TransparentHugePages, Need::FreePages] {
+        assert!(seen.contains(&need), "{need:?}");
+    }
+}
+
+#[test]
 fn a_file_reads_back_as_it_was() {
     let mut before = config(&spec(), &paths(), "panic=1").unwrap();
     before.machine_config = before.machine_config.with_huge_pages(HugePages::Hugetlbfs2M).unwrap();
-    before.cpu_config = Some(CpuConfig::Path("/cpu.json".into()));
+    before.cpu_config = Some("/cpu.json".into());
     assert_eq!(serde_json::from_slice::<Config>(&before.to_json()).unwrap(), before);
 }
 
@@ -82,5 +129,5 @@ fn what_firecracker_cannot_do_is_refused() {
 fn a_plain_vm_needs_nothing_new_and_a_full_one_does() {
     assert_eq!(config(&spec(), &paths(), "").unwrap().needs(), []);
     let all = crate::vmm::firecracker::schema_tests::full().needs();
-    assert_eq!(all, [Need::HugePages, Need::InlineCpuConfig, Need::Mtu, Need::FreePages]);
+    assert_eq!(all, [Need::HugePages, Need::FreePages]);
 }

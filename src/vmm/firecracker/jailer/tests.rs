@@ -66,7 +66,7 @@ fn write(text: &str) -> impl FnOnce(&Path) {
 #[test]
 fn only_a_child_that_the_jailer_named_is_adopted() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
+        crate::testing::skip("needs root");
         return;
     }
     let mut child = Command::new("sleep").arg("60").spawn().unwrap();

@@ -9,13 +9,15 @@ fn version(text: &str) -> Version {
 #[test]
 fn versions_are_read_as_they_are_printed() {
     let v = Version { major: 1, minor: 16, patch: 1 };
-    assert_eq!(parse_output("Firecracker v1.16.1\n\n2026 [anonymous] exiting\n"), Some(v));
+    assert_eq!(parse_output("Firecracker", "Firecracker v1.16.1\n\n2026 [anonymous] exiting\n"), Some(v));
     assert_eq!(version("1.17.0-dev"), Version { major: 1, minor: 17, patch: 0 });
     assert_eq!(version("1.6.0-1-gabcdef"), OLDEST);
     for bad in ["", "1.6", "1.6.0.1", "one.two.three", "-1.2.3", "1.6.0x"] {
         assert_eq!(bad.parse::<Version>().unwrap_err().code(), "firecracker.version", "{bad}");
     }
-    assert_eq!(parse_output("cloud-hypervisor v38.0.0\n"), None);
+    assert_eq!(parse_output("Jailer", "Jailer v1.16.1\n"), Some(v));
+    assert_eq!(parse_output("Jailer", "Firecracker v1.16.1\n"), None);
+    assert_eq!(parse_output("Firecracker", "cloud-hypervisor v38.0.0\n"), None);
 }
 
 #[test]
@@ -30,8 +32,9 @@ fn before_1_8_a_modular_kernel_is_refused_with_the_reason() {
 
 #[test]
 fn everything_that_is_missing_is_named_at_once() {
-    let refused = check(version("1.6.0"), &[Need::Acpi, Need::Mtu, Need::BzImage]).unwrap_err();
-    for part in ["ACPI", "MTU", "bzImage"] {
+    let refused =
+        check(version("1.6.0"), &[Need::Acpi, Need::FreePages, Need::TransparentHugePages]).unwrap_err();
+    for part in ["ACPI", "guest frees", "transparent"] {
         assert!(refused.to_string().contains(part), "{refused}");
     }
     assert_eq!(refused.help_text(), Some("use Firecracker 1.17.0 or newer"));
@@ -41,7 +44,7 @@ fn everything_that_is_missing_is_named_at_once() {
 fn a_version_from_before_1_6_is_refused_whatever_is_needed() {
     assert_eq!(check(version("1.5.1"), &[]).unwrap_err().code(), "firecracker.too-old");
     assert_eq!(check(version("0.25.2"), &[]).unwrap_err().code(), "firecracker.too-old");
-    check(version("2.0.0"), &[Need::BzImage]).unwrap();
+    check(version("2.0.0"), &[Need::TransparentHugePages]).unwrap();
 }
 
 #[test]
@@ -67,9 +70,29 @@ fn what_is_no_firecracker_is_refused_by_name() {
 }
 
 #[test]
-fn the_real_one_says_its_version() {
+fn a_jailer_of_another_release_is_refused() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let [firecracker, jailer] = ["firecracker", "jailer"].map(|name| dir.path().join(name));
+    let says = |path: &Path, text: &str| {
+        fs::write(path, format!("#!/bin/sh\necho {text}\n")).unwrap();
+        fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    says(&firecracker, "Firecracker v1.9.1");
+    let both = || of_both([&firecracker, &jailer]);
+    says(&jailer, "Jailer v1.9.1");
+    assert_eq!(both().unwrap(), version("1.9.1"));
+    says(&jailer, "Jailer v1.9.0");
+    let refused = both().unwrap_err();
+    assert_eq!(refused.code(), "vmm.jailer-version");
+    assert!(refused.to_string().contains("1.9.1") && refused.to_string().contains("1.9.0"), "{refused}");
+    says(&jailer, "Firecracker v1.9.1");
+    assert_eq!(both().unwrap_err().code(), "firecracker.not-firecracker");
+}
+
+#[test]
+fn the_real_ones_say_their_version() {
     let Some(binary) = crate::vmm::firecracker::testing::binary() else { return };
-    let version = of(&binary).unwrap();
+    let version = of_both([&binary, &binary.with_file_name("jailer")]).unwrap();
     println!("{version}");
     check(version, &[Need::Acpi]).unwrap();
 }
@@ -77,17 +100,9 @@ fn the_real_one_says_its_version() {
 #[test]
 fn each_thing_is_there_from_its_version_on_and_named_before() {
     let table = [
-        (Need::PidFile, "1.7.0", "1.6.0", "pid file"),
         (Need::HugePages, "1.7.0", "1.6.0", "huge pages"),
         (Need::Acpi, "1.8.0", "1.7.0", "ACPI"),
-        (Need::NoStrayHangup, "1.11.0", "1.10.1", "SIGHUP"),
-        (Need::Pvh, "1.12.0", "1.11.0", "PVH"),
-        (Need::InlineCpuConfig, "1.13.0", "1.12.1", "cpu-config"),
-        (Need::AnyName, "1.13.0", "1.12.1", "name"),
-        (Need::MadeLogs, "1.14.0", "1.13.1", "metrics"),
-        (Need::FreePages, "1.14.0", "1.13.1", "free page"),
-        (Need::Mtu, "1.16.0", "1.15.1", "MTU"),
-        (Need::BzImage, "1.17.0", "1.16.1", "bzImage"),
+        (Need::FreePages, "1.14.0", "1.13.1", "guest frees"),
         (Need::TransparentHugePages, "1.17.0", "1.16.1", "transparent"),
     ];
     for (need, first, last_without, word) in table {
