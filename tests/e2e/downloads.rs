@@ -242,8 +242,9 @@ fn an_address_with_two_digests_is_an_error_of_the_manifest() {
     for command in ["plan", "lock", "build", "update"] {
         project.run(&[command]).expect(64).says("cannot have two digests").says("manifest.two-digests");
     }
-    // One digest is enough for both, and no trust is needed.
-    let archive = tarball(&[("hello", "hi")]);
+    // One digest is enough for both, and no trust is needed. The store has nothing of it from an earlier run.
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos().to_string();
+    let archive = tarball(&[("hello", &now)]);
     let site = Site::new(&[("/a.tar", &archive)]);
     let text = uses("", &one.replace(&"1".repeat(64), &sha256(&archive)));
     let project = Project::new(&text.replace("https://example.org/a.tar", &site.server.url("/a.tar")));
@@ -280,6 +281,33 @@ fn what_can_be_pinned_is_pinned_whatever_else_fails() {
     site.files.lock().unwrap().retain(|(path, _)| path != "/gone.tar");
     let update = project.run(&["update"]).expect(1).says("404");
     assert!(update.stdout.contains(&format!("→ sha256:{}", &sha256(&other)[..12])), "{update:?}");
+}
+
+#[test]
+fn a_pin_that_was_found_outlives_a_kill() {
+    let archive = tarball(&[("hello", "hi")]);
+    let served = archive.clone();
+    let server = Server::start(move |request| match (request.target.as_str(), request.nth) {
+        ("/slow.tar", 0) => Reply::ok(served.clone()).stall(100),
+        _ => Reply::ok(served.clone()),
+    });
+    let (quick, slow) = (server.url("/quick.tar"), server.url("/slow.tar"));
+    let project = Project::new(&format!(
+        "vm \"box\" {{ workload to=\"/0\" {{ url \"{slow}\"; }}
+            workload to=\"/1\" {{ url \"{quick}\"; }}; run \"/1\" }}"
+    ));
+    let running = project.command(&["lock"]).spawn();
+    let begun = Instant::now();
+    while !project.read("firegopher.lock").contains(&quick) {
+        assert!(begun.elapsed() < PATIENCE, "{}", project.read("firegopher.lock"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    running.signal(9);
+    assert_eq!(running.wait(PATIENCE).code, None);
+    assert!(!project.read("firegopher.lock").contains(&slow));
+    project.ok(&["lock"]);
+    assert!(project.read("firegopher.lock").contains(&slow));
+    assert_eq!(server.seen().iter().filter(|request| request.target == "/quick.tar").count(), 1);
 }
 
 #[test]
