@@ -50,9 +50,9 @@ impl Project {
     pub fn open(dir: &Path) -> Result<Project> {
         let manifest = manifest::load(dir)?;
         let name = manifest::project_name(&manifest);
-        let (manifest, lock) = complete(manifest)?;
         let home = Home::from_env()?;
         let store = open_store(&home)?;
+        let (manifest, lock) = complete(manifest, &home, &store)?;
         Ok(Project { manifest, name, home, store, lock, tools: tools() })
     }
 
@@ -285,7 +285,8 @@ impl Project {
     pub fn guard(&mut self, ui: &Ui) -> Result<ProjectGuard> {
         loop {
             let guard = take(&self.home, &self.name, ui)?;
-            (self.manifest, self.lock) = complete(manifest::load(&self.manifest.dir)?)?;
+            let manifest = manifest::load(&self.manifest.dir)?;
+            (self.manifest, self.lock) = complete(manifest, &self.home, &self.store)?;
             let name = manifest::project_name(&self.manifest);
             if name == self.name {
                 let claimed = self.home.project(&self.name).join("project.json");
@@ -310,10 +311,11 @@ pub fn needs_of(graph: &Graph) -> Vec<Need<'_>> {
 }
 
 /// A manifest with its lock, and with what only this host and the lock know filled in.
-fn complete(mut manifest: Manifest) -> Result<(Manifest, Lock)> {
-    let root = nix::unistd::geteuid().is_root();
-    decide_vmms(&mut manifest, root, || probe::kvm().is_usable());
+fn complete(mut manifest: Manifest, home: &Home, store: &Store) -> Result<(Manifest, Lock)> {
     let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
+    let (root, dir) = (nix::unistd::geteuid().is_root(), manifest.dir.clone());
+    let hardware = || probe::kvm().is_usable();
+    decide_vmms(&mut manifest, root, hardware, |source| step::proof::auto(store, &lock, home, &dir, source));
     fill(&mut manifest, &lock)?;
     Ok((manifest, lock))
 }
@@ -393,13 +395,26 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
     ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running }
 }
 
-/// Puts what `vmm "auto"` means on this host in its place. Firecracker's jailer needs root as well as hardware.
-fn decide_vmms(manifest: &mut Manifest, root: bool, hardware: impl Fn() -> bool) {
+/// Puts what `vmm "auto"` means on this host in its place. Firecracker's jailer needs root as well as hardware, and
+/// where both are there a guest has to have run.
+fn decide_vmms(
+    manifest: &mut Manifest,
+    root: bool,
+    hardware: impl Fn() -> bool,
+    proof: impl Fn(&Firecracker) -> Result<()>,
+) {
     for vm in &mut manifest.vms {
-        if let VmmSource::AutoFirecracker(source) = &vm.vmm {
-            vm.vmm =
-                if root && hardware() { VmmSource::Firecracker(source.clone()) } else { VmmSource::Auto };
-        }
+        let VmmSource::AutoFirecracker(source) = &vm.vmm else { continue };
+        vm.vmm = match (root && hardware()).then(|| proof(source)) {
+            Some(Ok(())) => VmmSource::Firecracker(source.clone()),
+            Some(Err(e)) => {
+                let cause =
+                    std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
+                Ui::stderr().warning(&format!("VM {}: `vmm \"auto\"` takes QEMU: {e}{cause}", vm.name));
+                VmmSource::Auto
+            }
+            None => VmmSource::Auto,
+        };
     }
 }
 
@@ -461,13 +476,19 @@ mod tests {
             vm "plain" { run "true"; }
         "#;
         fs::write(dir.path().join(manifest::FILE_NAME), text).unwrap();
-        let decided = |root, hardware| {
+        let decide = |root, hardware, proven: bool| {
             let mut manifest = manifest::load(dir.path()).unwrap();
-            decide_vmms(&mut manifest, root, || hardware);
+            let proof = |_: &Firecracker| {
+                assert!(root && hardware, "nothing is tried in vain");
+                if proven { Ok(()) } else { Err(Error::host("vmm.trial", "it died")) }
+            };
+            decide_vmms(&mut manifest, root, || hardware, proof);
             let is_firecracker = |vm: &manifest::model::Vm| matches!(vm.vmm, VmmSource::Firecracker(_));
             assert_eq!(manifest.vms[2].vmm, VmmSource::Auto);
             (is_firecracker(&manifest.vms[0]), is_firecracker(&manifest.vms[1]))
         };
+        assert_eq!(decide(true, true, false), (false, true), "it was tried and did not work");
+        let decided = |root, hardware| decide(root, hardware, true);
         assert_eq!(decided(true, true), (true, true));
         assert_eq!(decided(false, true), (false, true));
         assert_eq!(decided(true, false), (false, true));
