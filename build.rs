@@ -1,4 +1,5 @@
-//! Builds the guest's PID 1 as a static release binary and hands its path to the crate as `FIREGOPHER_INIT`.
+//! Builds the guest's PID 1 as a static release binary and hands its path and digest to the crate as
+//! `FIREGOPHER_INIT` and `FIREGOPHER_INIT_BLAKE3`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +24,9 @@ fn main() {
     let copy = out.join("init");
     fs::copy(&init, &copy).unwrap_or_else(|e| panic!("cannot copy {}: {e}", init.display()));
     println!("cargo::rustc-env=FIREGOPHER_INIT={}", copy.display());
+    // Part of step keys: hashed here once, instead of by every command.
+    let bytes = fs::read(&copy).unwrap_or_else(|e| panic!("cannot read {}: {e}", copy.display()));
+    println!("cargo::rustc-env=FIREGOPHER_INIT_BLAKE3={}", blake3::hash(&bytes).to_hex());
 }
 
 /// A static position-dependent binary: nothing to relocate, and no dynamic loader in the initramfs.

@@ -7,7 +7,7 @@ use crate::home::Home;
 use crate::listing::Listing;
 use crate::lock::{AssetId, Lock, OciPin};
 use crate::manifest::model::{
-    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, VmmSource, Workload, WorkloadFrom,
+    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload, WorkloadFrom,
 };
 use crate::manifest::{self};
 use crate::name::Name;
@@ -15,7 +15,7 @@ use crate::plan::{
     Graph, Host, Need, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools,
     fill_defaults, needs,
 };
-use crate::step::{self, Work, resolve, tools};
+use crate::step::{self, Resolved, Work, resolve, tools};
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
@@ -26,6 +26,8 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
+
+mod vmms;
 
 pub use crate::lock::FILE_NAME as LOCK_FILE;
 
@@ -43,17 +45,31 @@ pub struct Project {
     pub lock: Lock,
     /// What this build brings along.
     pub tools: Tools,
+    /// From before manifest and lock were read.
+    read: Texts,
+}
+
+/// The bytes of manifest and lock file, to see whether they changed.
+#[derive(PartialEq, Eq)]
+struct Texts([Option<Vec<u8>>; 2]);
+
+impl Texts {
+    fn read(dir: &Path) -> Texts {
+        // What cannot be read is told by whoever parses it.
+        Texts([manifest::FILE_NAME, LOCK_FILE].map(|name| fs::read(dir.join(name)).ok()))
+    }
 }
 
 impl Project {
     /// Opens the project in `dir`: its manifest, its lock, the store.
     pub fn open(dir: &Path) -> Result<Project> {
+        let read = Texts::read(dir);
         let manifest = manifest::load(dir)?;
         let name = manifest::project_name(&manifest);
         let home = Home::from_env()?;
         let store = open_store(&home)?;
         let (manifest, lock) = complete(manifest, &home, &store)?;
-        Ok(Project { manifest, name, home, store, lock, tools: tools() })
+        Ok(Project { manifest, name, home, store, lock, tools: tools(), read })
     }
 
     /// Hashes everything on this host that the manifest names.
@@ -242,6 +258,9 @@ impl Project {
     }
 
     /// Resolves assets anew and writes their pins. Uses the network.
+    ///
+    /// # Errors
+    /// The first of those that cannot be resolved. The others are pinned all the same.
     pub fn pin(&mut self, wanted: &[Need<'_>], ui: &Ui) -> Result<()> {
         for need in wanted {
             let trust = if need.is_blind() { ", trusting what comes: check its sha256" } else { "" };
@@ -249,20 +268,45 @@ impl Project {
         }
         let (debian, others): (Vec<&Need<'_>>, Vec<_>) = wanted.iter().partition(|n| n.id.is_debian());
         let mut lock = self.lock.clone();
+        let mut errors: Vec<Error> = Vec::new();
+        let mut kept = 0;
         if !debian.is_empty() {
             let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
             let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
-            let pins = asset::resolve_all(&self.store, &apt, &assets, ui)?;
-            for (asset, pins) in assets.into_iter().zip(pins) {
-                lock.set(asset, pins)?;
+            match asset::resolve_all(&self.store, &apt, &assets, ui) {
+                Ok(pins) => {
+                    for (asset, pins) in assets.into_iter().zip(pins) {
+                        lock.set(asset, pins)?;
+                        kept += 1;
+                    }
+                }
+                Err(e) => errors.push(e),
             }
         }
-        for need in others {
-            lock.set(need.id.clone(), resolve(need, &self.store, ui)?)?;
+        for Resolved { ids, pinned } in resolve(&others, &self.store, ui) {
+            match pinned {
+                Ok(pinned) => {
+                    for id in ids {
+                        lock.set(id, pinned.clone())?;
+                        kept += 1;
+                    }
+                }
+                Err(e) => errors.push(e),
+            }
         }
-        lock.save(&self.manifest.dir.join(LOCK_FILE))?;
-        self.lock = lock;
-        fill(&mut self.manifest, &self.lock)
+        if errors.is_empty() || kept > 0 {
+            lock.save(&self.manifest.dir.join(LOCK_FILE))?;
+            self.lock = lock;
+        }
+        let mut errors = errors.into_iter();
+        let Some(first) = errors.next() else { return fill(&mut self.manifest, &self.lock) };
+        ui.clear();
+        if kept > 0 {
+            ui.note(&format!("{LOCK_FILE} has {kept} of {} pins; the rest failed", wanted.len()));
+        }
+        // One of them ends the command; each of the others would be what ends the next one.
+        errors.for_each(|error| ui.warning(&error.to_string()));
+        Err(first)
     }
 
     /// What steps work with.
@@ -285,8 +329,14 @@ impl Project {
     pub fn guard(&mut self, ui: &Ui) -> Result<ProjectGuard> {
         loop {
             let guard = take(&self.home, &self.name, ui)?;
-            let manifest = manifest::load(&self.manifest.dir)?;
-            (self.manifest, self.lock) = complete(manifest, &self.home, &self.store)?;
+            let read = Texts::read(&self.manifest.dir);
+            // An image in a directory fills in settings, too, and may be another one by now.
+            let local = |vm: &Vm| matches!(vm.image, ImageSource::OciPath { .. });
+            if read != self.read || self.manifest.vms.iter().any(local) {
+                (self.manifest, self.lock) =
+                    complete(manifest::load(&self.manifest.dir)?, &self.home, &self.store)?;
+                self.read = read;
+            }
             let name = manifest::project_name(&self.manifest);
             if name == self.name {
                 let claimed = self.home.project(&self.name).join("project.json");
@@ -315,7 +365,7 @@ fn complete(mut manifest: Manifest, home: &Home, store: &Store) -> Result<(Manif
     let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
     let (root, dir) = (nix::unistd::geteuid().is_root(), manifest.dir.clone());
     let hardware = || probe::kvm().is_usable();
-    decide_vmms(&mut manifest, root, hardware, |source| step::proof::auto(store, &lock, home, &dir, source));
+    vmms::decide(&mut manifest, root, hardware, |source| step::proof::auto(store, &lock, home, &dir, source));
     fill(&mut manifest, &lock)?;
     Ok((manifest, lock))
 }
@@ -395,29 +445,6 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
     ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running }
 }
 
-/// Puts what `vmm "auto"` means on this host in its place. Firecracker's jailer needs root as well as hardware, and
-/// where both are there a guest has to have run.
-fn decide_vmms(
-    manifest: &mut Manifest,
-    root: bool,
-    hardware: impl Fn() -> bool,
-    proof: impl Fn(&Firecracker) -> Result<()>,
-) {
-    for vm in &mut manifest.vms {
-        let VmmSource::AutoFirecracker(source) = &vm.vmm else { continue };
-        vm.vmm = match (root && hardware()).then(|| proof(source)) {
-            Some(Ok(())) => VmmSource::Firecracker(source.clone()),
-            Some(Err(e)) => {
-                let cause =
-                    std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
-                Ui::stderr().warning(&format!("VM {}: `vmm \"auto\"` takes QEMU: {e}{cause}", vm.name));
-                VmmSource::Auto
-            }
-            None => VmmSource::Auto,
-        };
-    }
-}
-
 /// What this host allows to VMs of this manifest. Making a VM to ask KVM for its worth takes some milliseconds: spared
 /// where all of them insist on it.
 pub fn host(manifest: &Manifest) -> Host {
@@ -460,38 +487,5 @@ impl StoreView for View<'_> {
     }
     fn listing(&self, object: &ObjectDigest) -> Option<Listing> {
         Listing::decode(&self.store.read(object).ok()?).ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn auto_is_firecracker_for_root_on_hardware_and_qemu_otherwise() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = r#"
-            vm "auto" { run "true"; vmm "auto" { firecracker "/fc" }; }
-            vm "insists" { run "true"; vmm "firecracker" { path "/fc" }; }
-            vm "plain" { run "true"; }
-        "#;
-        fs::write(dir.path().join(manifest::FILE_NAME), text).unwrap();
-        let decide = |root, hardware, proven: bool| {
-            let mut manifest = manifest::load(dir.path()).unwrap();
-            let proof = |_: &Firecracker| {
-                assert!(root && hardware, "nothing is tried in vain");
-                if proven { Ok(()) } else { Err(Error::host("vmm.trial", "it died")) }
-            };
-            decide_vmms(&mut manifest, root, || hardware, proof);
-            let is_firecracker = |vm: &manifest::model::Vm| matches!(vm.vmm, VmmSource::Firecracker(_));
-            assert_eq!(manifest.vms[2].vmm, VmmSource::Auto);
-            (is_firecracker(&manifest.vms[0]), is_firecracker(&manifest.vms[1]))
-        };
-        assert_eq!(decide(true, true, false), (false, true), "it was tried and did not work");
-        let decided = |root, hardware| decide(root, hardware, true);
-        assert_eq!(decided(true, true), (true, true));
-        assert_eq!(decided(false, true), (false, true));
-        assert_eq!(decided(true, false), (false, true));
-        assert_eq!(decided(false, false), (false, true));
     }
 }

@@ -1,10 +1,18 @@
 //! What tests that boot real guests share: artifacts out of one store, and turns, so that two cores are not
 //! asked for ten emulated CPUs.
 
+#[path = "../tests/support/skip.rs"]
+mod skipping;
 #[expect(dead_code, reason = "the benchmarks use the rest")]
 #[path = "../tests/support/web.rs"]
 pub mod web;
 
+pub mod programs;
+pub mod tls;
+
+pub use skipping::{skip, skip_for_want_of_packages};
+
+use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::lock::Lock;
 use crate::plan::{Graph, Scan};
@@ -21,10 +29,27 @@ pub struct Artifacts {
     pub kernel: PathBuf,
 }
 
-/// The artifacts, fetched once and kept below `target/`; the reason where they cannot be had.
-pub fn artifacts() -> Result<Artifacts, String> {
-    static ARTIFACTS: OnceLock<Result<Artifacts, String>> = OnceLock::new();
-    ARTIFACTS.get_or_init(|| fetch().map_err(|e| e.to_string())).clone()
+/// What came of fetching; `None`, and the reason counted, where this machine has no packages to fetch. Everything
+/// else that goes wrong is a failure of ours.
+pub fn unless_without_packages<T>(fetched: Result<T>) -> Option<T> {
+    match fetched {
+        Ok(it) => Some(it),
+        Err(e) if matches!(e.code(), "asset.no-apt" | "asset.network" | "asset.no-sources") => {
+            skip_for_want_of_packages(e);
+            None
+        }
+        Err(e) => panic!("cannot fetch what the test needs: {e}: {e:?}"),
+    }
+}
+
+/// The artifacts, fetched once and kept below `target/`; `None`, and the reason counted, where they cannot be had.
+pub fn artifacts() -> Option<Artifacts> {
+    static ARTIFACTS: OnceLock<Option<Artifacts>> = OnceLock::new();
+    let artifacts = ARTIFACTS.get_or_init(|| unless_without_packages(fetch())).clone();
+    if artifacts.is_none() {
+        skip("no QEMU and no kernel");
+    }
+    artifacts
 }
 
 /// The home that tests share: `target/tmp/home-UID`, beside cargo's own directories.
@@ -37,9 +62,10 @@ pub fn home() -> Home {
     Home::new(target.join("tmp").join(format!("home-{}", nix::unistd::geteuid())))
 }
 
-/// The packages that `names` need, all of them, fetched once into the shared home; pinned there for ever.
-pub fn debs(names: &[&str]) -> Result<Vec<PathBuf>, String> {
-    let fetch = || -> crate::error::Result<Vec<PathBuf>> {
+/// The packages that `names` need, all of them, fetched once into the shared home and pinned there until the archive
+/// has others; `None`, and the reason counted, where there are none.
+pub fn debs(names: &[&str]) -> Option<Vec<PathBuf>> {
+    let fetch = |anew: bool| -> Result<Vec<PathBuf>> {
         let home = home();
         fs_err::create_dir_all(home.root().parent().expect("it has a parent"))
             .expect("target/ can be written to");
@@ -49,7 +75,7 @@ pub fn debs(names: &[&str]) -> Result<Vec<PathBuf>, String> {
         let mut lock = Lock::load(&path)?;
         let id = crate::lock::AssetId::image(names.iter().copied());
         let apt = crate::asset::Apt::new(&home);
-        if lock.get(&id).is_none() {
+        if anew || lock.get(&id).is_none() {
             let mut pins =
                 crate::asset::resolve_all(&store, &apt, std::slice::from_ref(&id), &crate::asset::Silent)?;
             lock.set(id.clone(), pins.remove(0))?;
@@ -57,11 +83,20 @@ pub fn debs(names: &[&str]) -> Result<Vec<PathBuf>, String> {
         }
         crate::asset::fetch_debs(&store, &apt, &id, lock.get(&id).unwrap_or_default(), &crate::asset::Silent)
     };
-    fetch().map_err(|e| e.to_string())
+    unless_without_packages(fetch(false).or_else(|e| if is_gone(&e) { fetch(true) } else { Err(e) }))
 }
 
-fn fetch() -> crate::error::Result<Artifacts> {
-    let dir = tempfile::tempdir().map_err(|e| crate::error::Error::bug(e.to_string()))?;
+/// Whether the archive has moved on since the packages were pinned.
+fn is_gone(error: &Error) -> bool {
+    error.code() == "asset.gone"
+}
+
+fn fetch() -> Result<Artifacts> {
+    fetch_pinned(false).or_else(|e| if is_gone(&e) { fetch_pinned(true) } else { Err(e) })
+}
+
+fn fetch_pinned(anew: bool) -> Result<Artifacts> {
+    let dir = tempfile::tempdir().map_err(|e| Error::bug(e.to_string()))?;
     let manifest =
         crate::manifest::parse("vm \"x\" { run \"x\" }\n", "test", dir.path()).expect("it is valid");
     let mut graph = Graph::of(&manifest);
@@ -77,7 +112,7 @@ fn fetch() -> crate::error::Result<Artifacts> {
     let mut lock = Lock::load(&home.root().join("test.lock"))?;
     let guard = crate::store::lock_file(&home.root().join("test.lock.guard"), &|_| ())?;
     let assets: Vec<_> = crate::project::needs_of(&graph).into_iter().map(|need| need.id).collect();
-    if assets.iter().any(|asset| lock.get(asset).is_none()) {
+    if anew || assets.iter().any(|asset| lock.get(asset).is_none()) {
         let pins = crate::asset::resolve_all(&store, &crate::asset::Apt::new(&home), &assets, &ui)?;
         for (asset, pins) in assets.into_iter().zip(pins) {
             lock.set(asset, pins)?;

@@ -1,5 +1,11 @@
 //! Helpers of the unit tests.
 
+#[expect(dead_code, reason = "the guest's tests need no packages")]
+#[path = "../../tests/support/skip.rs"]
+mod skipping;
+
+pub use skipping::skip;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -31,7 +37,7 @@ impl Drop for TempDir {
 pub fn root(what: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        println!("skipped: {what} needs root");
+        skip(format!("{what} needs root"));
     }
     root
 }

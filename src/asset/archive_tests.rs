@@ -6,6 +6,7 @@ use crate::home::Home;
 use crate::lock::{AssetId, Pins};
 use crate::packages::{PackageSet, PackageSource, Wanted};
 use crate::store::Store;
+use crate::testing::programs;
 use fs_err as fs;
 use sha2::{Digest, Sha256};
 use std::io::Write;
@@ -25,26 +26,18 @@ impl Signer {
         fs::create_dir(&home).unwrap();
         fs::set_permissions(&home, std::fs::Permissions::from_mode(0o700)).unwrap();
         let signer = Signer { keyring: dir.join(format!("{name}.gpg")), home };
+        programs::gpg(&signer.home)?;
         let user = format!("{name} <{name}@example.org>");
-        let made = signer.gpg().args(["--quick-gen-key", &user, "ed25519", "sign", "never"]).output();
-        match made {
-            Ok(made) if made.status.success() => {}
-            Ok(made) => {
-                println!("skipped: gpg makes no key: {}", String::from_utf8_lossy(&made.stderr));
-                return None;
-            }
-            Err(e) => {
-                println!("skipped: no gpg to sign with: {e}");
-                return None;
-            }
-        }
+        let made =
+            signer.gpg().args(["--quick-gen-key", &user, "ed25519", "sign", "never"]).output().unwrap();
+        assert!(made.status.success(), "gpg makes no key: {}", String::from_utf8_lossy(&made.stderr));
         let exported = signer.gpg().arg("--export").output().unwrap();
         fs::write(&signer.keyring, exported.stdout).unwrap();
         Some(signer)
     }
 
     fn gpg(&self) -> Command {
-        let mut gpg = Command::new("gpg");
+        let mut gpg = programs::gpg(&self.home).expect("there was one when it was asked first");
         gpg.arg("--homedir").arg(&self.home).args(["--batch", "--quiet", "--yes", "--passphrase", ""]);
         gpg.args(["--pinentry-mode", "loopback"]);
         gpg
@@ -111,7 +104,7 @@ fn hex(bytes: &[u8]) -> String {
 impl Archive {
     fn new(dir: &Path) -> Option<Archive> {
         if Command::new("apt-get").arg("--version").output().is_err() {
-            println!("skipped: no apt");
+            crate::testing::skip("no apt");
             return None;
         }
         let signer = Signer::new(dir, "archive")?;

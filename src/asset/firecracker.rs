@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn the_programs_of_a_release_are_taken_and_asked_for_their_version() {
         let Some(dir) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER").map(PathBuf::from) else {
-            println!("skipped: no firecracker");
+            crate::testing::skip("no firecracker");
             return;
         };
         let [firecracker, jailer] = PROGRAMS.map(|name| fs::read(dir.join(name)).unwrap());

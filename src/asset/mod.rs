@@ -20,6 +20,7 @@ mod parse;
 pub mod progress;
 pub mod qemu;
 mod release;
+mod room;
 mod scripts;
 mod vmm_closure;
 

@@ -16,14 +16,9 @@ fn home() -> Home {
 }
 
 fn debs(store: &Store, apt: &Apt, id: &AssetId) -> Option<Vec<PathBuf>> {
-    match resolve_all(store, apt, std::slice::from_ref(id), &Silent) {
-        Ok(pins) => Some(fetch_debs(store, apt, id, &pins[0].packages, &Silent).unwrap()),
-        Err(e) if matches!(e.code(), "asset.no-apt" | "asset.network" | "asset.no-sources") => {
-            println!("skipped: {e}");
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
+    let resolved = resolve_all(store, apt, std::slice::from_ref(id), &Silent);
+    let pins = crate::testing::unless_without_packages(resolved)?;
+    Some(fetch_debs(store, apt, id, &pins[0].packages, &Silent).unwrap())
 }
 
 fn tool(store: &Store, apt: &Apt, out: &Path) -> Option<()> {
@@ -35,7 +30,7 @@ fn tool(store: &Store, apt: &Apt, out: &Path) -> Option<()> {
 #[test]
 fn a_full_system_is_the_same_bytes_twice_and_its_scripts_ran() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: scripts run here as root only");
+        crate::testing::skip("scripts run here as root only");
         return;
     }
     let home = home();
@@ -106,10 +101,7 @@ fn a_full_system_is_the_same_bytes_twice_and_its_scripts_ran() {
     let out = dir.path().join("out");
     fs::create_dir(&out).unwrap();
     crate::image::build_base(crate::image::BaseSource::Tar(&first), &out, dir.path()).unwrap();
-    let check =
-        std::process::Command::new("e2fsck").arg("-fn").arg(out.join(crate::image::BASE_IMAGE)).output();
-    match check {
-        Ok(said) => assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout)),
-        Err(e) => println!("skipped: e2fsck: {e}"),
-    }
+    let Some(mut e2fsck) = crate::testing::programs::e2fsprogs("e2fsck") else { return };
+    let said = e2fsck.arg("-fn").arg(out.join(crate::image::BASE_IMAGE)).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
 }

@@ -5,7 +5,7 @@ use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
 use crate::project;
-use crate::supervise::{self, STATE_FILE};
+use crate::supervise::{self, STATE_FILE, Wish};
 use crate::ui::Ui;
 use crate::{manifest, net};
 use fs_err as fs;
@@ -55,7 +55,9 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         .filter(|o| args.vms.is_empty() || args.vms.iter().any(|n| n == o.state.vm.as_str()))
         .collect();
     for vm in &chosen {
-        remove_vm(&home, &name, &vm.state.vm, args.kill)?;
+        // Without a handler Ctrl-C ends this command; the VM ends by itself then.
+        let wish = || if args.kill { Wish::Kill } else { Wish::Wait };
+        remove_vm(&home, &name, &vm.state.vm, &wish)?;
         ui.note(&format!("{} is down", vm.state.vm));
     }
     if chosen.is_empty() {
@@ -83,14 +85,16 @@ pub(super) fn project_of(dir: &Path, home: &Home) -> Result<Name> {
         .ok_or(error)
 }
 
-/// Stops a VM if it runs and removes everything it used but its volumes and logs.
-pub(super) fn remove_vm(home: &Home, project: &Name, vm: &Name, kill: bool) -> Result<()> {
+/// Stops a VM if it runs and removes everything it used but its volumes and logs. `wish` is asked all the while.
+pub(super) fn remove_vm(home: &Home, project: &Name, vm: &Name, wish: &dyn Fn() -> Wish) -> Result<()> {
     let dir = home.vm(project, vm);
-    if !dir.exists() {
+    // Never started, or removed before: there are logs at most.
+    if !dir.join(STATE_FILE).exists() && !supervise::is_lost(home, project, vm)? {
         return Ok(());
     }
-    supervise::stop(home, project, vm, kill, PATIENCE)?;
-    supervise::reclaim(home, project, vm)?;
+    if supervise::stop_while(home, project, vm, PATIENCE, wish)?.is_none() {
+        supervise::reclaim(home, project, vm)?;
+    }
     match fs::remove_file(dir.join(STATE_FILE)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(Error::failed("down.state", format!("cannot remove the state of {vm}")).because(e));

@@ -1,10 +1,12 @@
 //! The command line: what can be typed, and which file does it. One file a command.
 
 mod attach;
+mod before;
 mod build;
 mod caps;
 mod doctor;
 mod down;
+mod early;
 mod gc;
 mod init;
 mod lock;
@@ -20,8 +22,11 @@ mod update;
 mod verify;
 
 use crate::error::{Error, Result};
+use crate::supervise::FAILED_CODE;
 use crate::ui;
 use clap::{Parser, Subcommand};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -89,13 +94,28 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    match dispatch(cli) {
+    let throw_away = matches!(cli.command, Command::Run(_));
+    finish(throw_away, || dispatch(cli))
+}
+
+/// Does the work, shows its error and returns the exit code. `throw_away`: every code but 125 is a workload's.
+fn finish(throw_away: bool, work: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
+    // Nothing of what the panic left half done is used again: the process ends.
+    let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(bug_of(&*panic)));
+    match result {
         Ok(code) => code,
         Err(error) => {
             report(&error);
-            ui::exit_code(&error)
+            if throw_away { ExitCode::from(FAILED_CODE) } else { ui::exit_code(&error) }
         }
     }
+}
+
+/// What a panic comes to. Where it happened was said by the panic itself.
+fn bug_of(panic: &(dyn Any + Send)) -> Error {
+    let said = panic.downcast_ref::<String>().map(String::as_str);
+    let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word");
+    Error::bug(format!("firegopher panicked: {said}"))
 }
 
 /// Shows an error, unless it only comes of the process being ended by a signal.
@@ -143,5 +163,41 @@ fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.or_failed("stdout", || "cannot write to standard output"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_has_its_exit_code() {
+        let table: [(fn() -> Error, u8); 4] = [
+            (|| Error::failed("x", "it failed"), 1),
+            (|| Error::usage("x", "wrong input"), 64),
+            (|| Error::host("x", "the host lacks it"), 69),
+            (|| Error::bug("an invariant"), 70),
+        ];
+        for (error, code) in table {
+            assert_eq!(finish(false, || Err(error())), ExitCode::from(code), "{}", error());
+            assert_eq!(finish(true, || Err(error())), ExitCode::from(125), "`run`: {}", error());
+        }
+        assert_eq!(finish(true, || Ok(ExitCode::from(64))), ExitCode::from(64), "a workload's own code");
+        assert_eq!(finish(false, || Ok(ExitCode::from(2))), ExitCode::from(2));
+    }
+
+    #[test]
+    fn a_panic_is_told_as_a_bug() {
+        let whole = || -> Result<ExitCode> { panic!("the {} broke", "vase") };
+        assert_eq!(finish(false, whole), ExitCode::from(70));
+        assert_eq!(finish(true, whole), ExitCode::from(125));
+        let said = |panic: Box<dyn Any + Send>| bug_of(&*panic).to_string();
+        assert!(
+            said(catch_unwind(|| panic!("the {} broke", "vase")).unwrap_err()).ends_with("the vase broke")
+        );
+        assert!(said(catch_unwind(|| panic!("plain")).unwrap_err()).ends_with("plain"));
+        assert!(said(Box::new(7)).ends_with("without a word"));
+        let shown = ui::render(&bug_of(&"plain"));
+        assert!(shown.contains("This is a bug in firegopher"), "{shown}");
     }
 }

@@ -1,6 +1,7 @@
 //! `firegopher run`: one throw-away VM under a name of its own, without ports; exits with the workload's code.
 
 use super::attach::{self, Followed, Until};
+use super::early::Early;
 use super::{down, signals, target, up};
 use crate::error::{Error, Result};
 use crate::manifest::model::{Restart, Vm};
@@ -9,7 +10,7 @@ use crate::plan::Graph;
 use crate::project::{self, Project};
 use crate::step::boot::BootOptions;
 use crate::step::execute;
-use crate::supervise::{self, Client, FAILED_CODE};
+use crate::supervise::{Client, Wish};
 use crate::ui::Ui;
 use std::io::Read;
 use std::path::Path;
@@ -30,18 +31,11 @@ pub(super) struct Args {
     offline: bool,
 }
 
-/// Every code but 125 is the workload's.
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
-    Ok(run_inner(dir, args).unwrap_or_else(|error| {
-        super::report(&error);
-        ExitCode::from(FAILED_CODE)
-    }))
-}
-
-fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
     let mut project = Project::open(dir)?;
     let signals = signals::Signals::block(&project.store);
+    let early = Early::begin(&project);
     let guard = project.guard(&ui)?;
     let vm = throw_away(choose(&mut project, args.vm.as_deref())?, &args.command)?;
     project.manifest.vms = vec![vm];
@@ -55,7 +49,7 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
     let (vm, nodes) = (&project.manifest.vms[0], &graph.vms[0]);
     up::announce(vm, host, &ui);
     let namespace = match host.root {
-        true => Some(up::project_namespace(&project)?),
+        true => Some(early.namespace(&project)?),
         false => None,
     };
     let options = BootOptions { ephemeral: true, stdin: true };
@@ -63,10 +57,10 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
         signals.hold();
     }
     let client = up::spec_of(vm, nodes, &done, host, options, &work)
-        .and_then(|(spec, _)| supervise::spawn(&spec, namespace.as_ref()))
+        .and_then(|(spec, _)| early.supervisor(false)?.begin(&spec, namespace.as_ref()))
         .inspect_err(|_| {
             // The first error is the one to tell.
-            let _ = down::remove_vm(&project.home, &project.name, &vm.name, true);
+            let _ = down::remove_vm(&project.home, &project.name, &vm.name, &|| Wish::Kill);
             let _ = crate::net::address::release(&project.home.project(&project.name), &vm.name);
         })?;
     drop(guard);
@@ -86,7 +80,7 @@ fn run_inner(dir: &Path, args: &Args) -> Result<ExitCode> {
         // An exit code of 137 alone would leave one guessing.
         ui.line(&format!("the workload {}", outcome.describe()));
     }
-    down::remove_vm(&home, &name, &vm.name, true)?;
+    down::remove_vm(&home, &name, &vm.name, &|| Wish::Kill)?;
     Ok(ExitCode::from(outcome.exit_code()))
 }
 

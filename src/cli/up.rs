@@ -1,17 +1,18 @@
 //! `firegopher up`: plan, build, boot, follow.
 
 use super::attach::{self, Followed, Followings, Until};
+use super::early::Early;
 use super::signals::Signals;
-use super::{down, signals, target};
+use super::{before, down, signals, target};
 use crate::error::{Error, Result};
-use crate::manifest::model::{Port, Vm, VmmSource};
+use crate::manifest::model::{Vm, VmmSource};
 use crate::name::Name;
 use crate::net::netns::Netns;
 use crate::plan::{self, Action, Desired, Graph, Host, Plan, StepKind, VmNodes};
 use crate::project::{self, Project};
-use crate::step::boot::{self, BootOptions, supervise_spec};
+use crate::step::boot::{BootOptions, supervise_spec};
 use crate::step::{Outputs, Work, execute, record_last};
-use crate::supervise::{self, Client, Observed};
+use crate::supervise::{self, Client, Observed, Wish};
 use crate::ui::Ui;
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
     let mut project = Project::open(dir)?;
     let signals = Signals::block(&project.store);
+    let early = Early::begin_unless_running(&project);
     let guard = project.guard(&ui)?;
     let selected = target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
@@ -44,7 +46,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let plan = project.plan(&scan, &observed);
     if !plan.has_changes() {
         ui.note(&plan::render::summary(&plan));
-        drop(guard);
+        drop((guard, early));
         let running = connect_all(&project)?;
         let Project { home, name, store, .. } = project;
         drop(store);
@@ -56,7 +58,8 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let done = execute(&graph, &work)?;
     ui.clear();
     // Everything is known now: what was undecided is decided.
-    let plan = project.plan(&scan, &observed);
+    let decided = done.ran == 0 && plan.steps.iter().all(|step| step.action != Action::Unknown);
+    let plan = if decided { plan } else { project.plan(&scan, &observed) };
     // A signal must not end this process between two VMs: what was started is stopped again first.
     let signals = signals.as_ref();
     signals.inspect(|signals| signals.hold());
@@ -70,6 +73,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         ui: &ui,
         signals,
         observed: &observed,
+        early: &early,
     };
     let followed = match boots.carry_out(&plan) {
         Ok(followed) => followed,
@@ -78,7 +82,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
             None => return Err(error),
         },
     };
-    drop(guard);
+    drop((guard, early));
     // What the VMs use is in their states; whoever follows them keeps nobody from collecting the rest.
     let Project { home, name, store, .. } = project;
     drop(store);
@@ -118,24 +122,20 @@ struct Boots<'a> {
     ui: &'a Ui,
     signals: Option<&'a Signals>,
     observed: &'a [Observed],
+    early: &'a Early,
 }
 
 impl Boots<'_> {
     fn carry_out(&self, plan: &Plan) -> Result<Vec<Followed>> {
         let Project { home, name, .. } = self.project;
         // Before anything is stopped: a VM that cannot be started must not cost the one it replaces.
-        for vm in &self.project.manifest.vms {
-            if plan.step(StepKind::Boot, &vm.name).is_some_and(|step| step.action != Action::Keep) {
-                boot::check_secrets(vm)?;
-                self.check_ports(vm)?;
-            }
-        }
+        before::check(self.project, plan, self.host, self.observed)?;
         for step in plan.steps.iter().filter(|s| s.kind == StepKind::Boot && s.action == Action::Remove) {
             let vm = &step.vms[0];
             self.ui.note(&format!("{vm} left the manifest: stopping it"));
-            down::remove_vm(home, name, vm, false)?;
+            self.stop(vm)?;
         }
-        let namespace = self.namespace()?;
+        let namespace = self.host.root.then(|| self.early.namespace(self.project)).transpose()?;
         let mut started = Vec::new();
         match self.start_all(plan, namespace.as_ref(), &mut started) {
             Ok(followed) => Ok(followed),
@@ -147,8 +147,11 @@ impl Boots<'_> {
                 }
                 for vm in started.iter().rev() {
                     // A second signal is in a hurry.
-                    let kill = self.signals.is_some_and(Signals::pressed_twice);
-                    if let Err(left) = down::remove_vm(home, name, vm, kill) {
+                    let wish = || match self.signals.is_some_and(Signals::pressed_twice) {
+                        true => Wish::Kill,
+                        false => Wish::Wait,
+                    };
+                    if let Err(left) = down::remove_vm(home, name, vm, &wish) {
                         self.ui.warning(&format!("could not remove {vm}: {left}"));
                     }
                 }
@@ -157,18 +160,22 @@ impl Boots<'_> {
         }
     }
 
-    /// Whether the ports of `vm` are free, or held by VMs of this project, which will have given them up by then.
-    fn check_ports(&self, vm: &Vm) -> Result<()> {
-        let held = |port: &Port| {
-            self.observed
-                .iter()
-                .filter(|o| o.alive)
-                .any(|o| o.state.ports.iter().any(|p| (p.address, p.host) == (port.address, port.host)))
+    /// The stop of a VM is waited for unless somebody presses Ctrl-C: it was asked for and goes on by itself.
+    fn stop(&self, vm: &Name) -> Result<()> {
+        let Project { home, name, .. } = self.project;
+        let wish = || match self.interrupted() {
+            true => Wish::Leave,
+            false => Wish::Wait,
         };
-        vm.ports
-            .iter()
-            .filter(|port| !held(port))
-            .try_for_each(|p| supervise::bind_port(p, &vm.name).map(drop))
+        down::remove_vm(home, name, vm, &wish).inspect_err(|error| {
+            if error.code() == supervise::LEFT {
+                self.ui.note(&format!("{vm} is still being stopped; `firegopher down` waits for its end"));
+            }
+        })
+    }
+
+    fn interrupted(&self) -> bool {
+        self.signals.and_then(Signals::interrupted).is_some()
     }
 
     fn start_all(
@@ -177,11 +184,12 @@ impl Boots<'_> {
         namespace: Option<&Netns>,
         started: &mut Vec<Name>,
     ) -> Result<Vec<Followed>> {
-        let Project { home, name, manifest, .. } = self.project;
+        let manifest = &self.project.manifest;
         let mut followed = Vec::new();
         let mut booted: Vec<(&VmNodes, Desired)> = Vec::new();
-        for (vm, nodes) in manifest.vms.iter().zip(&self.graph.vms) {
-            if self.signals.and_then(Signals::interrupted).is_some() {
+        let mut all = manifest.vms.iter().zip(&self.graph.vms).peekable();
+        while let Some((vm, nodes)) = all.next() {
+            if self.interrupted() {
                 return Err(Error::failed("up.interrupted", "interrupted before all VMs were started"));
             }
             let action = plan.step(StepKind::Boot, &vm.name).map(|s| s.action);
@@ -192,9 +200,12 @@ impl Boots<'_> {
             if action == Some(Action::Replace) {
                 self.ui.note(&format!("stopping {} to replace it", vm.name));
             }
-            down::remove_vm(home, name, &vm.name, false)?;
+            self.stop(&vm.name)?;
             announce(vm, self.host, self.ui);
-            let (client, desired) = self.start(vm, nodes, namespace)?;
+            let (spec, desired) =
+                spec_of(vm, nodes, self.done, self.host, BootOptions::default(), self.work)?;
+            let waiting = self.early.supervisor(all.peek().is_some())?;
+            let client = waiting.begin(&spec, namespace)?;
             started.push(vm.name.clone());
             booted.push((nodes, desired));
             followed.push(Followed { name: vm.name.clone(), client, ours: true, ports: vm.ports.clone() });
@@ -204,23 +215,6 @@ impl Boots<'_> {
         record_last(self.graph, self.done, &booted, self.work)?;
         Ok(followed)
     }
-
-    fn start(&self, vm: &Vm, nodes: &VmNodes, namespace: Option<&Netns>) -> Result<(Client, Desired)> {
-        let (spec, desired) = spec_of(vm, nodes, self.done, self.host, BootOptions::default(), self.work)?;
-        Ok((supervise::spawn(&spec, namespace)?, desired))
-    }
-
-    fn namespace(&self) -> Result<Option<Netns>> {
-        if !self.host.root {
-            return Ok(None);
-        }
-        project_namespace(self.project).map(Some)
-    }
-}
-
-/// The project's namespace: of a VM that runs, else a new one. It lives as long as somebody holds it.
-pub(super) fn project_namespace(project: &Project) -> Result<Netns> {
-    supervise::project_netns(&project.home, &project.name)?.map_or_else(Netns::create, Ok)
 }
 
 /// A VM's spec and the effects it stands for.

@@ -22,12 +22,25 @@ pub(crate) enum Content {
     Bytes(Arc<[u8]>),
     /// A run of an uncompressed archive or a spool file.
     Slice { file: Arc<fs::File>, offset: u64 },
+    /// The same without its holes; the runs are in order and apart.
+    Sparse { file: Arc<fs::File>, extents: Arc<[Extent]> },
     /// A deflated member of a zip archive; stored members are slices with a checksum.
     Zip { file: Arc<fs::File>, offset: u64, compressed: u64, deflated: bool, crc: u32 },
     /// A file of a scanned directory.
     Beneath { dir: Arc<OwnedFd>, shown: Arc<PathBuf>, path: Box<str>, digest: ObjectDigest },
     /// A file of the host's.
     Host { path: PathBuf, digest: ObjectDigest },
+}
+
+/// A run of a file that is stored without its holes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Where it belongs in the file.
+    pub at: u64,
+    /// In bytes, at least 1.
+    pub length: u64,
+    /// Where it is in the archive.
+    pub offset: u64,
 }
 
 /// Reads one file's bytes and knows afterwards whether they were right.
@@ -65,6 +78,37 @@ impl Read for SliceReader<'_> {
     }
 }
 
+/// Reads runs of a file with the zeros between and behind them.
+struct SparseReader<'a> {
+    file: &'a fs::File,
+    /// Those that are not behind `at`.
+    extents: &'a [Extent],
+    at: u64,
+    size: u64,
+}
+
+impl Read for SparseReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.extents.first().is_some_and(|run| self.at >= run.at + run.length) {
+            self.extents = &self.extents[1..];
+        }
+        let wanted = |until: u64| (until - self.at).min(buffer.len() as u64) as usize;
+        let got = match self.extents.first() {
+            Some(run) if run.at <= self.at => {
+                let want = wanted(run.at + run.length);
+                self.file.read_at(&mut buffer[..want], run.offset + (self.at - run.at))?
+            }
+            next => {
+                let want = wanted(next.map_or(self.size, |run| run.at));
+                buffer[..want].fill(0);
+                want
+            }
+        };
+        self.at += got as u64;
+        Ok(got)
+    }
+}
+
 impl Content {
     /// Opens the bytes for one sequential read of `size` bytes.
     pub fn open(&self, size: u64) -> io::Result<ContentReader<'_>> {
@@ -72,6 +116,9 @@ impl Content {
             Content::Bytes(bytes) => (Box::new(&bytes[..]), Check::None),
             Content::Slice { file, offset } => {
                 (Box::new(SliceReader { file, offset: *offset, left: size }), Check::None)
+            }
+            Content::Sparse { file, extents } => {
+                (Box::new(SparseReader { file, extents, at: 0, size }), Check::None)
             }
             Content::Zip { file, offset, compressed, deflated, crc } => {
                 let raw = SliceReader { file, offset: *offset, left: *compressed };
@@ -106,6 +153,7 @@ impl Content {
         match self {
             Content::Bytes(_) | Content::Zip { .. } => 0,
             Content::Slice { file, offset } => copy::holes(file, *offset, offset + size).unwrap_or(0),
+            Content::Sparse { extents, .. } => size - extents.iter().map(|run| run.length).sum::<u64>(),
             Content::Beneath { dir, path, .. } => {
                 let how = OpenHow::new()
                     .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
@@ -137,7 +185,7 @@ impl Content {
                 ),
             )
             .help("the archive is damaged or hostile: make it again"),
-            Content::Slice { file, .. } => {
+            Content::Slice { file, .. } | Content::Sparse { file, .. } => {
                 Error::failed("archive.truncated", format!("{} ends within {path}", file.path().display()))
             }
             Content::Bytes(_) => Error::bug(format!("the contents made for {path} have another length")),

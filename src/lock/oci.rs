@@ -1,6 +1,7 @@
 //! What the lock says of a container image: its manifest, its layers and the defaults that it brings. Plain values;
 //! how they are found is `asset::oci`'s.
 
+use crate::digest::{FieldHasher, ObjectDigest};
 use serde::{Deserialize, Serialize};
 
 /// More layers than any builder makes (overlay's own limit is 500, Docker's 127).
@@ -74,6 +75,25 @@ pub struct OciConfig {
 }
 
 impl OciPin {
+    /// A digest over every field.
+    pub fn fingerprint(&self) -> ObjectDigest {
+        let OciPin { manifest, layers, config } = self;
+        let OciConfig { digest, entrypoint, cmd, env, user, workdir, ports } = config;
+        let mut hasher = FieldHasher::new("firegopher oci pin v1");
+        hasher.field(manifest).field(digest).field(user).field(workdir);
+        let mut list = |name: &str, fields: Vec<String>| {
+            hasher.field(name).field(fields.len().to_string());
+            fields.iter().for_each(|field| _ = hasher.field(field));
+        };
+        let layer = |OciLayer { digest, size, media }: &OciLayer| format!("{digest} {size} {media}");
+        list("layers", layers.iter().map(layer).collect());
+        list("entrypoint", entrypoint.clone());
+        list("cmd", cmd.clone());
+        list("env", env.iter().flat_map(|(name, value)| [name.clone(), value.clone()]).collect());
+        list("ports", ports.iter().map(u16::to_string).collect());
+        hasher.finish().into()
+    }
+
     /// Whether the pin is one that could have been written.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ pub(super) struct Decoder<'a> {
     /// Canonical.
     pub dir: &'a Path,
     problems: RefCell<Vec<Problem>>,
+    /// First addresses of downloads, with the digest that stands behind them.
+    pub digests: RefCell<Vec<(String, Spanned<String>)>>,
 }
 
 pub(super) fn name_span(node: &KdlNode) -> Range<usize> {
@@ -41,7 +43,7 @@ fn range(span: miette::SourceSpan) -> Range<usize> {
 
 impl<'a> Decoder<'a> {
     pub fn new(text: &'a str, dir: &'a Path) -> Self {
-        Decoder { text, dir, problems: RefCell::default() }
+        Decoder { text, dir, problems: RefCell::default(), digests: RefCell::default() }
     }
 
     pub fn into_problems(self) -> Vec<Problem> {
@@ -154,6 +156,7 @@ impl<'a> Decoder<'a> {
         if args < def.args.0 && !early_block {
             let quotes = match def.kind {
                 Kind::Number | Kind::Truth => ", without quotes",
+                Kind::NumberOrText => "",
                 Kind::Text if def.arg.starts_with('"') => "",
                 Kind::Text | Kind::TextOrNumber => ", in quotes",
             };
@@ -239,7 +242,9 @@ impl<'a> Decoder<'a> {
         let good = match prop.kind {
             Kind::Text => entry.value().is_string(),
             Kind::Number => entry.value().is_integer(),
-            Kind::TextOrNumber => entry.value().is_string() || entry.value().is_integer(),
+            Kind::TextOrNumber | Kind::NumberOrText => {
+                entry.value().is_string() || entry.value().is_integer()
+            }
             Kind::Truth => entry.value().is_bool(),
         };
         if !good {
@@ -250,7 +255,7 @@ impl<'a> Decoder<'a> {
                 match prop.kind {
                     Kind::Number => "a number",
                     Kind::Truth => "a truth value",
-                    Kind::Text | Kind::TextOrNumber => "a text",
+                    Kind::Text | Kind::TextOrNumber | Kind::NumberOrText => "a text",
                 },
             );
         }

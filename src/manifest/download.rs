@@ -3,13 +3,14 @@
 use super::decode::{Decoder, Setting, Spanned, Wrong};
 use super::diagnostic::Problem;
 use super::model::UrlSource;
+use super::units;
 use url::Url;
 
 /// Longer ones are refused by servers and proxies.
 const URL_MAX: usize = 8000;
 
 impl Decoder<'_> {
-    /// `url "ADDRESS" "MIRROR"… sha256="…" member="…"`.
+    /// `url "ADDRESS" "MIRROR"… sha256="…" member="…" max="…"`.
     pub fn url_source(&self, setting: Setting<'_>) -> Option<UrlSource> {
         let mut urls = Some(vec![]);
         for entry in setting.args() {
@@ -22,8 +23,27 @@ impl Decoder<'_> {
         }
         let sha256 = self.optional(setting, "sha256", "manifest.bad-digest", sha256);
         let member = self.optional(setting, "member", "manifest.bad-member", member);
+        let max = match setting.prop("max") {
+            None => Some(None),
+            Some(_) => self.text_prop(setting, "max").and_then(|text| {
+                let size = units::size("`max` of `url`", &text.value).and_then(|size| match size {
+                    0 => Err(Wrong::new(
+                        "nothing",
+                        "`max` of `url` is 0",
+                        "write a larger size, or leave it out",
+                    )),
+                    size => Ok(size),
+                });
+                self.checked("manifest.bad-size", &text.span, size).map(Some)
+            }),
+        };
         let urls = urls.filter(|all| !all.is_empty())?;
-        Some(UrlSource { urls, sha256: sha256?, member: member? })
+        let sha256 = sha256?;
+        if let (Some(digest), Some(entry)) = (&sha256, setting.prop("sha256")) {
+            let digest = Spanned { value: digest.clone(), span: self.entry_span(entry) };
+            self.digests.borrow_mut().push((urls[0].clone(), digest));
+        }
+        Some(UrlSource { urls, sha256, member: member?, max: max? })
     }
 
     /// A property that may be missing. `None`: it is wrong, which has been reported.

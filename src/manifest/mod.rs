@@ -10,6 +10,7 @@ mod excerpt;
 mod path;
 mod prescan;
 mod project;
+mod same_download;
 #[cfg(test)]
 mod schema;
 mod source;
@@ -189,6 +190,16 @@ pub fn project_name(manifest: &Manifest) -> Name {
     let word = if word.is_empty() { "project" } else { word };
     Name::new(format!("{word}-{}", &hash.to_hex()[..6]))
         .expect("invariant: made of allowed characters, at most 24")
+}
+
+/// Every setting of a VM, and each property as `SETTING PROPERTY`.
+#[cfg(test)]
+pub fn vm_settings() -> Vec<String> {
+    let of = |node: &'static table::Node| {
+        let props = node.props.iter().map(move |prop| format!("{} {}", node.name, prop.name));
+        std::iter::once(node.name.to_owned()).chain(props)
+    };
+    table::VM.iter().flat_map(of).collect()
 }
 
 #[cfg(test)]

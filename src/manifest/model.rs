@@ -49,6 +49,8 @@ pub struct Vm {
     pub memory: u64,
     /// Published ports.
     pub ports: Vec<Port>,
+    /// Where `ports` is empty, those that an OCI image exposes are published.
+    pub exposed: bool,
     /// What may leave the guest.
     pub egress: Egress,
     /// Disks that outlive the VM.
@@ -90,6 +92,8 @@ pub struct UrlSource {
     pub sha256: Option<String>,
     /// The file to take out of a downloaded tar or zip.
     pub member: Option<String>,
+    /// The most bytes that are taken where no pin says how many there are; else what its use allows.
+    pub max: Option<u64>,
 }
 
 impl UrlSource {

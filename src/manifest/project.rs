@@ -4,6 +4,7 @@ use super::decode::{Decoder, Spanned};
 use super::diagnostic::Problem;
 use super::model::{Manifest, Port};
 use super::path::beneath;
+use super::same_download;
 use super::source::Sources;
 use super::table::TOP;
 use super::vm::{self, Decoded};
@@ -57,14 +58,16 @@ pub(super) fn decode(d: &Decoder<'_>, doc: &KdlDocument) -> Option<Manifest> {
     for vm in &vms {
         d.mounts(vm);
     }
-    Some(Manifest {
+    let mut manifest = Manifest {
         dir: d.dir.to_owned(),
         project: match project {
             Some(name) => Some(name?.value),
             None => None,
         },
         vms: vms.into_iter().map(|v| v.vm).collect::<Option<Vec<_>>>()?,
-    })
+    };
+    same_download::agree(d, &mut manifest);
+    Some(manifest)
 }
 
 impl Decoder<'_> {

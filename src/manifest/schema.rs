@@ -70,6 +70,6 @@ fn type_of(line: &mut impl FnMut(usize, &str), depth: usize, kind: Kind) {
         Kind::Text => line(depth, "type \"string\""),
         Kind::Number => line(depth, "type \"number\""),
         Kind::Truth => line(depth, "type \"boolean\""),
-        Kind::TextOrNumber => line(depth, "type \"string\" \"number\""),
+        Kind::TextOrNumber | Kind::NumberOrText => line(depth, "type \"string\" \"number\""),
     }
 }

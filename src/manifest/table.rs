@@ -33,6 +33,8 @@ pub(super) enum Kind {
     Number,
     /// `"0:0"` or a number.
     TextOrNumber,
+    /// A number or a word, such as `"none"`.
+    NumberOrText,
     /// `#true` or `#false`.
     Truth,
 }
@@ -116,6 +118,11 @@ pub(super) const DEBIAN: &[Node] = &[Node {
     )
 }];
 
+const DOWNLOAD_MAX: Prop = text(
+    "max",
+    "The largest download that `firegopher lock` takes: 64GiB for images and workloads, 1GiB for kernels and VMMs unless set",
+);
+
 /// A download, wherever a source may stand.
 const URL: Node = Node {
     props: &[
@@ -124,6 +131,7 @@ const URL: Node = Node {
             "The digest that the download must have; without it `firegopher lock` pins what comes",
         ),
         text("member", "The file to take out of a downloaded tar or zip"),
+        DOWNLOAD_MAX,
     ],
     ..node("url", (1, 16), "an address", "A download by http, https or file; further ones are mirrors")
 };
@@ -188,10 +196,13 @@ pub(super) const VMM: &[Node] = &[
     ),
     node("firecracker", (1, 1), "a path", "A directory on this host that holds firecracker and jailer"),
     Node {
-        props: &[text(
-            "sha256",
-            "The digest that the download must have; without it `firegopher lock` pins what comes",
-        )],
+        props: &[
+            text(
+                "sha256",
+                "The digest that the download must have; without it `firegopher lock` pins what comes",
+            ),
+            DOWNLOAD_MAX,
+        ],
         ..node("url", (1, 16), "an address", "The archive of a Firecracker release; further ones are mirrors")
     },
 ];
@@ -260,13 +271,18 @@ pub(super) const VM: &[Node] = &[
     Node { kind: Kind::Number, ..node("cpus", (1, 1), "a number", "Virtual CPUs, 1 to 32") },
     node("memory", (1, 1), "a size", "Guest memory: whole MiB, at least 64MiB"),
     Node {
-        kind: Kind::Number,
+        kind: Kind::NumberOrText,
         props: &[
             number("to", "The guest's port; the host's unless set"),
             text("address", "The host's address; 127.0.0.1 unless set"),
         ],
         many: true,
-        ..node("port", (1, 1), "the host's port", "Publishes a TCP port of the guest on the host")
+        ..node(
+            "port",
+            (1, 1),
+            "the host's port, or \"none\"",
+            "Publishes a TCP port of the guest on the host; \"none\": not even those that a container image exposes",
+        )
     },
     node("egress", (1, 1), "\"none\"", "What may leave the guest"),
     Node {

@@ -276,6 +276,19 @@ fn projects_are_named_after_their_directory() {
 }
 
 #[test]
+fn port_none_stands_alone() {
+    let vm = |text: &str| format!("vm \"a\" {{ run \"x\"; {text}; }}\n");
+    let manifest = good(&vm("port \"none\""));
+    assert!(manifest.vms[0].ports.is_empty() && !manifest.vms[0].exposed);
+    assert!(good(&vm("cpus 1")).vms[0].exposed);
+    assert_eq!(codes(&vm("port \"none\"; port 80")), ["manifest.bad-value"]);
+    assert_eq!(codes(&vm("port 80; port \"none\"")), ["manifest.bad-value"]);
+    assert_eq!(codes(&vm("port \"none\"; port \"none\"")), ["manifest.bad-value"]);
+    assert_eq!(codes(&vm("port \"none\" to=80")), ["manifest.unused-property"]);
+    assert_eq!(codes(&vm("port \"80\"")), ["manifest.wrong-type"]);
+}
+
+#[test]
 fn firecracker_is_named_by_its_directory() {
     let vmm = |text: &str| {
         let text =
@@ -288,7 +301,7 @@ fn firecracker_is_named_by_its_directory() {
     };
     let release = |version: &str| {
         let urls = vec!["https://example.org/fc.tgz".to_owned()];
-        let source = UrlSource { urls, sha256: None, member: None };
+        let source = UrlSource { urls, sha256: None, member: None, max: None };
         Firecracker { from: FirecrackerFrom::Release(source), version: Some(version.parse().unwrap()) }
     };
     assert_eq!(vmm("\"firecracker\" { path \"/opt/fc\"; }"), Ok(VmmSource::Firecracker(fast(None))));

@@ -69,7 +69,9 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
     let env = one("env").map(|s| d.env(s)).unwrap_or_default();
     let secrets: Vec<_> = many("secret").filter_map(|s| d.secret(s)).collect();
     d.same_variables(&env, &secrets);
-    let ports: Vec<_> = many("port").filter_map(|s| d.port(s)).collect();
+    let none: Vec<_> = many("port").filter(|s| is_none(*s)).collect();
+    let ports: Vec<_> = many("port").filter(|s| !is_none(*s)).filter_map(|s| d.port(s)).collect();
+    d.no_ports(&none, many("port").find(|s| !is_none(*s)));
     let mounts: Vec<_> = many("volume").filter_map(|s| d.volume(s)).collect();
     let workloads: Vec<_> = many("workload").filter_map(|s| d.workload(s)).collect();
 
@@ -111,6 +113,7 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
             cpus: cpus?,
             memory: memory?,
             ports: ports.iter().map(|p| p.value.clone()).collect(),
+            exposed: none.is_empty(),
             egress: egress?,
             volumes: mounts.iter().map(|v| v.value.clone()).collect(),
             root: root?,
@@ -121,6 +124,11 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
         })
     })();
     Decoded { vm, name, ports, mounts, workloads }
+}
+
+/// `port "none"`.
+fn is_none(setting: Setting<'_>) -> bool {
+    setting.args().next().is_some_and(|entry| entry.value().as_string() == Some("none"))
 }
 
 impl Decoder<'_> {
@@ -245,6 +253,35 @@ impl Decoder<'_> {
             } else {
                 first.insert(name, span);
             }
+        }
+    }
+
+    /// `port "none"` stands alone.
+    fn no_ports(&self, none: &[Setting<'_>], other: Option<Setting<'_>>) {
+        let Some(first) = none.first() else { return };
+        let beside = other.or(none.get(1).copied());
+        if let Some(beside) = beside {
+            self.report::<()>(
+                Problem::new(
+                    "manifest.bad-value",
+                    first.span(),
+                    "publishes nothing",
+                    "`port \"none\"` stands beside another `port`",
+                )
+                .also(beside.span(), "the other one")
+                .help("keep `port \"none\"` alone, or remove it: a `port` of your own replaces those of a container image"),
+            );
+        }
+        for entry in first.node.entries().iter().filter(|entry| entry.name().is_some()) {
+            self.report::<()>(
+                Problem::new(
+                    "manifest.unused-property",
+                    self.entry_span(entry),
+                    "means nothing here",
+                    "`port \"none\"` has no properties",
+                )
+                .help("remove it"),
+            );
         }
     }
 

@@ -84,25 +84,35 @@ impl Netns {
         self.run_in(|| connect(to)).map_err(io::Error::other)?
     }
 
+    /// Moves the calling thread into the namespace, for good: for threads that end with what they do there.
+    pub(super) fn enter(&self) -> Result<()> {
+        setns(&self.0, CloneFlags::CLONE_NEWNET)
+            .or_failed("net.namespace", || "cannot enter the project's network namespace")
+    }
+
     /// Runs one netlink exchange inside the namespace.
     pub(crate) fn netlink<T, F>(&self, work: impl FnOnce(Handle) -> F + Send) -> Result<T>
     where
         T: Send,
         F: Future<Output = T>,
     {
-        let run = || -> io::Result<T> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-            runtime.block_on(async {
-                let (connection, handle, _) = rtnetlink::new_connection()?;
-                let driver = tokio::spawn(connection);
-                let value = work(handle).await;
-                driver.abort();
-                Ok(value)
-            })
-        };
-        self.run_in(run)?
-            .or_failed("net.netlink", || "cannot talk netlink in the project's network namespace")
+        self.run_in(|| exchange(work))?
     }
+}
+
+/// Runs one netlink exchange in the namespace of the calling thread.
+pub(super) fn exchange<T, F: Future<Output = T>>(work: impl FnOnce(Handle) -> F) -> Result<T> {
+    let run = || -> io::Result<T> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            let driver = tokio::spawn(connection);
+            let value = work(handle).await;
+            driver.abort();
+            Ok(value)
+        })
+    };
+    run().or_failed("net.netlink", || "cannot talk netlink in the project's network namespace")
 }
 
 impl AsFd for Netns {
@@ -166,7 +176,7 @@ pub(crate) mod tests {
     pub(crate) fn root() -> bool {
         let root = nix::unistd::geteuid().is_root();
         if !root {
-            println!("skipped: needs root");
+            crate::testing::skip("needs root");
         }
         root
     }

@@ -1,6 +1,6 @@
 //! Makes and removes taps inside a project's namespace.
 
-use super::netns::Netns;
+use super::netns::{Netns, exchange};
 use crate::error::{Context, Error, Result};
 use rtnetlink::LinkUnspec;
 use std::ffi::c_int;
@@ -38,12 +38,22 @@ pub struct TapConfig {
 /// Makes a tap, gives it its address and a permanent neighbour entry for the guest, and brings it up.
 /// Unless `persist` is set it lives as long as the descriptor and its duplicates.
 pub fn create(ns: &Netns, config: &TapConfig) -> Result<OwnedFd> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || create_here(ns, config));
+        let thread = thread.or_failed("net.thread", || "cannot start a thread for the network namespace")?;
+        // Only a panic of that thread gets here; it goes on in this one.
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// `create` by the calling thread, which it leaves in the namespace: for threads that end with this.
+pub(crate) fn create_here(ns: &Netns, config: &TapConfig) -> Result<OwnedFd> {
     if config.name.is_empty() || config.name.len() > NAME_MAX || config.name.contains(['/', '%', '\0']) {
         return Err(Error::bug(format!("{:?} is no name for a network device", config.name)));
     }
     let name = &config.name;
-    let attached =
-        ns.run_in(|| attach(config).and_then(|fd| Ok((fd, nix::net::if_::if_nametoindex(name.as_str())?))))?;
+    ns.enter()?;
+    let attached = attach(config).and_then(|fd| Ok((fd, nix::net::if_::if_nametoindex(name.as_str())?)));
     let (tap, index) = attached.map_err(|e| match e.raw_os_error() {
         Some(libc::EBUSY) => Error::failed(TAKEN, format!("a network device named {name} exists already in the project's network namespace"))
             .help("firegopher did not make it; stop the project's VMs (`firegopher down`): the namespace goes with the last one")
@@ -53,7 +63,7 @@ pub fn create(ns: &Netns, config: &TapConfig) -> Result<OwnedFd> {
         }
         _ => Error::host("net.tap", format!("cannot make the tap {name}")).because(e),
     })?;
-    ns.netlink(|handle| async move {
+    exchange(|handle| async move {
         // The neighbour entry first costs nothing later: without one each boot waits a second for ARP.
         let guest = IpAddr::V4(config.guest);
         let mut link = LinkUnspec::new_with_index(index).up();

@@ -29,6 +29,32 @@ pub fn fill(
             }
         }
     }
+    check_ports(manifest)
+}
+
+/// The manifest's own ports have been compared; those of images come in here.
+fn check_ports(manifest: &Manifest) -> Result<()> {
+    let mut taken: Vec<(&Port, &Vm)> = Vec::new();
+    for vm in &manifest.vms {
+        for port in &vm.ports {
+            let same = |other: &Port| {
+                let any = other.address.is_unspecified() || port.address.is_unspecified();
+                other.host == port.host && (any || other.address == port.address)
+            };
+            if let Some((_, other)) = taken.iter().find(|(other, _)| same(other)) {
+                let text = format!(
+                    "the host's port {} is published by {} and by {}, whose image exposes it",
+                    port.host, other.name, vm.name
+                );
+                return Err(Error::usage("manifest.duplicate-port", text).help(format!(
+                    "give one of them a `port` of its own, such as `port {} to={}`, or `port \"none\"`",
+                    port.host.checked_add(1).unwrap_or(8080),
+                    port.guest
+                )));
+            }
+            taken.push((port, vm));
+        }
+    }
     Ok(())
 }
 
@@ -53,7 +79,7 @@ fn apply(vm: &mut Vm, config: &OciConfig) -> Result<()> {
     if vm.user.is_none() && !config.user.is_empty() {
         vm.user = Some(user(&config.user));
     }
-    if vm.ports.is_empty() {
+    if vm.ports.is_empty() && vm.exposed {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         vm.ports = config.ports.iter().map(|&port| Port { address, host: port, guest: port }).collect();
     }

@@ -117,7 +117,15 @@ pub fn node_inputs(
             },
             // Its settings are in the init step's own inputs.
             Pinned::Oci(_) if matches!(node.task, Task::Init(_)) => {}
-            Pinned::Oci(pin) => inputs.push("manifest", &pin.manifest),
+            // Everything that the lock says, not the manifest alone, which would stand for it were the lock never
+            // edited: the step compares both, and what it compared once must not stand for something else.
+            Pinned::Oci(pin) => {
+                inputs.push("manifest", &pin.manifest);
+                for (index, layer) in pin.layers.iter().enumerate() {
+                    inputs.push(format!("layer {index}"), &layer.digest);
+                }
+                inputs.push("lock entry", pin.fingerprint());
+            }
         }
     }
     match &node.task {

@@ -1,3 +1,5 @@
+mod settings;
+
 use super::*;
 use crate::listing::{Listed, ListedKind, Listing};
 use crate::lock::{AssetId, FilePin, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins};
@@ -275,42 +277,6 @@ fn comments_and_spacing_change_nothing() {
 }
 
 #[test]
-fn every_setting_replaces_the_vm() {
-    let settings = [
-        "cpus 2",
-        "memory \"512MiB\"",
-        "user \"app\"",
-        "workdir \"/app\"",
-        "env { A \"b\" }",
-        "secret \"K\" env=\"K\"",
-        "port 9090",
-        "volume \"data\" at=\"/data\" size=\"64MiB\"",
-        "root \"tmpfs\"",
-        "restart \"always\"",
-        "grace \"3s\"",
-        "boot-timeout \"30s\"",
-        "hostname \"other\"",
-    ];
-    for setting in settings {
-        let mut world = World::new(WEB);
-        world.up_plainly();
-        world.remanifest(&WEB.replace("    run", &format!("    {setting}\n    run")));
-        let mut built = world.plan();
-        if built.steps.iter().any(|s| s.action == Action::Unknown || s.action == Action::Run) {
-            let observed = world.observed.clone();
-            let last = world.store.last.borrow().clone();
-            world.up_plainly();
-            world.observed = observed;
-            *world.store.last.borrow_mut() = last;
-            built = world.plan();
-        }
-        let boot = built.step(StepKind::Boot, &Name::new("web").unwrap()).unwrap();
-        assert_eq!(boot.action, Action::Replace, "{setting}");
-        assert!(!boot.reasons.is_empty(), "{setting}");
-    }
-}
-
-#[test]
 fn an_ended_vm_is_created_again_and_says_how_it_ended() {
     let mut world = World::new(WEB);
     world.up_plainly();
@@ -466,6 +432,58 @@ fn a_pin_with_another_digest_than_the_manifest_is_none() {
     let plan = world.plan();
     let step = plan.step(StepKind::Unpack, &world.manifest.vms[0].name).unwrap();
     assert_eq!(step.reasons, [Reason::note("not in firegopher.lock yet")]);
+}
+
+#[test]
+fn everything_that_the_lock_says_of_a_container_image_is_in_its_key() {
+    let key = |edit: &dyn Fn(&mut OciPin)| {
+        let mut world = downloads(URLS);
+        let id = AssetId::Oci("example.org/python:3".to_owned());
+        let mut pin = world.lock.oci(&id).unwrap().clone();
+        edit(&mut pin);
+        world.lock.set(id, Pinned::Oci(pin)).unwrap();
+        world.plan().step(StepKind::FetchImage, &world.manifest.vms[0].name).unwrap().key.unwrap()
+    };
+    let other = format!("sha256:{}", "0".repeat(64));
+    let mut seen = vec![key(&|_| ())];
+    let edits: [&dyn Fn(&mut OciPin); 6] = [
+        &|pin| pin.manifest.clone_from(&other),
+        &|pin| pin.layers[0].digest.clone_from(&other),
+        &|pin| pin.layers[0].size = 2,
+        &|pin| pin.layers.push(pin.layers[0].clone()),
+        &|pin| pin.config.digest.clone_from(&other),
+        &|pin| pin.config.entrypoint[0] = "sh".to_owned(),
+    ];
+    for edit in edits {
+        let key = key(edit);
+        assert!(!seen.contains(&key));
+        seen.push(key);
+    }
+}
+
+#[test]
+fn exposed_ports_are_published_once_and_not_where_the_manifest_says_none() {
+    let image = "image { oci \"example.org/python:3\"; }";
+    let filled = |text: &str| {
+        let world = downloads(&URLS.replace("    image", "    port \"none\"\n    image"));
+        let dir = tempfile::tempdir().unwrap();
+        let mut manifest =
+            parse(text, "firegopher.kdl", dir.path()).map_err(|d| d.render(false, 100)).unwrap();
+        fill_defaults(&mut manifest, &world.lock, |_| Ok(None))?;
+        let ports = manifest.vms.iter().map(|vm| vm.ports.iter().map(|p| (p.host, p.guest)).collect());
+        Ok::<Vec<Vec<_>>, crate::error::Error>(ports.collect())
+    };
+    let one = |rest: &str| format!("vm \"a\" {{ {image}; {rest}; }}");
+    assert_eq!(filled(&one("cpus 1")).unwrap(), [[(8000, 8000)]]);
+    assert_eq!(filled(&one("port 1 to=2")).unwrap(), [[(1, 2)]]);
+    assert_eq!(filled(&one("port \"none\"")).unwrap(), [Vec::new()]);
+    let two = |rest: &str| format!("{}; vm \"b\" {{ {image}; {rest}; }}", one("cpus 1"));
+    let error = filled(&two("cpus 1")).unwrap_err();
+    assert_eq!(error.code(), "manifest.duplicate-port");
+    assert!(error.to_string().contains("published by a and by b"), "{error}");
+    assert!(error.help_text().unwrap().contains("port \"none\""), "{error:?}");
+    assert_eq!(filled(&two("port \"none\"")).unwrap(), [vec![(8000, 8000)], vec![]]);
+    assert_eq!(filled(&two("port 8001 to=8000")).unwrap(), [[(8000, 8000)], [(8001, 8000)]]);
 }
 
 #[test]

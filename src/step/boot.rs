@@ -3,16 +3,17 @@
 use super::{Outputs, Work, run_config};
 use crate::digest::{FieldHasher, ObjectDigest};
 use crate::error::{Context, Error, Result};
-use crate::manifest::model::{Firecracker, FirecrackerFrom, KernelSource, Root, Vm, VmmSource};
+use crate::home::Home;
+use crate::manifest::model::{Firecracker, FirecrackerFrom, KernelSource, Root, Vm, VmmSource, Volume};
 use crate::name::{Name, VmId};
 use crate::net::address;
 use crate::plan::{Desired, Host, Scan, ScannedSource, VmNodes};
 use crate::store::{Action, Store};
 use crate::supervise::{SuperviseSpec, VolumeSpec};
-use crate::vmm::firecracker;
 use crate::vmm::firecracker::config::{self, CpuChanges};
 use crate::vmm::firecracker::version::{Need, Version};
 use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
+use crate::vmm::{self, firecracker};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -36,25 +37,11 @@ pub fn supervise_spec(
     options: BootOptions,
     work: &Work<'_>,
 ) -> Result<SuperviseSpec> {
-    if matches!(vm.vmm, VmmSource::Firecracker(_)) && !host.root {
-        return Err(Error::host(
-            "vmm.firecracker-root",
-            format!("VM {}: Firecracker's jail needs root", vm.name),
-        )
-        .help("run as root, or write `vmm \"auto\"`: QEMU runs as you"));
-    }
+    check_root(vm, host)?;
     let id = VmId::derive(work.project, &vm.name);
     let object = |node: usize| work.store.object_path(&done.outputs[node]);
     let dir = work.home.vm(work.project, &vm.name);
-    let volumes: Vec<VolumeSpec> = vm
-        .volumes
-        .iter()
-        .map(|volume| VolumeSpec {
-            name: volume.name.to_string(),
-            path: work.home.volumes(work.project).join(format!("{}.ext4", volume.name)),
-            size: volume.size,
-        })
-        .collect();
+    let volumes = volumes(vm, work.home, work.project);
     let drives = run_config::drive_plan(vm)
         .into_iter()
         .map(|role| {
@@ -244,9 +231,35 @@ fn mac(project: &Name, vm: &Name) -> [u8; 6] {
     [0x06, bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]]
 }
 
-/// Fails if a secret of `vm` is not in this process's environment.
-pub fn check_secrets(vm: &Vm) -> Result<()> {
-    secrets(vm).map(drop)
+/// The volumes of `vm`, whether they exist or not.
+pub fn volumes(vm: &Vm, home: &Home, project: &Name) -> Vec<VolumeSpec> {
+    let spec = |volume: &Volume| VolumeSpec {
+        name: volume.name.to_string(),
+        path: home.volumes(project).join(format!("{}.ext4", volume.name)),
+        size: volume.size,
+    };
+    vm.volumes.iter().map(spec).collect()
+}
+
+/// What would make a boot of `vm` fail on this host whatever else runs: its secrets are not in this process's
+/// environment, it wants rights that there are not, or more devices than fit.
+pub fn check_startable(vm: &Vm, host: Host) -> Result<()> {
+    secrets(vm)?;
+    check_root(vm, host)?;
+    if matches!(vm.vmm, VmmSource::Firecracker(_)) {
+        return firecracker::check_kvm();
+    }
+    vmm::check_devices(run_config::drive_plan(vm).len())?;
+    if host.root { Ok(()) } else { vmm::check_forwards(&vm.ports) }
+}
+
+fn check_root(vm: &Vm, host: Host) -> Result<()> {
+    if host.root || !matches!(vm.vmm, VmmSource::Firecracker(_)) {
+        return Ok(());
+    }
+    let text = format!("VM {}: Firecracker's jail needs root", vm.name);
+    Err(Error::host("vmm.firecracker-root", text)
+        .help("run as root, or write `vmm \"auto\"`: QEMU runs as you"))
 }
 
 fn secrets(vm: &Vm) -> Result<Vec<(String, String)>> {

@@ -33,23 +33,42 @@ struct Progress {
     error: Option<Error>,
 }
 
+impl Progress {
+    fn finish(&mut self, index: usize, done: Done) {
+        self.outputs[index] = Some(done.output);
+        self.inputs[index] = done.inputs;
+        self.ran += usize::from(done.ran);
+        self.done += 1;
+    }
+}
+
 /// Runs what has to be run. On an error the steps under way are finished, no other is started, and the first
 /// error is returned; what was published stays. Kernels that cannot boot are an error too.
 pub fn execute(graph: &Graph, work: &Work<'_>) -> Result<Outputs> {
     sources::download(graph, work)?;
     let count = graph.nodes.len();
-    let progress = Mutex::new(Progress {
+    let mut progress = Progress {
         outputs: vec![None; count],
         inputs: vec![Inputs::default(); count],
         started: vec![false; count],
         ..Progress::default()
-    });
-    let changed = Condvar::new();
-    std::thread::scope(|scope| {
-        for _ in 0..WORKERS.min(count) {
-            scope.spawn(|| worker(graph, work, &progress, &changed));
+    };
+    // What is there needs no threads, and most often all is.
+    for index in 0..count {
+        if let Some(done) = reused(graph, index, &progress.outputs, work) {
+            progress.started[index] = true;
+            progress.finish(index, done);
         }
-    });
+    }
+    let progress = Mutex::new(progress);
+    if lock(&progress).done < count {
+        let changed = Condvar::new();
+        std::thread::scope(|scope| {
+            for _ in 0..WORKERS.min(count) {
+                scope.spawn(|| worker(graph, work, &progress, &changed));
+            }
+        });
+    }
     let progress = progress.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(error) = progress.error {
         return Err(error);
@@ -88,12 +107,7 @@ fn worker(graph: &Graph, work: &Work<'_>, progress: &Mutex<Progress>, changed: &
                 });
         state = lock(progress);
         match result {
-            Ok(done) => {
-                state.outputs[index] = Some(done.output);
-                state.inputs[index] = done.inputs;
-                state.ran += usize::from(done.ran);
-                state.done += 1;
-            }
+            Ok(done) => state.finish(index, done),
             Err(error) => state.error = state.error.take().or(Some(error)),
         }
         changed.notify_all();
@@ -104,6 +118,15 @@ struct Done {
     output: ObjectDigest,
     inputs: Inputs,
     ran: bool,
+}
+
+/// A step whose output is in the store. `None` also of one whose parents are not done or whose inputs cannot be told:
+/// running it says why.
+fn reused(graph: &Graph, index: usize, outputs: &[Option<ObjectDigest>], work: &Work<'_>) -> Option<Done> {
+    let node = &graph.nodes[index];
+    let inputs = node_inputs(graph, node, outputs, work.lock, work.scan, work.tools).ok()?;
+    let output = work.store.reuse(&inputs.key(node.task.kind()))?;
+    Some(Done { output, inputs, ran: false })
 }
 
 fn run_node(graph: &Graph, index: usize, outputs: &[Option<ObjectDigest>], work: &Work<'_>) -> Result<Done> {

@@ -12,9 +12,8 @@ mod tasks;
 pub use boot::{cpu_changes, firecracker_needs, scanned_version};
 pub use execute::{Outputs, execute};
 pub use record::record_last;
-pub use sources::resolve;
+pub use sources::{Resolved, resolve};
 
-use crate::digest::ObjectDigest;
 use crate::home::Home;
 use crate::lock::Lock;
 use crate::name::Name;
@@ -29,7 +28,7 @@ pub static GUEST_INIT: &[u8] = include_bytes!(env!("FIREGOPHER_INIT"));
 /// The digests of what this build brings along.
 pub fn tools() -> Tools {
     Tools {
-        init: ObjectDigest::from(blake3::hash(GUEST_INIT)),
+        init: env!("FIREGOPHER_INIT_BLAKE3").parse().expect("invariant: build.rs writes 64 hex digits"),
         writer: crate::image::WRITER_VERSION.to_owned(),
     }
 }
@@ -54,4 +53,15 @@ pub struct Work<'a> {
     pub offline: bool,
     /// Progress and warnings.
     pub ui: &'a Ui,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::ObjectDigest;
+
+    #[test]
+    fn the_digest_that_was_built_in_is_that_of_the_init() {
+        assert_eq!(tools().init, ObjectDigest::from(blake3::hash(GUEST_INIT)));
+    }
 }

@@ -4,7 +4,7 @@ use super::Work;
 use crate::asset::{self, Apt, http, oci};
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
-use crate::lock::{AssetId, FilePin, OciPin, Pin, Pinned};
+use crate::lock::{AssetId, FilePin, FileRole, OciPin, Pin, Pinned};
 use crate::manifest::model::UrlSource;
 use crate::plan::{Graph, Need, Scan, ScannedSource, Task, needs, node_inputs};
 use crate::project;
@@ -12,9 +12,6 @@ use fs_err as fs;
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// The most that a download may have, in bytes, where no pin says how much it has.
-const MOST: u64 = 64 << 30;
 
 /// Downloads everything the graph's fetch steps lack, in one go for each kind of source.
 pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
@@ -166,27 +163,66 @@ pub(super) fn layers(reference: &str, work: &Work<'_>) -> Result<Vec<ObjectDiges
     let pin: &OciPin =
         work.lock.oci(&id).ok_or_else(|| Error::bug(format!("{id} was not pinned before its step")))?;
     if work.offline && !oci::have(work.store, pin) {
-        return Err(project::offline_error(&format!("the store lacks layers of {reference}")));
+        return Err(project::offline_error(&format!("the store lacks parts of {reference}")));
     }
     oci::fetch(work.store, reference, pin, work.ui)
 }
 
-/// Resolves downloads and container images for the lock.
-pub fn resolve(need: &Need<'_>, store: &crate::store::Store, ui: &crate::ui::Ui) -> Result<Pinned> {
-    match (&need.id, need.source) {
-        (AssetId::Oci(reference), _) => Ok(Pinned::Oci(oci::resolve(reference, ui)?)),
-        (_, Some(source)) => {
-            let wanted = http::Wanted {
-                urls: source.urls.clone(),
-                sha256: source.sha256.clone(),
-                size: None,
-                max: MOST,
-            };
-            let fetched = http::fetch(store, std::slice::from_ref(&wanted), ui)?.pop();
-            let fetched = fetched.ok_or_else(|| Error::bug("a download without a result"))?;
-            Ok(Pinned::File(FilePin { size: fetched.size, sha256: fetched.sha256, blake3: fetched.object }))
+/// What some assets are pinned to, or why they cannot be.
+pub struct Resolved {
+    /// Several, if they are of one download.
+    pub ids: Vec<AssetId>,
+    /// What all of them are.
+    pub pinned: Result<Pinned>,
+}
+
+/// Resolves downloads and container images for the lock, several at a time. What fails stops no other.
+pub fn resolve(needs: &[&Need<'_>], store: &crate::store::Store, ui: &crate::ui::Ui) -> Vec<Resolved> {
+    let mut images: Vec<(AssetId, &str)> = Vec::new();
+    let mut files: Vec<(Vec<AssetId>, http::Wanted)> = Vec::new();
+    for need in needs {
+        match (&need.id, need.source) {
+            (AssetId::Oci(reference), _) => images.push((need.id.clone(), reference)),
+            (AssetId::File { role, .. }, Some(source)) => {
+                let max = source.max.unwrap_or_else(|| most(*role));
+                let (urls, sha256) = (source.urls.clone(), source.sha256.clone());
+                // Members of one archive come in one download.
+                match files.iter_mut().find(|(_, other)| other.urls == urls && other.sha256 == sha256) {
+                    Some((ids, wanted)) => {
+                        ids.push(need.id.clone());
+                        wanted.max = wanted.max.min(max);
+                    }
+                    None => {
+                        files.push((vec![need.id.clone()], http::Wanted { urls, sha256, size: None, max }))
+                    }
+                }
+            }
+            _ => {}
         }
-        (id, None) => Err(Error::bug(format!("{id} is neither a download nor a container image"))),
+    }
+    let (image_ids, references): (Vec<AssetId>, Vec<&str>) = images.into_iter().unzip();
+    let (file_ids, wanted): (Vec<Vec<AssetId>>, Vec<http::Wanted>) = files.into_iter().unzip();
+    let (images, files) = std::thread::scope(|scope| {
+        let images = scope.spawn(|| oci::resolve_each(store, &references, ui));
+        let files = http::fetch_each(store, &wanted, ui);
+        (images.join().unwrap_or_default(), files)
+    });
+    let images = image_ids.into_iter().map(|id| vec![id]).zip(images);
+    let images = images.map(|(ids, pin)| Resolved { ids, pinned: pin.map(Pinned::Oci) });
+    let files = file_ids.into_iter().zip(files);
+    images.chain(files.map(|(ids, file)| Resolved { ids, pinned: file.map(pin_of) })).collect()
+}
+
+fn pin_of(fetched: http::Fetched) -> Pinned {
+    Pinned::File(FilePin { size: fetched.size, sha256: fetched.sha256, blake3: fetched.object })
+}
+
+/// The most that a download may have, in bytes, where neither a pin nor `max` of the manifest says so: far more than
+/// anything of its kind, and less than what would fill a disk unnoticed.
+fn most(role: FileRole) -> u64 {
+    match role {
+        FileRole::Kernel | FileRole::Vmm => 1 << 30,
+        FileRole::Image | FileRole::Workload => 64 << 30,
     }
 }
 

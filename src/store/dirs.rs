@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn the_home_of_another_user_is_refused() {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: giving a directory away needs root");
+            crate::testing::skip("giving a directory away needs root");
             return;
         }
         let dir = tempfile::tempdir().unwrap();

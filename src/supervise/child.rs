@@ -2,16 +2,16 @@
 
 use super::guard::Guard;
 use super::host::Host;
-use super::machine::Platform;
-use super::spec::{SuperviseSpec, wipe};
+use super::orders::{Orders, receive};
+use super::spec::SuperviseSpec;
 use super::supervisor;
-use super::wire::{FromSupervisor, MAX_SPEC, WIRE, message};
+use super::wire::{FromSupervisor, WIRE, message};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -29,28 +29,30 @@ pub fn child_main() -> ExitCode {
 
 fn run() -> Result<()> {
     crate::vmm::prepare();
-    let netns_fd: Option<RawFd> = std::env::args()
-        .find_map(|a| a.strip_prefix("--netns=").map(str::to_owned))
-        .map(|n| n.parse().or_usage("supervise.argument", || "--netns wants a descriptor"))
-        .transpose()?;
-    let mut socket =
-        isolate(netns_fd).or_failed("supervise.start", || "cannot leave the caller's session")?;
-    // SAFETY: our caller passed this descriptor to us alone; `isolate` has left it open and made it close-on-exec.
-    let netns = netns_fd.map(|fd| Netns::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }));
-    let spec =
+    let mut socket = isolate().or_failed("supervise.start", || "cannot leave the caller's session")?;
+    let orders =
         receive(&mut socket).or_failed("supervise.start", || "no settings arrived on standard input")?;
+    // Started early, and then there was nothing to start.
+    let Some(Orders { spec, log, netns }) = orders else { return Ok(()) };
+    become_silent(log).or_failed("supervise.start", || "cannot use the supervisor's log")?;
     let guard = Guard::start(&spec).or_failed("supervise.start", || "cannot fork a process that waits")?;
-    let result = supervise(spec, netns, netns_fd, socket);
+    let result = supervise(spec, netns.map(Netns::from_fd), socket);
     guard.dismiss();
     result
 }
 
-fn supervise(
-    spec: SuperviseSpec,
-    netns: Option<Netns>,
-    netns_fd: Option<RawFd>,
-    mut socket: UnixStream,
-) -> Result<()> {
+fn supervise(spec: SuperviseSpec, netns: Option<Netns>, mut socket: UnixStream) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .or_failed("supervise.start", || "cannot start the supervisor's event loop")?;
+    // Before anything is taken, and kept until it is looked at: a request to end is never the default action's.
+    let term = {
+        let _inside = runtime.enter();
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            .or_failed("supervise.start", || "cannot listen for SIGTERM")?
+    };
+    let netns_fd = netns.as_ref().map(|ns| ns.as_fd().as_raw_fd());
     let host = Host::new(netns);
     let prepared = match supervisor::prepare(spec, &host, netns_fd) {
         Ok(prepared) => prepared,
@@ -61,27 +63,28 @@ fn supervise(
         }
     };
     let _ = socket.write_all(&message(&FromSupervisor::Ready { wire: WIRE }));
-    watch(prepared, &host, socket)
-}
-
-fn watch(prepared: supervisor::Prepared, platform: &dyn Platform, first: UnixStream) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .or_failed("supervise.start", || "cannot start the supervisor's event loop")?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
-        let first = first
+        let first = socket
             .set_nonblocking(true)
-            .and_then(|()| tokio::net::UnixStream::from_std(first))
+            .and_then(|()| tokio::net::UnixStream::from_std(socket))
             .map_err(|e| Error::failed("supervise.start", "cannot serve the caller").because(e))?;
-        supervisor::supervise(prepared, platform, Some(first)).await.map(|_| ())
+        supervisor::supervise(prepared, &host, Some(first), Some(term)).await.map(|_| ())
     })
 }
 
-/// Lets go of everything that was the caller's, and returns the socket that was standard input.
-fn isolate(keep: Option<RawFd>) -> io::Result<UnixStream> {
-    let socket = UnixStream::from(io::stdin().lock().as_fd_owned()?);
+/// What is said from here on is for the log alone: until the settings came, the caller's terminal was told.
+fn become_silent(log: OwnedFd) -> io::Result<()> {
+    // SAFETY: both descriptors are open; 2 is meant to be replaced.
+    if unsafe { libc::dup2(log.as_raw_fd(), 2) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Lets go of everything that was the caller's but its standard error, and returns the socket that was standard input.
+fn isolate() -> io::Result<UnixStream> {
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // Before anything is opened: the socket is a duplicate, so a closed standard input was an error above.
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     // SAFETY: both descriptors are open; 0 is meant to be replaced.
@@ -90,22 +93,15 @@ fn isolate(keep: Option<RawFd>) -> io::Result<UnixStream> {
     }
     drop(null);
     // A pipe of the caller's that stayed open here would keep its reader waiting for as long as the VM runs.
-    let mut kept = [Some(socket.as_raw_fd()), keep].into_iter().flatten().collect::<Vec<_>>();
-    kept.sort_unstable();
-    let mut from = 3;
-    for fd in kept.iter().copied().chain([RawFd::MAX]) {
-        if fd > from {
-            // SAFETY: no descriptor in this range belongs to an object of ours; only `kept` ones do.
-            unsafe { libc::syscall(libc::SYS_close_range, from, fd - 1, 0) };
+    let kept = socket.as_raw_fd() as u32;
+    // SAFETY: no descriptor in these ranges belongs to an object of ours; only `kept` does.
+    unsafe {
+        if kept > 3 {
+            libc::syscall(libc::SYS_close_range, 3_u32, kept - 1, 0);
         }
-        from = fd.saturating_add(1);
+        libc::syscall(libc::SYS_close_range, kept + 1, u32::MAX, 0);
     }
-    if let Some(fd) = keep {
-        // SAFETY: sets close-on-exec on an open descriptor.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
+    detach()?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     std::env::set_current_dir("/")?;
     // A core file would hold secrets.
@@ -119,26 +115,18 @@ fn isolate(keep: Option<RawFd>) -> io::Result<UnixStream> {
     Ok(socket)
 }
 
-trait AsFdOwned {
-    fn as_fd_owned(&self) -> io::Result<OwnedFd>;
-}
-
-impl<T: std::os::fd::AsFd> AsFdOwned for T {
-    fn as_fd_owned(&self) -> io::Result<OwnedFd> {
-        self.as_fd().try_clone_to_owned()
+/// A session of its own, so that no terminal's signals arrive; and no child of the caller, so that nobody has to
+/// reap it.
+fn detach() -> io::Result<()> {
+    // SAFETY: takes nothing, touches no memory.
+    if unsafe { libc::setsid() } < 0 {
+        return Err(io::Error::last_os_error());
     }
-}
-
-fn receive(socket: &mut UnixStream) -> io::Result<SuperviseSpec> {
-    let mut len = [0; 4];
-    socket.read_exact(&mut len)?;
-    let len = u32::from_le_bytes(len);
-    if len > MAX_SPEC {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the settings are too large"));
+    // SAFETY: this process has one thread, as nothing has made another yet: the child goes on as if it were the parent.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(()),
+        // SAFETY: ends at once; what the runtime would do at exit is the child's to do.
+        _ => unsafe { libc::_exit(0) },
     }
-    let mut bytes = vec![0; len as usize];
-    socket.read_exact(&mut bytes)?;
-    let spec = serde_json::from_slice(&bytes);
-    wipe(&mut bytes);
-    Ok(spec?)
 }

@@ -1,6 +1,6 @@
 //! Disks and ports a VM needs before it boots: volumes, the scratch disk, and the published ports.
 
-use super::spec::SuperviseSpec;
+use super::spec::{SuperviseSpec, VolumeSpec};
 use crate::error::{Context, Error, Result};
 use crate::image::{Role, create_empty};
 use crate::manifest::model::Port;
@@ -53,49 +53,97 @@ pub(super) fn lock_volumes(spec: &SuperviseSpec) -> Result<Vec<File>> {
         if let Some(dir) = volume.path.parent() {
             private_dir(dir)?;
         }
-        // Never through a link: the directory is ours, but the name comes from the manifest.
-        let open = || {
-            fs::OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-                .open(&volume.path)
-        };
-        let file = match open() {
+        let file = match open_volume(volume) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 create_volume(&volume.path, volume.size)?;
-                open()
+                open_volume(volume)
             }
             other => other,
         };
-        let file = file.or_failed("supervise.volume", || format!("cannot open {}", subject()))?.into_file();
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::failed(
-                    "supervise.volume-busy",
-                    format!("{} is used by another VM", subject()),
-                )
-                .help("a volume belongs to one VM at a time: stop the other one first"));
-            }
-            Err(std::fs::TryLockError::Error(e)) => {
-                return Err(
-                    Error::failed("supervise.volume", format!("cannot lock {}", subject())).because(e)
-                );
-            }
+        let file = file.or_failed("supervise.volume", || format!("cannot open {}", subject()))?;
+        if !lock_volume(&file, &subject)? {
+            return Err(busy(&subject));
         }
-        let size =
-            file.metadata().or_failed("supervise.volume", || format!("cannot size {}", subject()))?.len();
-        if size != volume.size {
-            let text = format!("{} has {size} bytes; the manifest says {}", subject(), volume.size);
-            return Err(Error::usage("supervise.volume-size", text).help(
-                "a volume keeps its size: write the old size into the manifest, \
-                 or delete the volume and its data with `firegopher down --volumes`",
-            ));
-        }
+        check_size(&file, volume, &subject)?;
         locks.push(file);
     }
     Ok(locks)
+}
+
+/// Refuses volumes that `vm` could not take once the supervisors `ending` have ended. Makes and keeps nothing.
+///
+/// # Errors
+/// `supervise.volume-size` and `supervise.volume-busy`, as a boot would.
+pub fn check_volumes(vm: &Name, volumes: &[VolumeSpec], ending: &[i32]) -> Result<()> {
+    for volume in volumes {
+        let subject = || format!("volume {} of VM {vm}", volume.name);
+        let file = match open_volume(volume) {
+            // A boot makes it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other.or_failed("supervise.volume", || format!("cannot open {}", subject()))?,
+        };
+        check_size(&file, volume, &subject)?;
+        if !lock_volume(&file, &subject)? {
+            let holders = holders(&file).or_failed("supervise.volume", || "cannot read /proc/locks")?;
+            if holders.is_empty() || holders.iter().any(|pid| !ending.contains(pid)) {
+                return Err(busy(&subject));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Never through a link: the directory is ours, but the name comes from the manifest.
+fn open_volume(volume: &VolumeSpec) -> io::Result<File> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    Ok(options.open(&volume.path)?.into_file())
+}
+
+/// Whether it could be locked.
+fn lock_volume(file: &File, subject: &dyn Fn() -> String) -> Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+        Err(std::fs::TryLockError::Error(e)) => {
+            Err(Error::failed("supervise.volume", format!("cannot lock {}", subject())).because(e))
+        }
+    }
+}
+
+fn check_size(file: &File, volume: &VolumeSpec, subject: &dyn Fn() -> String) -> Result<()> {
+    let meta = file.metadata().or_failed("supervise.volume", || format!("cannot size {}", subject()))?;
+    if meta.len() == volume.size {
+        return Ok(());
+    }
+    let text = format!("{} has {} bytes; the manifest says {}", subject(), meta.len(), volume.size);
+    Err(Error::usage("supervise.volume-size", text).help(
+        "a volume keeps its size: write the old size into the manifest, \
+         or delete the volume and its data with `firegopher down --volumes`",
+    ))
+}
+
+fn busy(subject: &dyn Fn() -> String) -> Error {
+    Error::failed("supervise.volume-busy", format!("{} is used by another VM", subject()))
+        .help("a volume belongs to one VM at a time: stop the other one first")
+}
+
+/// Who has a lock on a file, by pid.
+fn holders(file: &File) -> io::Result<Vec<i32>> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(holders_in(&fs::read_to_string("/proc/locks")?, file.metadata()?.ino()))
+}
+
+/// Lines of proc_locks(5): `1: FLOCK  ADVISORY  WRITE 4711 08:01:262156 0 EOF`; with `->` before the kind for who only
+/// waits. The device is not compared: some file systems show one here and another to stat(2).
+fn holders_in(locks: &str, inode: u64) -> Vec<i32> {
+    let holder = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, place, ..] = fields.as_slice() else { return None };
+        let of = place.rsplit(':').next()?.parse::<u64>().ok()?;
+        (of == inode).then(|| pid.parse().ok())?
+    };
+    locks.lines().filter_map(holder).collect()
 }
 
 /// Makes a volume under another name first, so that one that exists is whole.
@@ -148,4 +196,42 @@ pub(super) fn private_dir(dir: &Path) -> Result<()> {
         .mode(0o700)
         .create(dir)
         .or_failed("supervise.directory", || format!("cannot make {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_a_lock_is_read_by_inode() {
+        let locks = "1: POSIX  ADVISORY  WRITE 10 08:01:42 0 EOF\n2: FLOCK  ADVISORY  WRITE 11 08:01:42 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 12 08:01:42 0 EOF\n3: FLOCK  ADVISORY  READ  13 00:1f:43 0 EOF\n";
+        assert_eq!(holders_in(locks, 42), [11]);
+        assert_eq!(holders_in(locks, 7), [0; 0]);
+        let file = tempfile::tempfile().unwrap();
+        file.try_lock().unwrap();
+        assert_eq!(holders(&file).unwrap(), [std::process::id() as i32]);
+    }
+
+    #[test]
+    fn a_volume_is_refused_before_anything_is_stopped_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = Name::new("web").unwrap();
+        let volume = |size| VolumeSpec { name: "data".to_owned(), path: dir.path().join("data.ext4"), size };
+        check_volumes(&vm, &[volume(4096)], &[]).unwrap();
+        assert!(!dir.path().join("data.ext4").exists(), "a check makes nothing");
+        fs::write(dir.path().join("data.ext4"), [0; 4096]).unwrap();
+        check_volumes(&vm, &[volume(4096)], &[]).unwrap();
+        assert_eq!(check_volumes(&vm, &[volume(8192)], &[]).unwrap_err().code(), "supervise.volume-size");
+        let held = File::open(dir.path().join("data.ext4")).unwrap();
+        held.try_lock().unwrap();
+        let me = std::process::id() as i32;
+        let busy = |ending: &[i32]| check_volumes(&vm, &[volume(4096)], ending).map_err(|e| e.code());
+        assert_eq!(busy(&[]), Err("supervise.volume-busy"));
+        assert_eq!(busy(&[me + 1]), Err("supervise.volume-busy"), "held by one that stays");
+        assert_eq!(busy(&[1, me]), Ok(()), "held by one that ends before");
+        std::os::unix::fs::symlink("data.ext4", dir.path().join("link")).unwrap();
+        let link = VolumeSpec { path: dir.path().join("link"), ..volume(4096) };
+        assert_eq!(check_volumes(&vm, &[link], &[me]).unwrap_err().code(), "supervise.volume");
+    }
 }

@@ -1,5 +1,6 @@
 //! The real host: VMM back ends, jails, taps, leases and the port proxy.
 
+use super::effects;
 use super::journal::{Effect, Journal};
 use super::logs::{VmmLog, escaped};
 use super::machine::{Machine, Platform, Proxies};
@@ -86,13 +87,16 @@ impl Platform for Host {
     }
 
     fn launch(&self, spec: &SuperviseSpec, journal: &mut Journal) -> Result<Machine> {
-        if let Some(jail) = &spec.vm_spec.jail {
-            journal.will(Effect::Jail { jail: jail.clone() })?;
-        }
-        if let NetSpec::Tap { name, .. } = &spec.vm_spec.net {
-            journal.will(Effect::Tap { name: name.clone() })?;
-        }
-        let launched = vmm::backend(&spec.vm_spec).launch(&spec.vm_spec, self.netns.as_ref());
+        let scratch = effects::scratch_path(spec).map(|path| Effect::File { path });
+        let jail = spec.vm_spec.jail.clone().map(|jail| Effect::Jail { jail });
+        let tap = match &spec.vm_spec.net {
+            NetSpec::Tap { name, .. } => Some(Effect::Tap { name: name.clone() }),
+            NetSpec::None | NetSpec::User { .. } => None,
+        };
+        journal.will_all([scratch, jail, tap].into_iter().flatten())?;
+        let mut disks = || effects::create_scratch(spec);
+        let backend = vmm::backend(&spec.vm_spec);
+        let launched = backend.launch_with(&spec.vm_spec, self.netns.as_ref(), &mut disks);
         if let (Err(e), NetSpec::Tap { name, .. }) = (&launched, &spec.vm_spec.net)
             && e.code() == tap::TAKEN
         {
@@ -125,7 +129,13 @@ impl Platform for Host {
             control: launched.control,
             console: Some(launched.console),
             keyboard: launched.keyboard,
-            timings: vec![("jail", cost.jail), ("tap", cost.tap), ("spawn", cost.spawn)],
+            timings: vec![
+                ("disks", cost.disks),
+                ("jail", cost.jail),
+                ("tap", cost.tap),
+                ("tap-wait", cost.tap_wait),
+                ("spawn", cost.spawn),
+            ],
             warnings: launched.warnings,
             ended,
         })

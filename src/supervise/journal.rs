@@ -91,11 +91,18 @@ impl Journal {
 
     /// Writes an effect down; call it before the effect happens.
     pub fn will(&mut self, effect: Effect) -> Result<()> {
-        if !self.effects.contains(&effect) {
-            self.effects.push(effect);
-            self.save()?;
+        self.will_all([effect])
+    }
+
+    /// Writes effects down at once, in the order in which they will happen; call it before the first of them does.
+    pub fn will_all(&mut self, effects: impl IntoIterator<Item = Effect>) -> Result<()> {
+        let before = self.effects.len();
+        for effect in effects {
+            if !self.effects.contains(&effect) {
+                self.effects.push(effect);
+            }
         }
-        Ok(())
+        if self.effects.len() > before { self.save() } else { Ok(()) }
     }
 
     /// Crosses out an effect that turned out not to be ours.
@@ -111,6 +118,7 @@ impl Journal {
         mut which: impl FnMut(&Effect) -> bool,
         mut undo: impl FnMut(&Effect) -> Result<()>,
     ) -> Result<()> {
+        let before = self.effects.len();
         let mut failures = Vec::new();
         let mut left = Vec::new();
         for effect in std::mem::take(&mut self.effects).into_iter().rev() {
@@ -123,7 +131,10 @@ impl Journal {
         }
         left.reverse();
         self.effects = left;
-        self.save()?;
+        // Nothing was undone: what is on the disk says so already.
+        if self.effects.len() < before {
+            self.save()?;
+        }
         match failures.is_empty() {
             true => Ok(()),
             false => Err(Error::failed("supervise.clean-up", failures.join("; "))),
@@ -182,6 +193,24 @@ mod tests {
         assert_eq!(result.unwrap_err().to_string(), "stuck");
         assert_eq!(order, [file("c"), file("b"), file("a")]);
         assert_eq!(Journal::open(dir.path()).unwrap().effects(), [file("b")]);
+    }
+
+    #[test]
+    fn what_changes_nothing_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let written = || dir.path().join(JOURNAL_FILE).exists();
+        journal.undo(|_| true, |_| Ok(())).unwrap();
+        assert!(!written());
+        journal.will_all(["a", "b"].map(file)).unwrap();
+        assert_eq!(Journal::open(dir.path()).unwrap().effects(), ["a", "b"].map(file));
+        std::fs::remove_file(dir.path().join(JOURNAL_FILE)).unwrap();
+        journal.will_all(["b", "a"].map(file)).unwrap();
+        journal.undo(|_| false, |_| Ok(())).unwrap();
+        journal.undo(|_| true, |_| Err(Error::failed("x", "stuck"))).unwrap_err();
+        assert!(!written(), "all stands as it did");
+        journal.undo(|e| *e == file("a"), |_| Ok(())).unwrap();
+        assert_eq!(Journal::open(dir.path()).unwrap().effects(), ["b"].map(file));
     }
 
     #[test]

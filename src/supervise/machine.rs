@@ -47,7 +47,8 @@ pub(super) trait Platform {
     fn network(&self, spec: &SuperviseSpec) -> Option<Network>;
     /// Forgets an ephemeral VM: what outlives others' ends, such as its address.
     fn forget(&self, spec: &SuperviseSpec);
-    /// Journals and does every effect of one boot, then starts the VMM. Called within a tokio runtime.
+    /// Journals and does every effect of one boot, its scratch disk among them, then starts the VMM. Called within a
+    /// tokio runtime.
     /// On an error the caller undoes the journal.
     fn launch(&self, spec: &SuperviseSpec, journal: &mut Journal) -> Result<Machine>;
     /// Undoes one effect. Must succeed when the effect never happened or was undone before.

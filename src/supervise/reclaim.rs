@@ -129,6 +129,24 @@ fn lock_of_the_dead(dir: &Path) -> Result<Option<impl Sized + use<>>> {
     }
 }
 
+/// What somebody who waits for a VM's end wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// To wait on.
+    Wait,
+    /// To go. The VM ends by itself, as it was asked to.
+    Leave,
+    /// It to end at once.
+    Kill,
+}
+
+/// The code of the error about a VM whose end was not waited for.
+pub const LEFT: &str = "supervise.left";
+/// How long a wish may go unheard.
+const SLICE: Duration = Duration::from_millis(50);
+/// What a supervisor may take to kill its VM and to clean up, and what the kernel may take to end a supervisor.
+const ENDING: Duration = Duration::from_secs(10);
+
 /// Stops a VM, whatever version its supervisor is of, waits for its end and reclaims what is left. `None` if there
 /// was no such VM. A supervisor that is not gone after `timeout` is killed, and the VM with it.
 pub fn stop(
@@ -138,19 +156,55 @@ pub fn stop(
     kill: bool,
     timeout: Duration,
 ) -> Result<Option<Outcome>> {
+    let wish = || if kill { Wish::Kill } else { Wish::Wait };
+    stop_while(home, project, vm, timeout, &wish)
+}
+
+/// `stop`, asking all the while what is wished for.
+///
+/// # Errors
+/// [`LEFT`] after [`Wish::Leave`].
+pub fn stop_while(
+    home: &Home,
+    project: &Name,
+    vm: &Name,
+    timeout: Duration,
+    wish: &dyn Fn() -> Wish,
+) -> Result<Option<Outcome>> {
     let dir = home.vm(project, vm);
     let Some(state) = State::load(&dir)? else { return Ok(None) };
     let failed = || format!("cannot stop the supervisor of VM {vm}");
     if let Some(pidfd) = state.supervisor.pidfd().or_failed("supervise.stop", failed)? {
         use super::process::{send, wait};
-        // SIGTERM is the one request that every version understands; the second one means: at once.
-        if kill && let Some(client) = Client::connect(&dir)? {
-            client.stop(true)?;
-        }
-        send(&pidfd, libc::SIGTERM).or_failed("supervise.stop", failed)?;
-        if !wait(&pidfd, timeout).or_failed("supervise.stop", failed)? {
-            send(&pidfd, libc::SIGKILL).or_failed("supervise.stop", failed)?;
-            wait(&pidfd, Duration::from_secs(10)).or_failed("supervise.stop", failed)?;
+        let mut until = Instant::now() + timeout;
+        let mut asked = false;
+        let mut hurried = false;
+        loop {
+            let wished = wish();
+            if wished == Wish::Kill && !hurried {
+                hurried = true;
+                until = until.min(Instant::now() + ENDING);
+                if let Some(client) = Client::connect(&dir)? {
+                    client.stop(true)?;
+                }
+            }
+            if !asked {
+                asked = true;
+                // The one request that every version understands; the second one means: at once.
+                send(&pidfd, libc::SIGTERM).or_failed("supervise.stop", failed)?;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if wait(&pidfd, left.min(SLICE)).or_failed("supervise.stop", failed)? {
+                break;
+            }
+            if wished == Wish::Leave {
+                return Err(Error::failed(LEFT, format!("VM {vm} has not ended yet")));
+            }
+            if left.is_zero() {
+                send(&pidfd, libc::SIGKILL).or_failed("supervise.stop", failed)?;
+                wait(&pidfd, ENDING).or_failed("supervise.stop", failed)?;
+                break;
+            }
         }
     }
     reclaim(home, project, vm)?;

@@ -24,6 +24,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
 /// Lines of the console shown with a failure.
@@ -157,11 +158,12 @@ fn take(spec: &mut SuperviseSpec, platform: &dyn Platform, journal: &mut Journal
 }
 
 /// Boots and watches until the VM has ended for good. Runs on a `LocalSet`. `first` is the client that asked for
-/// the VM: attached from the start.
+/// the VM: attached from the start. `term` are the SIGTERMs since this process began to be a supervisor.
 pub(super) async fn supervise(
     prepared: Prepared,
     platform: &dyn Platform,
     first: Option<UnixStream>,
+    term: Option<Signal>,
 ) -> Result<Outcome> {
     let Prepared { mut spec, mut journal, state, taken } = prepared;
     let Taken { ports, locks: _locks, log, mut console, listener } = taken;
@@ -180,7 +182,9 @@ pub(super) async fn supervise(
         tokio::task::spawn_local(server::serve(first, door.clone(), Some(hub.attach(true))));
     }
     tokio::task::spawn_local(server::accept(listener, door));
-    tokio::task::spawn_local(forward_sigterm(commands_in));
+    if let Some(term) = term {
+        tokio::task::spawn_local(forward_sigterm(term, commands_in));
+    }
     let proxies = platform.publish(&spec, ports)?;
 
     let mut backoff = Backoff::new(spec.restart);
@@ -248,10 +252,6 @@ async fn boot(
         wipe_secrets(&mut spec.run);
     }
     let mut launch = || -> Result<_> {
-        if let Some(path) = effects::scratch_path(spec) {
-            journal.will(Effect::File { path })?;
-            effects::create_scratch(spec)?;
-        }
         let machine = platform.launch(spec, journal)?;
         journal.will(Effect::Vmm { process: machine.process.clone() }).inspect_err(|_| {
             // Not written down: it must not run.
@@ -372,9 +372,7 @@ async fn finish(
 }
 
 /// SIGTERM stops gracefully, a second one kills. SIGHUP and SIGINT are the terminal's and mean nothing here.
-async fn forward_sigterm(commands: mpsc::Sender<Command>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut term) = signal(SignalKind::terminate()) else { return };
+async fn forward_sigterm(mut term: Signal, commands: mpsc::Sender<Command>) {
     let mut kill = false;
     while term.recv().await.is_some() {
         // A closed channel: the VM has ended.

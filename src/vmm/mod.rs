@@ -1,5 +1,6 @@
 //! Where a VMM comes in: one trait-sized interface, one back end a VMM, and the jail around it.
 
+mod beside;
 pub mod boot_args;
 pub mod firecracker;
 pub mod jail;
@@ -14,6 +15,7 @@ mod tsc;
 pub mod tuning;
 
 pub use monitor::{Death, Ended, Listener, Monitor, Said};
+pub use qemu::{check_devices, check_forwards};
 
 use crate::error::Result;
 use crate::net::netns::Netns;
@@ -28,8 +30,19 @@ pub trait Vmm {
     fn name(&self) -> &'static str;
     /// Stages the jail, makes the tap and starts the VMM. `net` is the project's namespace; a tap needs one.
     /// The VMM is killed when the calling thread ends: call this from a thread that outlives the VM.
-    /// After an error nothing is left but what `jail::clean` removes.
-    fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched>;
+    /// After an error nothing is left but what `jail::clean` removes, and no thread is still at work.
+    fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched> {
+        self.launch_with(spec, net, &mut || Ok(()))
+    }
+
+    /// `launch` of a spec with drives that do not exist yet. `disks` makes them; it is called once, before they are
+    /// placed and while other things are being made.
+    fn launch_with(
+        &self,
+        spec: &VmSpec,
+        net: Option<&Netns>,
+        disks: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Launched>;
 }
 
 /// The back end that boots `spec`.
@@ -113,10 +126,14 @@ pub struct Launched {
 /// What a launch cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timings {
+    /// Making the drives that each boot makes anew.
+    pub disks: Duration,
     /// Staging the jail and making its cgroups.
     pub jail: Duration,
-    /// Making the tap.
+    /// Making the tap, while disks and jail are made.
     pub tap: Duration,
+    /// Of that, what was left to wait for once they were there.
+    pub tap_wait: Duration,
     /// Fork to exec.
     pub spawn: Duration,
 }

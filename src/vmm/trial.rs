@@ -183,11 +183,11 @@ mod tests {
     #[test]
     fn a_firecracker_proves_itself_and_leaves_nothing() {
         let Some(dir) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER") else {
-            println!("skipped: no firecracker");
+            crate::testing::skip("no firecracker");
             return;
         };
         if !geteuid().is_root() {
-            println!("skipped: needs root");
+            crate::testing::skip("needs root");
             return;
         }
         let home = tempfile::tempdir().unwrap();
@@ -204,13 +204,7 @@ mod tests {
 
     #[test]
     fn a_qemu_of_the_store_proves_itself_and_leaves_nothing() {
-        let files = match crate::testing::artifacts() {
-            Ok(files) => files,
-            Err(why) => {
-                println!("skipped: no QEMU: {why}");
-                return;
-            }
-        };
+        let Some(files) = crate::testing::artifacts() else { return };
         let _turn = crate::testing::turn();
         let home = tempfile::tempdir().unwrap();
         println!("{:?}", qemu(&files.qemu, &Home::new(home.path())).unwrap());

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// Bytes of a huge page.
+pub const PAGE: u64 = 2 << 20;
+
 /// Everything that is not set is as the VMM has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -179,10 +182,15 @@ impl Tuning {
     /// # Errors
     /// `vmm.huge-pages`, with the command that mends it.
     pub fn check_host(&self, memory: u64) -> Result<()> {
-        self.check_pages(memory, Path::new("/sys/kernel/mm"))
+        self.check_host_with(memory, 0)
     }
 
-    fn check_pages(&self, memory: u64, sys: &Path) -> Result<()> {
+    /// `check_host` of the time when `more` huge pages of 2 MiB will be free than are now.
+    pub fn check_host_with(&self, memory: u64, more: i64) -> Result<()> {
+        self.check_pages(memory, more, Path::new("/sys/kernel/mm"))
+    }
+
+    fn check_pages(&self, memory: u64, more: i64, sys: &Path) -> Result<()> {
         let read = |path: &str| std::fs::read_to_string(sys.join(path)).unwrap_or_default();
         match self.huge_pages {
             None => Ok(()),
@@ -199,7 +207,8 @@ impl Tuning {
                 };
                 // A page that is promised is not free, although it counts as such.
                 let free = number("free_hugepages").saturating_sub(number("resv_hugepages"));
-                let wanted = memory.div_ceil(2 << 20);
+                let free = free.saturating_add_signed(more);
+                let wanted = memory.div_ceil(PAGE);
                 if free >= wanted {
                     return Ok(());
                 }
@@ -209,6 +218,25 @@ impl Tuning {
             }
         }
     }
+}
+
+/// How many huge pages of 2 MiB a process will give back at its end: those of its mappings, touched or only promised.
+pub fn huge_pages_of(pid: i32) -> u64 {
+    huge_pages_in(&std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default()) // Gone: none.
+}
+
+/// `smaps` of proc(5): of each mapping first its `Size`, then its `KernelPageSize`, both in kB.
+fn huge_pages_in(smaps: &str) -> u64 {
+    let number = |text: &str| text.trim().trim_end_matches(" kB").parse().unwrap_or(0_u64);
+    let (mut size, mut pages) = (0, 0);
+    for line in smaps.lines() {
+        match line.split_once(':') {
+            Some(("Size", value)) => size = number(value),
+            Some(("KernelPageSize", value)) if number(value) == PAGE >> 10 => pages += size / (PAGE >> 10),
+            _ => {}
+        }
+    }
+    pages
 }
 
 fn rate_fields(fields: &mut Vec<(String, String)>, what: &str, rate: Rate) {
@@ -251,15 +279,29 @@ mod tests {
         {
             fs_err::write(dir.join(name), value).unwrap();
         }
-        reserved.check_pages(128 << 20, sys.path()).unwrap();
-        let error = reserved.check_pages(256 << 20, sys.path()).unwrap_err();
+        reserved.check_pages(128 << 20, 0, sys.path()).unwrap();
+        let error = reserved.check_pages(256 << 20, 0, sys.path()).unwrap_err();
         assert_eq!(error.code(), "vmm.huge-pages");
         assert_eq!(error.help_text(), Some("sysctl vm.nr_hugepages=164"));
+        reserved.check_pages(256 << 20, 64, sys.path()).unwrap();
+        let promised = reserved.check_pages(128 << 20, -64, sys.path()).unwrap_err();
+        assert_eq!(promised.help_text(), Some("sysctl vm.nr_hugepages=164"));
         let transparent = Tuning { huge_pages: Some(HugePages::Transparent), ..Tuning::default() };
-        transparent.check_pages(1 << 30, sys.path()).unwrap();
+        transparent.check_pages(1 << 30, 0, sys.path()).unwrap();
         fs_err::create_dir(sys.path().join("transparent_hugepage")).unwrap();
         fs_err::write(sys.path().join("transparent_hugepage/enabled"), "always madvise [never]\n").unwrap();
-        assert_eq!(transparent.check_pages(1 << 30, sys.path()).unwrap_err().code(), "vmm.huge-pages");
+        assert_eq!(transparent.check_pages(1 << 30, 0, sys.path()).unwrap_err().code(), "vmm.huge-pages");
+    }
+
+    #[test]
+    fn the_huge_pages_of_a_process_are_counted_by_mapping() {
+        let smaps = "7f00-7f40 rw-p 0 00:0f 1 /anon_hugepage (deleted)\nSize:             131072 kB\n\
+                     KernelPageSize:     2048 kB\nPrivate_Hugetlb:       0 kB\n\
+                     5500-5600 r-xp 0 08:01 2 /firecracker\nSize:               2048 kB\nKernelPageSize:        4 kB\n\
+                     7f80-7f90 rw-p 0 00:0f 3 /other\nSize:               4096 kB\nKernelPageSize:     2048 kB\n";
+        assert_eq!(huge_pages_in(smaps), 66);
+        assert_eq!(huge_pages_of(std::process::id() as i32), 0);
+        assert_eq!(huge_pages_of(i32::MAX), 0);
     }
 
     #[test]

@@ -24,7 +24,7 @@ fn a_directory_a_tar_and_an_ext4_image_boot() {
     let request = format!("dump -p /usr/bin/busybox {}", busybox.display());
     match Command::new("/usr/sbin/debugfs").args(["-R", &request]).arg(&base).output() {
         Ok(_) if std::fs::metadata(&busybox).unwrap().len() > 0 => {}
-        other => return skip(&format!("debugfs cannot take busybox out of an image: {other:?}")),
+        other => return skip(format!("debugfs cannot take busybox out of an image: {other:?}")),
     }
     let manifest = |image: &str, file: &str| {
         format!("vm \"a\" {{ image {{ path {image} }}; run \"/bin/busybox\" \"cat\" \"{file}\" }}")

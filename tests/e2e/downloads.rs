@@ -161,6 +161,94 @@ fn a_lock_builds_the_same_in_an_empty_home_and_says_when_it_was_edited() {
 }
 
 #[test]
+fn update_moves_what_is_named_by_its_url_alone() {
+    let first = tarball(&[("hello", "one"), ("bye", "one")]);
+    let second = tarball(&[("hello", "two"), ("bye", "two")]);
+    let site = Site::new(&[("/a.tar", &first), ("/b.tar", &first)]);
+    let (a, b) = (site.server.url("/a.tar"), site.server.url("/b.tar"));
+    let project = Project::new(&format!(
+        "vm \"box\" {{ workload to=\"/a\" {{ url \"{a}\" member=\"hello\" }}
+            workload to=\"/b\" {{ url \"{b}\" \"{}\"; }}
+            workload to=\"/c\" {{ url \"{a}\" member=\"bye\" }}; run \"/a\" }}",
+        site.server.url("/mirror.tar")
+    ));
+    project.run(&["update", &a]).expect(64).says("no pin in firegopher.lock").says("firegopher lock");
+    assert_eq!(site.requests(), 0);
+    project.ok(&["lock"]);
+    assert_eq!(site.requests(), 2, "two members of one archive are one download");
+    for path in ["/a.tar", "/b.tar"] {
+        site.put(path, &second);
+    }
+    let digests = format!("sha256:{} → sha256:{}\n", &sha256(&first)[..12], &sha256(&second)[..12]);
+    let by_url = project.ok(&["update", &a]).stdout;
+    for member in ["hello", "bye"] {
+        assert!(by_url.contains(&format!("workload {a} ({member}) {digests}")), "{by_url}");
+    }
+    assert!(!by_url.contains(&b), "{by_url}");
+    // By a mirror; the other asset stays where it is.
+    let by_mirror = project.ok(&["update", &site.server.url("/mirror.tar")]).stdout;
+    assert_eq!(by_mirror, format!("workload {b} {digests}"));
+    site.put("/a.tar", &first);
+    let one = project.ok(&["update", &format!("{a} (bye)")]).stdout;
+    assert!(one.starts_with(&format!("workload {a} (bye) sha256:")) && one.lines().count() == 1, "{one}");
+    project.run(&["update", "https://example.org/other"]).expect(64).says("needs no asset").says(&a);
+}
+
+#[test]
+fn an_address_with_two_digests_is_an_error_of_the_manifest() {
+    let (one, two) = (format!("sha256=\"{}\"", "1".repeat(64)), format!("sha256=\"{}\"", "2".repeat(64)));
+    let uses = |first: &str, second: &str| {
+        let url = "https://example.org/a.tar";
+        format!(
+            "vm \"box\" {{ workload to=\"/a\" {{ url \"{url}\" {first} }}
+                workload to=\"/b\" {{ url \"{url}\" {second} }}; run \"/a\" }}"
+        )
+    };
+    let project = Project::new(&uses(&one, &two));
+    for command in ["plan", "lock", "build", "update"] {
+        project.run(&[command]).expect(64).says("cannot have two digests").says("manifest.two-digests");
+    }
+    // One digest is enough for both, and no trust is needed.
+    let archive = tarball(&[("hello", "hi")]);
+    let site = Site::new(&[("/a.tar", &archive)]);
+    let text = uses("", &one.replace(&"1".repeat(64), &sha256(&archive)));
+    let project = Project::new(&text.replace("https://example.org/a.tar", &site.server.url("/a.tar")));
+    let locked = project.ok(&["lock"]);
+    assert!(!locked.stderr.contains("trusting what comes"), "{}", locked.stderr);
+    assert_eq!(site.requests(), 1);
+    project.ok(&["lock"]).says("has every pin already");
+}
+
+#[test]
+fn what_can_be_pinned_is_pinned_whatever_else_fails() {
+    let archive = tarball(&[("hello", "hi")]);
+    let site = Site::new(&[("/a.tar", &archive), ("/large.tar", &vec![0; 3 << 20])]);
+    let good = site.server.url("/a.tar");
+    let (gone, large) = (site.server.url("/gone.tar"), site.server.url("/large.tar"));
+    let project = Project::new(&format!(
+        "vm \"box\" {{ workload to=\"/0\" {{ url \"{gone}\"; }}
+            workload to=\"/1\" {{ url \"{good}\"; }}
+            workload to=\"/2\" {{ url \"{large}\" max=\"2MiB\" }}; run \"/1\" }}"
+    ));
+    let locked = project.run(&["lock"]).expect(1).says("/gone.tar").says("404").says("has 1 of 3 pins");
+    locked.says("warning: ").says("at most 2097152 are taken");
+    let lock = project.read("firegopher.lock");
+    assert!(lock.contains(&sha256(&archive)) && !lock.contains(&gone) && !lock.contains(&large), "{lock}");
+    // The next one goes on from there.
+    let before = site.requests();
+    site.put("/gone.tar", &archive);
+    site.put("/large.tar", &archive);
+    project.ok(&["lock"]);
+    assert_eq!(site.requests(), before + 2);
+    // An update that half fails says what moved.
+    let other = tarball(&[("hello", "other")]);
+    site.put("/a.tar", &other);
+    site.files.lock().unwrap().retain(|(path, _)| path != "/gone.tar");
+    let update = project.run(&["update"]).expect(1).says("404");
+    assert!(update.stdout.contains(&format!("→ sha256:{}", &sha256(&other)[..12])), "{update:?}");
+}
+
+#[test]
 fn what_cannot_be_downloaded_is_told_with_its_address() {
     let project = Project::new(&vm("http://127.0.0.1:1/a.tar", ""));
     project.run(&["lock"]).expect(1).says("http://127.0.0.1:1/a.tar").says("help:");

@@ -5,7 +5,9 @@ mod host;
 mod http;
 
 pub use command::{Command, Output};
-pub use host::{guests, home, home_like_the_warm_one, seed_home, skip};
+pub use host::{
+    guests, home, home_like_the_warm_one, lacks_packages, seed_home, skip, skip_for_want_of_packages,
+};
 pub use http::{free_port, get, try_get};
 
 use std::os::unix::fs::PermissionsExt;

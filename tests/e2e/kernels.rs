@@ -1,8 +1,9 @@
 //! Kernels given as files: the real one re-wrapped as other distributions do, and judged before it boots.
 
 use crate::harness::{Project, guests};
+use crate::web::{Reply, Server};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The warm store's kernel tree: `vmlinux`, `config`.
 fn kernel_tree(project: &Project) -> PathBuf {
@@ -86,7 +87,7 @@ fn the_real_kernel_in_any_wrapping_gives_the_same_vmlinux() {
 }
 
 #[test]
-fn a_kernel_that_another_distribution_wrapped_boots() {
+fn a_kernel_given_as_a_bz_image_runs_up_to_the_want_of_its_drivers() {
     let Some(_turn) = guests(1) else { return };
     let image = "image { debian \"busybox-static\" }; run \"true\"";
     let project = Project::new(&format!("vm \"a\" {{ {image} }}"));
@@ -103,19 +104,87 @@ fn a_kernel_that_another_distribution_wrapped_boots() {
     assert!(!console.contains("Kernel panic"), "it found its init: {console}");
 }
 
-#[test]
-fn a_kernel_that_tells_its_configuration_is_judged_before_it_boots() {
-    let Some(_turn) = guests(1) else { return };
-    let image = "image { debian \"busybox-static\" }; run \"true\"";
-    let project = Project::new(&format!("vm \"a\" {{ {image} }}"));
-    let tree = kernel_tree(&project);
+/// The real kernel with the configuration in it, as `CONFIG_IKCONFIG` puts it there.
+fn telling(tree: &Path) -> Vec<u8> {
     let mut vmlinux = std::fs::read(tree.join("vmlinux")).unwrap();
     let config = std::fs::read(tree.join("config")).unwrap();
     vmlinux.extend_from_slice(b"IKCFG_ST");
     vmlinux.extend(gzip(&config));
     vmlinux.extend_from_slice(b"IKCFG_ED");
     let size = Some(vmlinux.len() as u32);
-    project.write("bzImage", bz_image(lz4_frame(&vmlinux), size));
+    bz_image(lz4_frame(&vmlinux), size)
+}
+
+#[test]
+fn a_kernel_by_url_is_pinned_and_becomes_the_same_tree_as_a_file() {
+    let Some(_turn) = guests(1) else { return };
+    let image = "image { debian \"busybox-static\" }; run \"true\"";
+    let project = Project::new(&format!("vm \"a\" {{ {image} }}"));
+    let vmlinux = std::fs::read(kernel_tree(&project).join("vmlinux")).unwrap();
+    let kernel = bz_image(gzip(&vmlinux), None);
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, bytes) in [("release/boot/vmlinuz", &kernel[..]), ("release/README", b"read me")] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, path, bytes).unwrap();
+    }
+    let archive = gzip(&archive.into_inner().unwrap());
+    let served = kernel.clone();
+    let server = Server::start(move |request| match request.target.as_str() {
+        "/bzImage" => Reply::ok(served.as_slice()).ranged(request),
+        "/release.tar.gz" => Reply::ok(archive.as_slice()).ranged(request),
+        _ => Reply::status(404),
+    });
+    project.write("bzImage", &kernel);
+    project.manifest(&format!("vm \"a\" {{ {image}; kernel {{ path \"bzImage\" }} }}"));
+    let by_path = kernel_tree(&project);
+    let by_url = |source: &str| {
+        project.manifest(&format!("vm \"a\" {{ {image}; kernel {{ url {source} }} }}"));
+        project.run(&["build"]).expect(64).says("has no `sha256`");
+        project.ok(&["lock"]);
+        assert!(project.read("firegopher.lock").contains("[[asset]]\nkind = \"kernel\"\nurl = "));
+        project.ok(&["plan"]).prints("fetch kernel");
+        let built = project.ok(&["build", "--locked", "--json"]).json();
+        let fetch = built["steps"].as_array().unwrap().iter().find(|step| step["kind"] == "fetch-kernel");
+        PathBuf::from(fetch.unwrap()["path"].as_str().unwrap())
+    };
+    let (file, member) = (
+        by_url(&format!("\"{}\"", server.url("/bzImage"))),
+        by_url(&format!("\"{}\" member=\"release/boot/vmlinuz\"", server.url("/release.tar.gz"))),
+    );
+    assert_eq!((&file, &member), (&by_path, &by_path), "the same bytes are the same tree");
+    assert!(std::fs::read(file.join("vmlinux")).unwrap() == vmlinux);
+    assert_eq!(server.seen().len(), 2);
+    project.manifest(&format!(
+        "vm \"a\" {{ {image}; kernel {{ url \"{}\" member=\"release/README\" }} }}",
+        server.url("/release.tar.gz")
+    ));
+    project.ok(&["lock"]);
+    let error = project.run(&["build", "--locked"]).expect(1);
+    error.says("/release.tar.gz");
+}
+
+#[test]
+fn a_kernel_by_url_that_tells_its_configuration_is_judged_before_it_boots() {
+    let Some(_turn) = guests(1) else { return };
+    let image = "image { debian \"busybox-static\" }; run \"true\"";
+    let project = Project::new(&format!("vm \"a\" {{ {image} }}"));
+    let kernel = telling(&kernel_tree(&project));
+    let server = Server::start(move |request| Reply::ok(kernel.as_slice()).ranged(request));
+    let url = server.url("/vmlinuz");
+    project.manifest(&format!("vm \"a\" {{ {image}; kernel {{ url \"{url}\"; }} }}"));
+    project.ok(&["lock"]);
+    let output = project.run(&["build", "--locked"]).expect(64);
+    output.says(&format!("VM a: the kernel {url} cannot boot under QEMU: it lacks CONFIG_VIRTIO_MMIO"));
+}
+
+#[test]
+fn a_kernel_that_tells_its_configuration_is_judged_before_it_boots() {
+    let Some(_turn) = guests(1) else { return };
+    let image = "image { debian \"busybox-static\" }; run \"true\"";
+    let project = Project::new(&format!("vm \"a\" {{ {image} }}"));
+    project.write("bzImage", telling(&kernel_tree(&project)));
     project.manifest(&format!("vm \"a\" {{ {image}; kernel {{ path \"bzImage\" }} }}"));
     for command in [["build"].as_slice(), &["up"]] {
         let output = project.run(command).expect(64);

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -51,10 +52,16 @@ impl Layout {
 
     /// Serves the image as `group/app:1`.
     fn serve(&self) -> Server {
-        let (files, manifest) = (self.files.clone(), self.manifest["digest"].as_str().unwrap().to_owned());
+        self.serve_as(&Arc::new(Mutex::new(self.manifest["digest"].as_str().unwrap().to_owned())))
+    }
+
+    /// Serves all blobs, and what has this digest as `group/app:1`.
+    fn serve_as(&self, tagged: &Arc<Mutex<String>>) -> Server {
+        let (files, tagged) = (self.files.clone(), Arc::clone(tagged));
         Server::start(move |request| {
             let version = request.target.rsplit('/').next().unwrap_or_default();
-            let digest = if version == "1" { &manifest } else { version };
+            let manifest = tagged.lock().unwrap().clone();
+            let digest = if version == "1" { manifest.as_str() } else { version };
             let blob = files.get(&format!("blobs/{}", digest.replace(':', "/")));
             match blob.filter(|_| request.target.starts_with("/v2/group/app/")) {
                 Some(blob) => Reply::ok(blob.as_slice()),
@@ -79,7 +86,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mod
 fn image(port: u16) -> Option<Layout> {
     use tar::EntryType as Type;
     if let Some((missing, _)) = SHELL.iter().find(|(path, _)| !Path::new(path).exists()) {
-        skip(&format!("no {missing} to make an image of"));
+        skip(format!("no {missing} to make an image of"));
         return None;
     }
     let mut lower = tar::Builder::new(Vec::new());
@@ -167,6 +174,173 @@ fn a_layout_in_the_project_boots_without_a_network_and_without_a_lock_entry() {
 
     project.manifest("vm \"app\" { image { oci-path \"./layout\" tag=\"2\"; } }");
     project.run(&["plan"]).expect(64).says("holds no image named 2").says("1");
+}
+
+/// A registry of the image that lets in alice with her password alone.
+fn guarded(layout: &Layout) -> Server {
+    // alice:s3cret-p4ss
+    const LOGIN: &str = "Basic YWxpY2U6czNjcmV0LXA0c3M=";
+    let (files, manifest) = (layout.files.clone(), layout.manifest["digest"].as_str().unwrap().to_owned());
+    Server::start(move |request| {
+        if request.header("authorization") != Some(LOGIN) {
+            return Reply::status(401).header("www-authenticate", "Basic realm=\"here\"");
+        }
+        let version = request.target.rsplit('/').next().unwrap_or_default();
+        let digest = if version == "1" { &manifest } else { version };
+        match files.get(&format!("blobs/{}", digest.replace(':', "/"))) {
+            Some(blob) => Reply::ok(blob.as_slice()),
+            None => Reply::status(404),
+        }
+    })
+}
+
+#[test]
+fn credential_helpers_are_asked_for_the_login() {
+    let Some(layout) = image(free_port()) else { return };
+    let registry = guarded(&layout);
+    let address = registry.address();
+    let reference = format!("{address}/group/app:1");
+    let text = format!("vm \"app\" {{ image {{ oci \"{reference}\"; }} }}");
+    let dir = tempfile::tempdir().unwrap();
+    let (bin, config) = (dir.path().join("bin"), dir.path().join("docker"));
+    for made in [&bin, &config] {
+        std::fs::create_dir(made).unwrap();
+    }
+    // As docker-credential-helpers speak: the server on stdin, JSON on stdout, words and status 1 for no login.
+    let helper = |name: &str, knows: &str| {
+        let path = bin.join(format!("docker-credential-{name}"));
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = get ] || exit 2\nread server\necho \"$server\" >> {asked}\n\
+             if [ \"$server\" = \"{knows}\" ]; then\n\
+             echo '{{\"ServerURL\":\"{knows}\",\"Username\":\"alice\",\"Secret\":\"s3cret-p4ss\"}}'\nelse\n\
+             echo 'credentials not found in native keychain'\nexit 1\nfi\n",
+            asked = dir.path().join(name).display()
+        );
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    helper("right", &address.to_string());
+    helper("empty", "elsewhere.example.org");
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let lock = |logins: Value| {
+        std::fs::write(config.join("config.json"), logins.to_string()).unwrap();
+        let project = Project::new(&text)
+            .env("PATH", &path)
+            .env("DOCKER_CONFIG", config.to_str().unwrap())
+            .env("HOME", dir.path().to_str().unwrap())
+            .env("XDG_CONFIG_HOME", dir.path().to_str().unwrap())
+            .env("XDG_RUNTIME_DIR", dir.path().to_str().unwrap());
+        let output = project.run(&["lock"]);
+        let lock = project.read("firegopher.lock");
+        for said in [&output.stdout, &output.stderr, &lock] {
+            assert!(!said.contains("s3cret") && !said.contains("czNjcmV0"), "{said}");
+        }
+        output
+    };
+    // One helper for this registry, one for all, and the one for this registry before that for all.
+    let per_registry = |name: &str| json!({ address.to_string(): name });
+    lock(json!({ "credHelpers": per_registry("right") })).expect(0);
+    lock(json!({ "credsStore": "right" })).expect(0);
+    lock(json!({ "credsStore": "empty", "credHelpers": per_registry("right") })).expect(0);
+    let asked = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+    assert!(asked("right").lines().all(|line| line.starts_with(&address.to_string())), "{}", asked("right"));
+
+    lock(json!({ "credsStore": "empty" })).expect(1).says("without a login").says("docker login");
+    assert!(!asked("empty").is_empty());
+    lock(json!({ "credsStore": "absent" })).expect(1).says("config.json").says("could not be run");
+}
+
+/// The same layers under other settings: another image.
+fn variant(layout: &mut Layout, extra: &Value) -> String {
+    let read = |layout: &Layout, digest: &Value| -> Value {
+        let name = format!("blobs/{}", digest.as_str().unwrap().replace(':', "/"));
+        serde_json::from_slice(&layout.files[&name]).unwrap()
+    };
+    let mut manifest = read(layout, &layout.manifest["digest"]);
+    let mut config = read(layout, &manifest["config"]["digest"]);
+    for (name, value) in extra.as_object().unwrap() {
+        config["config"][name] = value.clone();
+    }
+    manifest["config"] =
+        layout.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+    let descriptor = layout.blob(MANIFEST, manifest.to_string().as_bytes());
+    descriptor["digest"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn update_by_reference_follows_a_tag_that_moved() {
+    let Some(mut layout) = image(free_port()) else { return };
+    let extra = json!({ "Cmd": ["two"], "ExposedPorts": { "80/tcp": {}, "53/udp": {} },
+        "Volumes": { "/data": {} }, "StopSignal": "SIGQUIT", "Healthcheck": { "Test": ["CMD", "true"] } });
+    let first = layout.manifest["digest"].as_str().unwrap().to_owned();
+    let second = variant(&mut layout, &extra);
+    let tagged = Arc::new(Mutex::new(first.clone()));
+    let registry = layout.serve_as(&tagged);
+    let reference = format!("{}/group/app:1", registry.address());
+    let project = Project::new(&format!("vm \"app\" {{ image {{ oci \"{reference}\"; }} }}"));
+    let locked = project.ok(&["lock"]);
+    assert!(!locked.stderr.contains("is not"), "nothing of it is left out: {}", locked.stderr);
+    *tagged.lock().unwrap() = second.clone();
+    project.ok(&["lock"]).says("has every pin already");
+    assert!(project.read("firegopher.lock").contains(&first));
+
+    let short = |digest: &str| digest[..19].to_owned();
+    let update = project.ok(&["update", &reference]);
+    let line = format!("image {reference} {} → {}\n", short(&first), short(&second));
+    assert!(update.stdout.contains(&line), "{update:?}");
+    // What of it no VM takes over is told once, when it is pinned.
+    let update = update.says("53/udp is exposed and not published").says("/data goes with the VM");
+    update.says("stop signal SIGQUIT").says("health check is not run");
+    let lock = project.read("firegopher.lock");
+    assert!(lock.contains(&second) && !lock.contains(&first), "{lock}");
+    project.ok(&["update", &format!("image {reference}")]).says("newest pins already");
+
+    *tagged.lock().unwrap() = first.clone();
+    let json = project.ok(&["update", "--json", &reference]).json();
+    crate::schemas::check_document("update", &json);
+    let change = &json["changes"][0];
+    assert_eq!((change["old"].as_str().unwrap(), change["new"].as_str().unwrap()), (&*second, &*first));
+    project.run(&["update", "127.0.0.1:1/group/app:1"]).expect(64).says("needs no asset").says(&reference);
+}
+
+#[test]
+fn an_entry_of_the_lock_that_was_edited_builds_nothing() {
+    let Some(_turn) = guests(1) else { return };
+    let Some(layout) = image(free_port()) else { return };
+    let registry = layout.serve();
+    let reference = format!("{}/group/app:1", registry.address());
+    let project = Project::new(&format!("vm \"app\" {{ image {{ oci \"{reference}\"; }} }}"));
+    project.ok(&["lock"]);
+    let lock = project.read("firegopher.lock");
+    let layers: Vec<&str> = lock.lines().filter(|line| line.starts_with("  { digest = ")).collect();
+    assert_eq!(layers.len(), 2, "{lock}");
+    let swapped =
+        lock.replace(&format!("{}\n{}", layers[0], layers[1]), &format!("{}\n{}", layers[1], layers[0]));
+    let edits = [
+        lock.replace(&format!("{}\n", layers[1]), ""),
+        swapped,
+        lock.replace(
+            "entrypoint = [\"/bin/sh\", \"/bin/main\"]",
+            "entrypoint = [\"/bin/sh\", \"/etc/passwd\"]",
+        ),
+        lock.replace("user = \"app:staff\"", "user = \"root\""),
+    ];
+    let refused = |edited: &str| {
+        assert_ne!(edited, lock);
+        project.write("firegopher.lock", edited);
+        project
+            .run(&["build", "--locked"])
+            .expect(1)
+            .says("firegopher.lock gives the image")
+            .says("edited by hand");
+    };
+    edits.iter().for_each(|edited| refused(edited));
+    project.write("firegopher.lock", &lock);
+    project.ok(&["build", "--locked"]);
+    // With everything in the store, too, and with what was built under the true entry.
+    edits.iter().for_each(|edited| refused(edited));
+    project.write("firegopher.lock", &lock);
+    project.ok(&["build", "--locked", "--offline"]).says("Nothing to build");
 }
 
 #[test]

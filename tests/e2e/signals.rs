@@ -53,6 +53,7 @@ fn a_build_interrupted_at_any_moment_leaves_nothing() {
     home_with_packages(&home);
     let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}")).with_home(&home);
     let whole = project.ok(&["build"]).took;
+    let mut caught = 0;
     for (n, at) in instants(18).enumerate() {
         forget_outputs(&home);
         let signal = [INT, TERM, HUP][n % 3];
@@ -68,10 +69,12 @@ fn a_build_interrupted_at_any_moment_leaves_nothing() {
             matches!(output.code, None | Some(0)) || output.code == Some(128 + signal),
             "{at}: {output:?}"
         );
+        caught += u32::from(output.code == Some(128 + signal));
         assert!(!output.stderr.contains("error"), "{at}: {output:?}");
         assert_eq!(temps_of(&project, pid), [""; 0], "{at}");
         assert_eq!(processes_in(&home), [0; 0], "{at}");
     }
+    assert!(caught >= 6, "only {caught} of 18 signals came while it built");
     project.ok(&["build"]);
     assert_objects_verify(&home);
     project.ok(&["build"]).says("Nothing to build");
@@ -145,6 +148,7 @@ fn up_interrupted_at_any_moment_of_the_boot_leaves_nothing() {
     let Some(_guests) = guests(2) else { return };
     let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}\nvm \"b\" {{ {SLEEP} }}"));
     project.ok(&["build"]);
+    let mut caught = 0;
     for (n, at) in instants(14).enumerate() {
         let signal = [INT, TERM][n % 2];
         let mut up = project.command(if n % 4 < 2 { &["up"] } else { &["up", "-d"] }).spawn();
@@ -155,6 +159,7 @@ fn up_interrupted_at_any_moment_of_the_boot_leaves_nothing() {
         }
         let output = up.wait(SOON);
         let ran = output.code == Some(0);
+        caught += u32::from(output.code == Some(128 + signal));
         assert!(ran || output.code.is_none() || output.code == Some(128 + signal), "{at}: {output:?}");
         assert!(!output.stderr.contains("error"), "{at}: {output:?}");
         let rows = ["a", "b"].map(|vm| project.ps(vm).map(|row| row["status"].clone()));
@@ -169,6 +174,7 @@ fn up_interrupted_at_any_moment_of_the_boot_leaves_nothing() {
         project.ok(&["down", "--kill"]);
         assert_clean(&project);
     }
+    assert!(caught >= 3, "only {caught} of 14 signals came before the guests ran");
 }
 
 #[test]
@@ -176,6 +182,7 @@ fn two_signals_while_vms_are_started_leave_nothing_either() {
     let Some(_guests) = guests(2) else { return };
     let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}\nvm \"b\" {{ {SLEEP} }}"));
     project.ok(&["build"]);
+    let mut caught = 0;
     for at in instants(10) {
         let mut up = project.command(&["up"]).spawn();
         std::thread::sleep(Duration::from_millis(400).mul_f64(at));
@@ -185,10 +192,14 @@ fn two_signals_while_vms_are_started_leave_nothing_either() {
             }
         }
         let output = up.wait(SOON);
+        // Too early for the handler; while they are started; once they are followed, where it means their end.
+        assert!(matches!(output.code, None | Some(0 | 130)), "{at}: {output:?}");
+        caught += u32::from(output.code == Some(130) || output.stderr.contains("was killed"));
         assert!(!output.stderr.contains("error"), "{at}: {output:?}");
         assert_clean(&project);
         project.ok(&["down", "--kill"]);
     }
+    assert!(caught >= 5, "only {caught} of 10 pairs of signals met a command that handled them");
 }
 
 // --- Attached ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cli;
+#[expect(dead_code, reason = "these tests need no packages")]
+#[path = "../support/skip.rs"]
+mod skipping;
 mod stopping;
 mod vsock;
 
@@ -16,6 +19,7 @@ use firegopher::supervise::{self, Client, Event, Outcome, Reason, State, Status,
 use firegopher::vmm::firecracker::stub::Stub;
 use firegopher::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
 use firegopher_protocol::{Disk, RunConfig, RunUser};
+use skipping::skip;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,11 +35,11 @@ struct Project {
 
 fn project() -> Option<Project> {
     let Some(dir) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER") else {
-        println!("skipped: no firecracker");
+        skip("no firecracker");
         return None;
     };
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
+        skip("needs root");
         return None;
     }
     let programs = firecracker_programs(Path::new(&dir)).map(|p| p.canonicalize().unwrap());
@@ -397,7 +401,7 @@ fn many_stubs_in_one_project_leave_nothing() {
 #[test]
 fn a_debian_kernel_prints_its_first_lines() {
     let Some(tree) = std::env::var_os("FIREGOPHER_TEST_KERNEL_TREE") else {
-        println!("skipped: FIREGOPHER_TEST_KERNEL_TREE names no kernel");
+        skip("FIREGOPHER_TEST_KERNEL_TREE names no kernel");
         return;
     };
     let Some(project) = project() else { return };

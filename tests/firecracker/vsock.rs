@@ -34,7 +34,7 @@ fn kernel(dir: &Path) -> Option<PathBuf> {
         Ok(built) if built.status.success() => Some(out),
         Ok(built) => panic!("{}", String::from_utf8_lossy(&built.stderr)),
         Err(e) => {
-            println!("skipped: no rustc to build the guest with: {e}");
+            skip(format!("no rustc to build the guest with: {e}"));
             None
         }
     }

@@ -17,6 +17,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+#[path = "../support/skip.rs"]
+mod skipping;
+
+use skipping::skip_for_want_of_packages;
+
 static INIT: &[u8] = include_bytes!(env!("FIREGOPHER_INIT"));
 
 /// One VM and all it needs.
@@ -30,11 +35,17 @@ pub struct Bench {
 /// `None`, with the reason printed, where packages cannot be had.
 pub fn bench(vm: &str) -> Option<Bench> {
     static MADE: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-    let made = MADE.get_or_init(|| artifacts().map_err(|e| e.to_string()));
+    let made = MADE.get_or_init(|| match artifacts() {
+        Ok(dir) => Ok(dir),
+        Err(e) if matches!(e.code(), "asset.no-apt" | "asset.network" | "asset.no-sources") => {
+            Err(e.to_string())
+        }
+        Err(e) => panic!("cannot make what the tests boot: {e}: {e:?}"),
+    });
     let artifacts = match made {
         Ok(dir) => dir,
         Err(e) => {
-            println!("skipped: {e}");
+            skip_for_want_of_packages(e);
             return None;
         }
     };

@@ -8,7 +8,7 @@ mod failure;
 mod member;
 mod resume;
 mod settings;
-mod sink;
+pub(super) mod sink;
 mod transfer;
 mod url;
 
@@ -66,6 +66,15 @@ pub fn fetch(store: &Store, wanted: &[Wanted], progress: &dyn Progress) -> Resul
     fetch_with(store, wanted, progress, &Settings::default())
 }
 
+/// As [`fetch`], but each file by itself: one that fails stops no other.
+///
+/// # Errors
+/// For each file as [`fetch`].
+pub fn fetch_each(store: &Store, wanted: &[Wanted], progress: &dyn Progress) -> Vec<Result<Fetched>> {
+    let checked = wanted.iter().map(|w| url::check(w).map(|urls| (w, urls))).collect();
+    run(store, checked, progress, &Settings::default(), false)
+}
+
 /// Whether the store has this file, so that [`fetch`] needs no network for it. Never so without a SHA-256.
 pub fn have(store: &Store, wanted: &Wanted) -> bool {
     matches!(download::known(store, wanted), Ok(Some(_)))
@@ -79,28 +88,47 @@ fn fetch_with(
 ) -> Result<Vec<Fetched>> {
     // All of them, before the first byte moves.
     let checked = wanted.iter().map(|w| url::check(w).map(|urls| (w, urls))).collect::<Result<Vec<_>>>()?;
+    run(store, checked.into_iter().map(Ok).collect(), progress, settings, true).into_iter().collect()
+}
+
+/// `together`: the first failure ends all, and is the only failure in what is returned.
+fn run(
+    store: &Store,
+    checked: Vec<Result<(&Wanted, Vec<reqwest::Url>)>>,
+    progress: &dyn Progress,
+    settings: &Settings,
+    together: bool,
+) -> Vec<Result<Fetched>> {
     let shared = client::Shared::new(settings);
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<Option<Fetched>>> = Mutex::new(vec![None; wanted.len()]);
-    let error: Mutex<Option<Error>> = Mutex::new(None);
+    let (mut done, mut jobs) = (Vec::new(), Vec::new());
+    for (index, item) in checked.into_iter().enumerate() {
+        match item {
+            Ok((wanted, urls)) => {
+                jobs.push((index, wanted, urls));
+                done.push(None);
+            }
+            Err(error) => done.push(Some(Err(error))),
+        }
+    }
+    let done = Mutex::new(done);
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE.min(wanted.len()) {
+        for _ in 0..AT_ONCE.min(jobs.len()) {
             scope.spawn(|| {
-                while let Some((index, (wanted, urls))) = {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    checked.get(index).map(|item| (index, item))
-                } {
+                while let Some((index, wanted, urls)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let job = download::Job { store, wanted, urls, progress, shared: &shared };
                     match job.run(stopped.clone()) {
-                        Ok(Some(fetched)) => lock(&done)[index] = Some(fetched),
+                        Ok(Some(fetched)) => lock(&done)[*index] = Some(Ok(fetched)),
                         // Another one failed.
                         Ok(None) => return,
                         Err(e) => {
-                            lock(&error).get_or_insert(e);
-                            // The others would only delay the message; what they have is kept.
-                            stop.send_replace(true);
-                            return;
+                            lock(&done)[*index] = Some(Err(e));
+                            if together {
+                                // The others would only delay the message; what they have is kept.
+                                stop.send_replace(true);
+                                return;
+                            }
                         }
                     }
                 }
@@ -109,13 +137,14 @@ fn fetch_with(
     });
     // Housekeeping: failing at it would fail a download that went well.
     let _ = store.sweep_partials(STALE);
-    match error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => std::mem::take(&mut *lock(&done))
-            .into_iter()
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| Error::bug("a download neither ended nor failed")),
+    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(failed) = done.iter().position(|result| matches!(result, Some(Err(_)))).filter(|_| together) {
+        done.swap(0, failed);
+        done.truncate(1);
     }
+    let ended =
+        |result: Option<_>| result.unwrap_or_else(|| Err(Error::bug("a download neither ended nor failed")));
+    done.into_iter().map(ended).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

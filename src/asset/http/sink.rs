@@ -19,7 +19,7 @@ const LAG: usize = 16;
 
 /// What the bytes turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Hashed {
+pub(in crate::asset) struct Hashed {
     pub blake3: ObjectDigest,
     /// 64 lower-case hexadecimal digits.
     pub sha256: String,
@@ -27,7 +27,7 @@ pub(super) struct Hashed {
 }
 
 /// A file that grows and is hashed as it does.
-pub(super) struct Sink {
+pub(in crate::asset) struct Sink {
     path: PathBuf,
     file: File,
     /// Not yet written.

@@ -6,9 +6,9 @@ use super::resume::Origin;
 use super::sink::Sink;
 use super::url::{label, path};
 use super::{Wanted, client};
-use crate::asset::Progress;
+use crate::asset::{Progress, room};
 use crate::error::Error;
-use crate::store::{Partial, write_failed};
+use crate::store::Partial;
 use hyper::body::Bytes;
 use reqwest::header::{
     CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, IF_RANGE, RANGE, TRANSFER_ENCODING,
@@ -167,14 +167,7 @@ impl State<'_> {
 
     fn check_room(&self, bytes: u64) -> Result<(), Failure> {
         let path = self.partial.bytes();
-        let Ok(disk) = nix::sys::statvfs::statvfs(path.parent().unwrap_or(&path)) else { return Ok(()) };
-        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-        if bytes <= free {
-            return Ok(());
-        }
-        let what = format!("downloading {bytes} bytes where {free} are free");
-        let full = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
-        Err(Failure::ours(write_failed(what, full)))
+        room::check(path.parent().unwrap_or(&path), bytes).map_err(Failure::ours)
     }
 
     async fn receive(&mut self, url: &Url, mut response: Response) -> Result<(), Failure> {

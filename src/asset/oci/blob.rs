@@ -1,17 +1,22 @@
-//! Layers as store objects: a small record leads from a layer's SHA-256 to its object, whatever image it came with.
+//! Blobs as store objects: a small record leads from a blob's SHA-256 to its object, whatever image it came with.
+//! Layers arrive piece by piece and are gone on with by the next process; documents are small and kept whole.
 
-use super::image::{digest_text, invalid};
+use super::image::{MAX_DOCUMENT, digest_of, invalid};
+use crate::asset::http::sink::Sink;
 use crate::digest::{FieldHasher, ObjectDigest, StepKey};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::lock::{OciLayer, OciPin};
-use crate::store::{Action, Store, TempDir, write_failed};
+use crate::store::{Action, Partial, Store};
 use fs_err as fs;
-use sha2::{Digest, Sha256};
-use std::io::{Read, Write};
+use hyper::body::Bytes;
+use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
-pub(super) fn key(digest: &str) -> StepKey {
+/// What is read of a local file at once.
+const PIECE: usize = 1 << 20;
+
+fn key(digest: &str) -> StepKey {
     FieldHasher::new("firegopher oci blob v1").field(digest).finish().into()
 }
 
@@ -22,99 +27,155 @@ pub fn stored(store: &Store, layer: &OciLayer) -> Option<ObjectDigest> {
     there.then_some(output)
 }
 
-/// Whether the store has all layers of an image, so that fetching it needs no network.
+/// Whether the store has all of an image, so that fetching it needs no network.
 pub fn have(store: &Store, pin: &OciPin) -> bool {
-    pin.layers.iter().all(|layer| stored(store, layer).is_some())
+    let documents = [&pin.manifest, &pin.config.digest];
+    documents.iter().all(|digest| document(store, digest).is_some())
+        && pin.layers.iter().all(|layer| stored(store, layer).is_some())
 }
 
-/// Takes in bytes, counts and hashes them, and publishes them if they are what was announced.
+/// A manifest or configuration that the store has, its digest checked.
+pub(super) fn document(store: &Store, digest: &str) -> Option<Vec<u8>> {
+    let output = store.action(&key(digest))?.output;
+    // A digest of a lock that somebody edited may be a layer's.
+    fs::metadata(store.object_path(&output)).ok().filter(|meta| meta.len() <= MAX_DOCUMENT)?;
+    let bytes = store.read(&output).ok()?;
+    (digest_of(&bytes) == digest).then_some(bytes)
+}
+
+/// Keeps a manifest or configuration, so that a lock can be compared with it later.
+pub(super) fn keep(store: &Store, bytes: &[u8]) -> Result<()> {
+    let digest = digest_of(bytes);
+    let output = store.publish_bytes(bytes)?;
+    let inputs = vec![("sha256".to_owned(), digest.clone())];
+    store.record(&key(&digest), &Action { kind: "oci document".to_owned(), output, inputs, millis: 0 })
+}
+
+/// Takes in a layer's bytes, counts and hashes them, and publishes them if they are what was announced.
 pub(super) struct Intake<'a> {
     store: &'a Store,
     layer: &'a OciLayer,
-    temp: TempDir,
-    file: fs::File,
-    hasher: Sha256,
-    pub got: u64,
+    partial: Partial,
+    sink: Sink,
     began: Instant,
 }
 
 impl<'a> Intake<'a> {
-    const FILE: &'static str = "layer";
+    /// Waits for whoever takes in the same layer, and goes on with what they left.
+    pub fn open(store: &'a Store, layer: &'a OciLayer, on_wait: &dyn Fn(&str)) -> Result<Self> {
+        let partial = store.partial(&key(&layer.digest), on_wait)?;
+        let sink = Sink::open(&partial.bytes())?;
+        let mut intake = Intake { store, layer, partial, sink, began: Instant::now() };
+        if intake.got() > layer.size {
+            intake.restart()?;
+        }
+        Ok(intake)
+    }
 
-    pub fn new(store: &'a Store, layer: &'a OciLayer) -> Result<Self> {
-        let temp = store.temp_dir()?;
-        let path = temp.path().join(Self::FILE);
-        let file = fs::File::create_new(&path).or_failed("oci.write", || "cannot write a layer")?;
-        Ok(Intake { store, layer, temp, file, hasher: Sha256::new(), got: 0, began: Instant::now() })
+    /// How many bytes there are.
+    pub fn got(&self) -> u64 {
+        self.sink.len()
     }
 
     /// Whether `more` bytes would still be within the announced size.
     pub fn fits(&self, more: u64) -> bool {
-        self.got.checked_add(more).is_some_and(|sum| sum <= self.layer.size)
+        self.got().checked_add(more).is_some_and(|sum| sum <= self.layer.size)
     }
 
     /// Takes bytes that fit.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.got += bytes.len() as u64;
-        self.file
-            .write_all(bytes)
-            .map_err(|e| write_failed(format_args!("writing the layer {}", self.layer.digest), e))
+    pub fn take(&mut self, bytes: Bytes) -> Result<()> {
+        self.sink.push(bytes)
+    }
+
+    /// Writes what is held back: a process after us may go on with it.
+    pub fn flush(&mut self) -> Result<()> {
+        self.sink.flush()
     }
 
     /// Forgets all bytes.
     pub fn restart(&mut self) -> Result<()> {
-        *self = Intake::new(self.store, self.layer)?;
-        Ok(())
+        self.sink.restart()
     }
 
-    /// Publishes, or says in what way the bytes differ from the announced ones.
-    pub fn finish(self) -> Result<std::result::Result<ObjectDigest, String>> {
-        let Intake { store, layer, temp, file, hasher, got, began } = self;
-        drop(file);
-        if got != layer.size {
-            return Ok(Err(format!("it has {got} bytes instead of {}", layer.size)));
+    /// Publishes, or says in what way the bytes differ from the announced ones and forgets them.
+    pub fn finish(&mut self) -> Result<std::result::Result<ObjectDigest, String>> {
+        let Intake { store, layer, .. } = *self;
+        let hashed = self.sink.finish()?;
+        let found = format!("sha256:{}", hashed.sha256);
+        let why = match hashed.size == layer.size {
+            true if found == layer.digest => None,
+            true => Some(format!("its bytes are those of {found}")),
+            false => Some(format!("it has {} bytes instead of {}", hashed.size, layer.size)),
+        };
+        if let Some(why) = why {
+            self.restart()?;
+            return Ok(Err(why));
         }
-        let found = digest_text(hasher.finalize().as_slice());
-        if found != layer.digest {
-            return Ok(Err(format!("its bytes are those of {found}")));
-        }
-        let output = store.publish_file(&temp.path().join(Self::FILE), false)?;
-        let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let output = hashed.blake3;
+        self.partial.publish(store, &output)?;
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let inputs = vec![("sha256".to_owned(), layer.digest.clone())];
-        store
-            .record(&key(&layer.digest), &Action { kind: "oci layer".to_owned(), output, inputs, millis })?;
+        let action = Action { kind: "oci layer".to_owned(), output, inputs, millis };
+        store.record(&key(&layer.digest), &action)?;
         Ok(Ok(output))
+    }
+
+    /// Frees the layer. After an error what has arrived is kept, unless that is nothing or in everybody's way.
+    pub fn close(self, error: Option<&Error>) {
+        let Intake { partial, sink, .. } = self;
+        let empty = sink.len() == 0;
+        drop(sink);
+        if error.is_none_or(|error| empty || error.code() == "store.disk-full") {
+            partial.discard();
+        }
     }
 }
 
+/// What the store has of a layer that is under way.
+pub(super) fn begun(store: &Store, layer: &OciLayer) -> u64 {
+    let partials = store.partials().unwrap_or_default();
+    let key = key(&layer.digest);
+    partials.iter().find(|partial| partial.key == key).map_or(0, |partial| partial.size)
+}
+
 /// Publishes a layer out of a local file's bytes, unless the store has it.
-pub(super) fn import(
-    store: &Store,
-    layer: &OciLayer,
-    mut from: impl Read,
-    path: &Path,
-) -> Result<ObjectDigest> {
+pub(super) fn import(store: &Store, layer: &OciLayer, from: impl Read, path: &Path) -> Result<ObjectDigest> {
     if let Some(there) = stored(store, layer) {
         return Ok(there);
     }
+    let mut intake = Intake::open(store, layer, &|_| ())?;
+    // Whoever had the layer may have published it.
+    let done = match stored(store, layer) {
+        Some(there) => Ok(there),
+        None => read_in(&mut intake, from, path),
+    };
+    if done.is_err() {
+        // Reading a file again costs little, and it may be another one by then.
+        let _ = intake.restart();
+    }
+    intake.close(done.as_ref().err());
+    done
+}
+
+fn read_in(intake: &mut Intake<'_>, mut from: impl Read, path: &Path) -> Result<ObjectDigest> {
     let shown = path.display().to_string();
-    let mut intake = Intake::new(store, layer)?;
-    let mut buffer = vec![0; 1 << 20];
+    let layer = intake.layer;
+    let digest = &layer.digest;
+    intake.restart()?;
     loop {
-        let got = match from.read(&mut buffer) {
+        let mut piece = vec![0; PIECE];
+        match from.read(&mut piece) {
             Ok(0) => break,
-            Ok(got) => got,
+            Ok(got) => piece.truncate(got),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e).or_failed("oci.read", || format!("cannot read a layer of {shown}")),
         };
-        if !intake.fits(got as u64) {
-            let what = format!("the layer {} has more than its {} bytes", layer.digest, layer.size);
+        if !intake.fits(piece.len() as u64) {
+            let what = format!("the layer {digest} has more than its {} bytes", layer.size);
             return Err(invalid(&shown, &what));
         }
-        intake.take(&buffer[..got])?;
+        intake.take(piece.into())?;
     }
-    let digest = &layer.digest;
     intake.finish()?.map_err(|why| {
         invalid(&shown, &format!("the layer {digest} is damaged: {why}")).help("make or copy the image again")
     })

@@ -4,7 +4,9 @@ use crate::error::{Error, Result};
 use crate::lock::{OciConfig, OciLayer, OciPin, is_digest, is_layer_type};
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 
 /// As much as registries take for a manifest (4 MiB, distribution-spec); configurations are held to it too.
 pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
@@ -28,9 +30,9 @@ pub(super) enum Manifest {
 struct Shape {
     schema_version: Option<i64>,
     media_type: Option<String>,
-    manifests: Option<serde::de::IgnoredAny>,
-    layers: Option<serde::de::IgnoredAny>,
-    config: Option<serde::de::IgnoredAny>,
+    manifests: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    config: Option<IgnoredAny>,
 }
 
 /// Reads a manifest or index of the image `subject`.
@@ -202,6 +204,58 @@ fn configuration(digest: String, bytes: &[u8], subject: &str) -> Result<(OciConf
         config.ports.dedup();
     }
     Ok((config, parsed.rootfs().diff_ids().len()))
+}
+
+/// What a configuration says that no VM takes over, in words, for whoever pins the image.
+pub(super) fn left_out(config: &[u8]) -> Vec<String> {
+    #[derive(Deserialize, Default)]
+    #[serde(default, rename_all = "PascalCase")]
+    struct Said {
+        exposed_ports: BTreeMap<String, IgnoredAny>,
+        volumes: BTreeMap<String, IgnoredAny>,
+        stop_signal: String,
+        // Docker's, which the specification of images does not know.
+        healthcheck: Option<Healthcheck>,
+    }
+    #[derive(Deserialize, Default)]
+    #[serde(default, rename_all = "PascalCase")]
+    struct Healthcheck {
+        test: Vec<String>,
+    }
+    #[derive(Deserialize)]
+    struct Document {
+        config: Option<Said>,
+    }
+    // Whether the image can be used at all is for others to say.
+    let parsed = serde_json::from_slice::<Document>(config).ok();
+    let Some(said) = parsed.and_then(|document| document.config) else { return Vec::new() };
+    let mut left = Vec::new();
+    let others: Vec<&str> = said
+        .exposed_ports
+        .keys()
+        .map(String::as_str)
+        .filter(|port| {
+            port.split_once('/').is_some_and(|(_, protocol)| !protocol.eq_ignore_ascii_case("tcp"))
+        })
+        .collect();
+    if !others.is_empty() {
+        left.push(format!("{} is exposed and not published: only TCP is", others.join(", ")));
+    }
+    if !said.volumes.is_empty() {
+        let paths: Vec<&str> = said.volumes.keys().map(String::as_str).collect();
+        left.push(format!(
+            "what is written to {} goes with the VM, unless the manifest has a `volume` there",
+            paths.join(", ")
+        ));
+    }
+    if !matches!(said.stop_signal.as_str(), "" | "15" | "TERM" | "SIGTERM") {
+        left.push(format!("its stop signal {} is not sent: a VM is stopped by SIGTERM", said.stop_signal));
+    }
+    let test = said.healthcheck.map(|check| check.test).unwrap_or_default();
+    if !test.is_empty() && test != ["NONE"] {
+        left.push("its health check is not run".to_owned());
+    }
+    left
 }
 
 /// `80`, `80/tcp` or `8000-8010/tcp`; other protocols have none.

@@ -3,12 +3,15 @@
 
 mod blob;
 mod docker_archive;
+mod documents;
+mod download;
 mod image;
 mod local;
 mod login;
 mod pull;
 mod reference;
 mod registry;
+mod settings;
 mod source;
 mod trouble;
 
@@ -17,5 +20,5 @@ mod tests;
 
 pub use blob::{have, stored};
 pub use local::{LocalImage, inspect, open_local};
-pub use pull::{fetch, resolve};
+pub use pull::{fetch, resolve, resolve_each};
 pub use reference::full_reference;

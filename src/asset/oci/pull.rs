@@ -1,114 +1,88 @@
-//! Pins images of registries and downloads their layers: several at a time, verified while they arrive, continued
-//! where a connection broke.
+//! Pins images of registries and brings their layers into the store, several at a time.
 
-use super::blob::{Intake, stored};
-use super::image::{self, MANIFEST_TYPES, MAX_DOCUMENT, Manifest, digest_of, invalid};
-use super::login::Logins;
+use super::blob::{self, Intake, stored};
+use super::documents;
+use super::download::Download;
 use super::reference::Place;
 use super::registry::{Registry, Session};
-use super::trouble::{Trouble, What};
+use super::settings::Access;
 use crate::asset::parallel::parallel;
 use crate::asset::progress::Progress;
+use crate::asset::room;
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
 use crate::lock::{OciLayer, OciPin};
 use crate::store::Store;
-use reqwest::StatusCode;
-use reqwest::header::CONTENT_RANGE;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// An index may list indexes; nobody nests deeper.
-const DEEPEST_INDEX: u32 = 4;
-const ANYTHING: &str = "*/*";
-
-/// Asks the registry what `reference` is just now, for linux/amd64.
+/// Asks the registry what `reference` is just now, for linux/amd64. Its manifest and configuration are kept; what a
+/// VM takes over nothing of is told.
 ///
 /// # Errors
 /// Usage for what is no reference; `oci.unknown-registry`, `oci.unreachable`, `oci.login-needed`,
 /// `oci.login-refused`, `oci.unknown-image`, `oci.no-platform`, `oci.schema-1`, `oci.invalid`, `oci.digest`.
-pub fn resolve(reference: &str, progress: &dyn Progress) -> Result<OciPin> {
-    resolve_as(reference, &Logins::of_user(), progress)
+pub fn resolve(store: &Store, reference: &str, progress: &dyn Progress) -> Result<OciPin> {
+    resolve_with(store, reference, &Access::of_user(), progress)
 }
 
-pub(super) fn resolve_as(reference: &str, logins: &Logins, progress: &dyn Progress) -> Result<OciPin> {
+/// Several of them at a time, each by itself: one that fails stops no other.
+pub fn resolve_each(store: &Store, references: &[&str], progress: &dyn Progress) -> Vec<Result<OciPin>> {
+    let access = Access::of_user();
+    let resolve = |reference: &&str| Ok(resolve_with(store, reference, &access, progress));
+    parallel(references, resolve).unwrap_or_else(|_| Vec::new())
+}
+
+pub(super) fn resolve_with(
+    store: &Store,
+    reference: &str,
+    access: &Access,
+    progress: &dyn Progress,
+) -> Result<OciPin> {
     let place = Place::parse(reference)?;
     progress.start(&format!("resolving {}", place.shown()), None);
-    let session = Session::new(place.clone(), logins.find(&place)?);
+    let session = Session::new(place.clone(), access.logins.find(&place)?, &access.settings);
     let registry = Registry::new(&session)?;
-    runtime()?.block_on(ask(&registry, &place))
-}
-
-async fn ask(registry: &Registry<'_>, place: &Place) -> Result<OciPin> {
-    let shown = place.shown();
-    let first = format!("manifests/{}", place.version());
-    let mut bytes = registry.document(&first, What::Manifest, MANIFEST_TYPES, MAX_DOCUMENT).await?;
-    place.check_digest(&bytes).map_err(|found| other_bytes(place, "manifest", place.version(), &found))?;
-    for _ in 0..DEEPEST_INDEX {
-        let manifest = match image::manifest(&bytes, &shown)? {
-            Manifest::Image(manifest) => manifest,
-            Manifest::Index(index) => {
-                let entry = image::for_this_platform(index.manifests(), &shown)?;
-                let (digest, size) = image::descriptor(entry, &shown)?;
-                let rest = format!("manifests/{digest}");
-                bytes = registry.document(&rest, What::Manifest, MANIFEST_TYPES, MAX_DOCUMENT).await?;
-                check(place, "manifest", &bytes, &digest, size)?;
-                continue;
-            }
-        };
-        let (config_digest, size) = image::config_of(&manifest, &shown)?;
-        let rest = format!("blobs/{config_digest}");
-        let config = registry.document(&rest, What::Blob, ANYTHING, MAX_DOCUMENT).await?;
-        check(place, "configuration", &config, &config_digest, size)?;
-        let layers = image::layers_of(&manifest, &shown)?;
-        return image::pin(digest_of(&bytes), config_digest, &config, layers, &shown);
+    let asked = runtime()?.block_on(documents::ask(&registry, &place, store));
+    progress.end();
+    let (pin, left_out) = asked?;
+    for what in left_out {
+        progress.note(&format!("{}: {what}", place.shown()));
     }
-    Err(invalid(&shown, "its indexes list each other"))
-}
-
-fn check(place: &Place, what: &str, bytes: &[u8], digest: &str, size: u64) -> Result<()> {
-    let found = digest_of(bytes);
-    if found != digest {
-        return Err(other_bytes(place, what, digest, &found));
-    }
-    if bytes.len() as u64 != size {
-        let lie = format!("its {what} has {} bytes, and its manifest says {size}", bytes.len());
-        return Err(invalid(&place.shown(), &lie));
-    }
-    Ok(())
-}
-
-fn other_bytes(place: &Place, what: &str, wanted: &str, found: &str) -> Error {
-    let message = format!(
-        "the registry {} serves other bytes for {}: its {what} should be {wanted} and is {found}",
-        place.registry(),
-        place.shown()
-    );
-    Error::failed("oci.digest", message)
-        .help("somebody on the way or the registry itself changes them: do not use it before you know who")
+    Ok(pin)
 }
 
 /// The layers of `pin` in the store, lowest first. What the store lacks is downloaded from where `reference` says.
 ///
 /// # Errors
-/// As [`resolve`]; `oci.gone`, naming `firegopher update`, for a layer that is no longer served; `oci.digest` and
-/// `oci.size` for one that is not what it should be. Layers that arrived whole before a failure stay.
+/// As [`resolve`]; `lock.contradiction` if the pin does not say what its manifest and configuration say; `oci.gone`,
+/// naming `firegopher update`, for a layer that is no longer served; `oci.digest` and `oci.size` for one that is not
+/// what it should be; `store.disk-full`. Layers that arrived whole before a failure stay, and of others what arrived
+/// is gone on with.
 pub fn fetch(
     store: &Store,
     reference: &str,
     pin: &OciPin,
     progress: &dyn Progress,
 ) -> Result<Vec<ObjectDigest>> {
-    fetch_as(store, reference, pin, &Logins::of_user(), progress)
+    fetch_with(store, reference, pin, &Access::of_user(), progress)
 }
 
-pub(super) fn fetch_as(
+pub(super) fn fetch_with(
     store: &Store,
     reference: &str,
     pin: &OciPin,
-    logins: &Logins,
+    access: &Access,
     progress: &dyn Progress,
 ) -> Result<Vec<ObjectDigest>> {
     let place = Place::parse(reference)?;
+    let made = std::cell::OnceCell::new();
+    // Reads login files and may ask credential helpers: once, and only if something is missing.
+    let session = || -> Result<&Session> {
+        if made.get().is_none() {
+            let _ = made.set(Session::new(place.clone(), access.logins.find(&place)?, &access.settings));
+        }
+        made.get().ok_or_else(|| Error::bug("a session was made and is not there"))
+    };
+    documents::compare(store, &place, pin, &session)?;
     let mut missing: Vec<&OciLayer> = Vec::new();
     for layer in &pin.layers {
         if stored(store, layer).is_none() && !missing.iter().any(|other| other.digest == layer.digest) {
@@ -116,132 +90,44 @@ pub(super) fn fetch_as(
         }
     }
     if !missing.is_empty() {
-        let login = logins.find(&place)?;
         let total = missing.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
-        progress.start(&format!("downloading {}", place.shown()), Some(total));
-        let session = Session::new(place, login);
+        let begun = missing.iter().map(|layer| blob::begun(store, layer)).fold(0, u64::saturating_add);
+        room::check(store.home().root(), total.saturating_sub(begun))?;
+        let session = session()?;
         // The longest ones first: none is left to the end alone.
         missing.sort_by_key(|layer| std::cmp::Reverse(layer.size));
-        parallel(&missing, |layer| {
-            let _lock = store.lock_key(&super::blob::key(&layer.digest), &|who| {
-                progress.note(&format!("waiting for {who}, which downloads the same layer"));
-            })?;
-            // Whoever held the lock may have fetched it.
-            match stored(store, layer) {
-                Some(_) => progress.advance(layer.size),
-                None => runtime()?.block_on(download(
-                    &Registry::new(&session)?,
-                    &session.place,
-                    store,
-                    layer,
-                    progress,
-                ))?,
-            }
-            Ok(())
-        })?;
+        parallel(&missing, |layer| fetch_layer(store, session, layer, progress))?;
     }
     let found =
         |layer| stored(store, layer).ok_or_else(|| Error::bug("a layer was published and is not there"));
     pin.layers.iter().map(found).collect()
 }
 
-async fn download(
-    registry: &Registry<'_>,
-    place: &Place,
-    store: &Store,
-    layer: &OciLayer,
-    progress: &dyn Progress,
-) -> Result<()> {
-    let told = AtomicU64::new(0);
-    let mut intake = Intake::new(store, layer)?;
-    let mut tried = 0;
-    loop {
-        tried += 1;
-        let before = intake.got;
-        match receive(registry, place, layer, &mut intake, &told, progress).await {
-            Ok(()) => break,
-            Err(trouble) => {
-                if intake.got > before {
-                    // It does move: only standing still uses the tries up.
-                    tried = 1;
-                }
-                let Some(wait) = trouble.wait(tried) else { return Err(*trouble.error) };
-                progress.note(&format!("{}; trying again", trouble.error));
-                tokio::time::sleep(wait).await;
-            }
-        }
-    }
-    match intake.finish()? {
-        Ok(_) => Ok(()),
-        Err(why) => {
-            let message = format!(
-                "the registry {} serves a layer of {} that is not what its manifest names ({}): {why}",
-                place.registry(),
-                place.shown(),
-                layer.digest
-            );
-            Err(Error::failed("oci.digest", message).help(
-                "somebody on the way or the registry itself changes it: do not use it before you know who",
-            ))
-        }
-    }
-}
-
-/// Receives what is missing, in one answer.
-async fn receive(
-    registry: &Registry<'_>,
-    place: &Place,
-    layer: &OciLayer,
-    intake: &mut Intake<'_>,
-    told: &AtomicU64,
-    progress: &dyn Progress,
-) -> Result<(), Trouble> {
-    let rest = format!("blobs/{}", layer.digest);
-    let mut response = registry.get(&rest, What::Blob, ANYTHING, intake.got).await?;
-    if intake.got > 0 && !continues(&response, intake.got) {
-        intake.restart().map_err(Trouble::lasting)?;
-    }
-    let lie = || {
-        let message = format!(
-            "the registry {} serves a layer of {} with more than the {} bytes that its manifest names ({})",
-            place.registry(),
-            place.shown(),
-            layer.size,
-            layer.digest
-        );
-        Trouble::lasting(
-            Error::failed("oci.size", message).help(
-                "somebody on the way or the registry itself changes it: do not use it before you know who",
-            ),
-        )
+fn fetch_layer(store: &Store, session: &Session, layer: &OciLayer, progress: &dyn Progress) -> Result<()> {
+    let waiting = |who: &str| progress.note(&format!("waiting for {who}, which downloads the same layer"));
+    let mut intake = Intake::open(store, layer, &waiting)?;
+    // Whoever had the layer may have fetched it.
+    let done = if stored(store, layer).is_some() {
+        Ok(())
+    } else {
+        let hex = layer.digest.trim_start_matches("sha256:");
+        let what = format!("downloading {}, layer {}", session.place.shown(), hex.get(..12).unwrap_or(hex));
+        progress.start(&what, Some(layer.size));
+        let mut download = || {
+            let registry = Registry::new(session)?;
+            let (place, settings) = (&session.place, &session.settings);
+            let mut download = Download { registry: &registry, place, settings, layer, progress, told: 0 };
+            runtime()?.block_on(download.run(&mut intake))
+        };
+        let done = download();
+        progress.end();
+        done
     };
-    if response.content_length().is_some_and(|length| !intake.fits(length)) {
-        return Err(lie());
-    }
-    while let Some(chunk) = response.chunk().await.map_err(|e| Trouble::of_client(e, place))? {
-        if !intake.fits(chunk.len() as u64) {
-            return Err(lie());
-        }
-        intake.take(&chunk).map_err(Trouble::lasting)?;
-        // After a restart the same bytes come again, and a bar does not go back.
-        let before = told.fetch_max(intake.got, Ordering::Relaxed);
-        progress.advance(intake.got.saturating_sub(before));
-    }
-    if intake.got < layer.size && response.content_length().is_none() {
-        let message = format!("the registry {} breaks off a layer of {}", place.registry(), place.shown());
-        return Err(Trouble::passing(Error::failed("oci.unreachable", message).help("try again later")));
-    }
-    Ok(())
+    intake.close(done.as_ref().err());
+    done
 }
 
-/// Whether an answer begins at `offset`.
-fn continues(response: &reqwest::Response, offset: u64) -> bool {
-    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    response.status() == StatusCode::PARTIAL_CONTENT
-        && range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-")))
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

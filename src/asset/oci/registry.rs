@@ -3,6 +3,7 @@
 
 use super::login::Login;
 use super::reference::{Place, is_loopback};
+use super::settings::Settings;
 use super::trouble::{Trouble, What, needs_login};
 use crate::error::{Error, Result};
 use reqwest::header::{
@@ -11,11 +12,7 @@ use reqwest::header::{
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-const CONNECT: Duration = Duration::from_secs(20);
-/// The longest silence within an answer.
-const STALL: Duration = Duration::from_secs(60);
 const MOST_REDIRECTS: usize = 10;
 /// Tokens have a few kilobytes.
 const MAX_TOKEN: u64 = 1 << 20;
@@ -23,6 +20,7 @@ const MAX_TOKEN: u64 = 1 << 20;
 /// What all requests about one image have in common, from whatever thread.
 pub(super) struct Session {
     pub place: Place,
+    pub settings: Settings,
     login: Option<Login>,
     /// What the registry last wanted to see.
     authorization: Mutex<Option<HeaderValue>>,
@@ -45,13 +43,16 @@ struct Token {
 }
 
 impl Session {
-    pub fn new(place: Place, login: Option<Login>) -> Self {
+    pub fn new(place: Place, login: Option<Login>, settings: &Settings) -> Self {
         let mut roots = rustls::RootCertStore::empty();
-        if !place.is_loopback() {
-            // Certificates that cannot be read make the handshake fail, which says so.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        // Certificates that cannot be read make the handshake fail, which says so.
+        match &settings.roots {
+            Some(own) => drop(roots.add_parsable_certificates(own.iter().map(|der| der.clone().into()))),
+            None if place.is_loopback() => {}
+            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
         }
-        Session { place, login, authorization: Mutex::new(None), roots: Arc::new(roots) }
+        let settings = settings.clone();
+        Session { place, settings, login, authorization: Mutex::new(None), roots: Arc::new(roots) }
     }
 
     fn authorization(&self) -> Option<HeaderValue> {
@@ -81,11 +82,14 @@ impl<'a> Registry<'a> {
             }))
             .retry(reqwest::retry::never())
             .referer(false)
-            .connect_timeout(CONNECT)
-            .read_timeout(STALL)
+            .connect_timeout(session.settings.connect)
+            .read_timeout(session.settings.stall)
             .tls_backend_preconfigured(tls);
         if session.place.is_loopback() {
             builder = builder.no_proxy();
+        }
+        for (name, address) in &session.settings.hosts {
+            builder = builder.no_proxy().resolve(name, *address);
         }
         let client = builder.build().map_err(|e| {
             Error::failed("oci.client", "cannot prepare for asking registries").because(e.without_url())
@@ -139,7 +143,7 @@ impl<'a> Registry<'a> {
             };
             match once.await {
                 Ok(bytes) => return Ok(bytes),
-                Err(trouble) => match trouble.wait(tried) {
+                Err(trouble) => match trouble.wait(tried, &self.session.settings) {
                     Some(wait) => tokio::time::sleep(wait).await,
                     None => return Err(*trouble.error),
                 },

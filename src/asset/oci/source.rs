@@ -62,8 +62,10 @@ impl Source {
             }
             return Ok(Some(Opened { size: meta.len(), reader: Box::new(file) }));
         };
-        let found = members.get(name);
-        Ok(found.map(|found| Opened { size: found.size, reader: Box::new(found.open()) }))
+        let Some(found) = members.get(name) else { return Ok(None) };
+        let reader =
+            found.open().or_failed("oci.read", || format!("cannot read {name} of {}", self.shown()))?;
+        Ok(Some(Opened { size: found.size, reader: Box::new(reader) }))
     }
 
     /// A document of at most `max` bytes, if it is there.

@@ -1,19 +1,10 @@
 //! What goes wrong between us and a registry: in words, and whether trying again may help.
 
 use super::reference::Place;
+use super::settings::Settings;
 use crate::error::Error;
 use reqwest::{Response, StatusCode};
 use std::time::Duration;
-
-/// Waits before the second and later tries of one request.
-const WAITS: [Duration; 4] = [
-    Duration::from_millis(200),
-    Duration::from_millis(800),
-    Duration::from_millis(2500),
-    Duration::from_secs(6),
-];
-/// The longest that a registry may make us wait before a try.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// A failed request.
 #[derive(Debug)]
@@ -43,10 +34,10 @@ impl Trouble {
     }
 
     /// How long to wait before try number `tried + 1`, if there is to be one.
-    pub fn wait(&self, tried: usize) -> Option<Duration> {
-        let wait = WAITS.get(tried.saturating_sub(1)).copied().filter(|_| self.passing)?;
+    pub fn wait(&self, tried: usize, settings: &Settings) -> Option<Duration> {
+        let wait = settings.waits.get(tried.saturating_sub(1)).copied().filter(|_| self.passing)?;
         match self.wait {
-            Some(said) if said > LONGEST_WAIT => None,
+            Some(said) if said > settings.longest_wait => None,
             said => Some(wait.max(said.unwrap_or_default())),
         }
     }

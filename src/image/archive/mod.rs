@@ -1,10 +1,11 @@
 //! Reads archives that nobody vouches for: what they contain is checked as a whole before anything is written.
 
 mod path;
+mod sparse;
 mod tar;
 mod zip;
 
-use super::content::{Content, SliceReader};
+use super::content::Content;
 use super::place::Placer;
 use super::room;
 use super::tree::{Kind, Meta};
@@ -62,6 +63,13 @@ impl Account {
             Some(start) => &raw[start..],
             None => b"",
         }
+    }
+
+    fn too_many(&self, name: &str) -> Error {
+        Error::failed(
+            "archive.too-many-entries",
+            format!("{name} has more than {} entries", self.limits.entries),
+        )
     }
 
     fn decompress(&self, name: &str, bytes: usize) -> Result<()> {
@@ -251,11 +259,26 @@ impl Spool {
 }
 
 fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, account: &Account) -> Result<u64> {
+    const ZEROS: [u8; 4096] = [0; 4096];
     let mut buffer = vec![0; 1 << 20];
-    let mut total = 0;
+    // A large file's zeros are no more than holes here, too: those that the cursor has yet to go past.
+    let (mut total, mut zeros) = (0, 0_u64);
+    let unwritten = |e: io::Error| match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::failed("image.disk-full", format!("no space left to decompress {name}")).because(e)
+        }
+        _ => {
+            Error::failed("archive.spool", format!("cannot decompress {name} to a temporary file")).because(e)
+        }
+    };
     loop {
         let got = match from.read(&mut buffer) {
-            Ok(0) => return Ok(total),
+            Ok(0) if zeros == 0 => return Ok(total),
+            Ok(0) => {
+                let end = skip(&mut to, zeros).map_err(unwritten)?;
+                to.set_len(end).map_err(unwritten)?;
+                return Ok(total);
+            }
             Ok(got) => got,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => {
@@ -264,14 +287,21 @@ fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, account: &Accoun
         };
         total += got as u64;
         account.decompress(name, got)?;
-        to.write_all(&buffer[..got]).map_err(|e| match e.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Error::failed("image.disk-full", format!("no space left to decompress {name}")).because(e)
-            }
-            _ => Error::failed("archive.spool", format!("cannot decompress {name} to a temporary file"))
-                .because(e),
-        })?;
+        if buffer[..got].chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()]) {
+            zeros += got as u64;
+            continue;
+        }
+        if zeros > 0 {
+            skip(&mut to, zeros).map_err(unwritten)?;
+            zeros = 0;
+        }
+        to.write_all(&buffer[..got]).map_err(unwritten)?;
     }
+}
+
+/// Moves the cursor on; where it is then.
+fn skip(file: &mut &fs::File, bytes: u64) -> io::Result<u64> {
+    file.seek(SeekFrom::Current(i64::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?))
 }
 
 fn too_big(name: &str, limits: Limits) -> Error {
@@ -291,14 +321,22 @@ impl<'a> Budget<'a> {
         Budget { name, account, bytes: 0 }
     }
 
+    /// How many entries there may still be.
+    fn left(&self) -> usize {
+        self.account.limits.entries.saturating_sub(self.account.entries.load(Ordering::Relaxed))
+    }
+
+    fn count(&mut self, entries: usize) -> Result<()> {
+        let before = self.account.entries.fetch_add(entries, Ordering::Relaxed);
+        match before.saturating_add(entries) > self.account.limits.entries {
+            true => Err(self.account.too_many(self.name)),
+            false => Ok(()),
+        }
+    }
+
     fn spend(&mut self, bytes: u64) -> Result<()> {
         let limits = self.account.limits;
-        if self.account.entries.fetch_add(1, Ordering::Relaxed) >= limits.entries {
-            return Err(Error::failed(
-                "archive.too-many-entries",
-                format!("{} has more than {} entries", self.name, limits.entries),
-            ));
-        }
+        self.count(1)?;
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > limits.total { Err(too_big(self.name, limits)) } else { Ok(()) }
     }
@@ -328,16 +366,15 @@ fn file(size: u64, content: Content) -> EntryKind {
 /// Where the contents of an archive's regular file lie.
 #[derive(Debug, Clone)]
 pub(crate) struct Located {
-    file: Arc<fs::File>,
-    offset: u64,
+    content: Content,
     /// In bytes.
     pub size: u64,
 }
 
 impl Located {
     /// Reads the contents.
-    pub fn open(&self) -> impl Read + '_ {
-        SliceReader { file: &self.file, offset: self.offset, left: self.size }
+    pub fn open(&self) -> io::Result<impl Read + '_> {
+        self.content.open(self.size)
     }
 }
 
@@ -348,8 +385,11 @@ pub(crate) fn locate(path: &Path, scratch_dir: &Path) -> Result<HashMap<String, 
     let mut links = Vec::new();
     for Entry { path, kind, .. } in read(path, scratch_dir, (0, 0), Limits::default())? {
         match kind {
-            EntryKind::Leaf(Kind::File { size, content: Content::Slice { file, offset } }) => {
-                files.insert(path, Located { file, offset, size });
+            EntryKind::Leaf(Kind::File {
+                size,
+                content: content @ (Content::Slice { .. } | Content::Sparse { .. }),
+            }) => {
+                files.insert(path, Located { content, size });
             }
             EntryKind::Leaf(Kind::Symlink(target)) => {
                 let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);

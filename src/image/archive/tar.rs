@@ -1,6 +1,7 @@
 //! The index of an uncompressed tar: ustar, GNU and PAX. The `tar` crate decodes headers; the walk is ours, because
 //! its own splits PAX values at newlines (capabilities are binary) and reads extension headers of any length.
 
+use super::sparse::{self, Map, Said, Wrong};
 use super::{Account, Budget, Entry, EntryKind, file, path};
 use crate::error::{Error, Result};
 use crate::image::content::Content;
@@ -27,7 +28,7 @@ fn checksum_is_right(block: &[u8]) -> bool {
 }
 
 /// Reads small pieces by position through a window: seeking over contents costs nothing.
-struct Window<'a> {
+pub(super) struct Window<'a> {
     file: &'a fs::File,
     start: u64,
     bytes: Vec<u8>,
@@ -38,7 +39,7 @@ impl Window<'_> {
     const SIZE: usize = 4 << 10;
 
     /// The `length` bytes at `at`, or fewer at the end of the file.
-    fn get(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {
+    pub fn get(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {
         let held = self.start..self.start + self.bytes.len() as u64;
         if !(held.contains(&at) && at + length as u64 <= held.end) {
             self.bytes.resize(length.max(Self::SIZE), 0);
@@ -69,6 +70,8 @@ struct Extensions {
     gid: Option<u32>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(String, Vec<u8>)>,
+    /// It is stored without its holes.
+    sparse: Option<Said>,
 }
 
 /// Reads all headers of the tar that is the given range of `file`; contents stay where they are.
@@ -105,7 +108,14 @@ pub(super) fn read(
         if !is_extension && let Some(said) = next.as_ref().unwrap_or(&global).size {
             size = said;
         }
-        let data = at + BLOCK;
+        let mut data = at + BLOCK;
+        let mut holes = None;
+        if kind.is_gnu_sparse() {
+            let map = sparse::old(&header, &mut window, data, length, budget.left());
+            let map = map.map_err(|wrong| bad_map(name, &header.path_bytes(), account, wrong))?;
+            data += map.taken;
+            holes = Some(Map { taken: 0, ..map });
+        }
         // The padding of the last member may be missing, its bytes may not.
         if data.checked_add(size).is_none_or(|end| end > length) {
             return Err(truncated(name));
@@ -120,6 +130,9 @@ pub(super) fn read(
             let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
             if kind.is_pax_global_extensions() {
                 global.parse(bytes, name)?;
+                if global.sparse.is_some() {
+                    return Err(damaged(name, "a global PAX header speaks of holes"));
+                }
             } else {
                 let next = next.get_or_insert_with(|| global.clone());
                 match kind {
@@ -130,11 +143,30 @@ pub(super) fn read(
             }
             continue;
         }
-        let extensions = next.take().unwrap_or_else(|| global.clone());
-        let entry = member(&header, extensions, name, account, size, || Content::Slice {
-            file: Arc::clone(&file),
-            offset: data,
-        })?;
+        let mut extensions = next.take().unwrap_or_else(|| global.clone());
+        if let Some(said) = extensions.sparse.take() {
+            let shown = said.name.clone().or_else(|| extensions.path.clone());
+            let shown = shown.unwrap_or_else(|| header.path_bytes().into_owned());
+            let map = match kind {
+                EntryType::Regular | EntryType::Continuous => {
+                    said.map(&mut window, data, size, budget.left())
+                }
+                _ => Err(Wrong::Map("is no file that could have holes")),
+            };
+            holes = Some(map.map_err(|wrong| bad_map(name, &shown, account, wrong))?);
+            extensions.path = Some(shown);
+        }
+        let mut content = Content::Slice { file: Arc::clone(&file), offset: data };
+        if let Some(map) = holes {
+            let extents = sparse::check(&map, data + map.taken, size - map.taken);
+            let shown = || extensions.path.clone().unwrap_or_else(|| header.path_bytes().into_owned());
+            let extents = extents.map_err(|wrong| bad_map(name, &shown(), account, wrong))?;
+            // A map could be as long as the archive: its runs count as entries do.
+            budget.count(extents.len())?;
+            content = Content::Sparse { file: Arc::clone(&file), extents: extents.into() };
+            size = map.size;
+        }
+        let entry = member(&header, extensions, name, account, size, || content)?;
         if let Some(entry) = entry {
             budget.spend(size)?;
             entries.push(entry);
@@ -183,8 +215,10 @@ fn member(
     meta.xattrs.sort();
     meta.xattrs.dedup_by(|a, b| a.0 == b.0);
     let kind = match header.entry_type() {
-        EntryType::Regular | EntryType::Continuous if raw.ends_with(b"/") => EntryKind::Dir,
-        EntryType::Regular | EntryType::Continuous => file(size, content()),
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse if raw.ends_with(b"/") => {
+            EntryKind::Dir
+        }
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => file(size, content()),
         EntryType::Directory => EntryKind::Dir,
         EntryType::Link => EntryKind::HardLink(path::clean_hard_link(archive, &path, account.name(&link()))?),
         EntryType::Symlink => EntryKind::Leaf(Kind::Symlink(path::symlink_text(archive, &path, &link())?)),
@@ -200,7 +234,6 @@ fn member(
             EntryKind::Leaf(Kind::Block { major, minor })
         }
         EntryType::Fifo => EntryKind::Leaf(Kind::Fifo),
-        EntryType::GNUSparse => return Err(sparse(archive, &path)),
         // A volume's label is no member.
         other if other.as_byte() == b'V' => return Ok(None),
         other => {
@@ -242,9 +275,10 @@ impl Extensions {
                 "uid" => self.uid = Some(parse(value).ok_or_else(bad)?),
                 "gid" => self.gid = Some(parse(value).ok_or_else(bad)?),
                 "mtime" => self.mtime = Some(time(value).ok_or_else(bad)?),
-                _ if key.starts_with("GNU.sparse.") => return Err(sparse(archive, "a member")),
                 _ => {
-                    if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
+                    if let Some(key) = key.strip_prefix("GNU.sparse.") {
+                        self.sparse.get_or_insert_default().record(key, value).ok_or_else(bad)?;
+                    } else if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
                         self.add_xattr(archive, name, value)?;
                     }
                 }
@@ -300,9 +334,17 @@ fn damaged(archive: &str, what: &str) -> Error {
     Error::failed("archive.damaged", format!("{archive} is damaged: {what}"))
 }
 
-fn sparse(archive: &str, path: &str) -> Error {
-    Error::failed("archive.sparse", format!("{archive}: {path} is stored sparse, which is not read"))
-        .help("make the archive without --sparse")
+/// The error for a map of holes that is not believed.
+fn bad_map(archive: &str, raw: &[u8], account: &Account, wrong: Wrong) -> Error {
+    match wrong {
+        Wrong::TooMany => account.too_many(archive),
+        Wrong::Io(e) => Error::failed("archive.read", format!("cannot read {archive}")).because(e),
+        Wrong::Map(why) => {
+            let name: String = String::from_utf8_lossy(raw).chars().take(255).collect();
+            Error::failed("archive.sparse", format!("{archive}: {name:?}, stored without its holes, {why}"))
+                .help("the archive is damaged or hostile: make it again, or without --sparse")
+        }
+    }
 }
 
 fn unsupported(archive: &str, path: &str, what: &str) -> Error {

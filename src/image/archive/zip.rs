@@ -6,6 +6,7 @@ use crate::image::content::Content;
 use crate::image::tree::{Kind, Meta};
 use ::zip::{CompressionMethod, DateTime, ExtraField, ZipArchive};
 use fs_err as fs;
+use fs_err::os::unix::fs::FileExt as _;
 use std::io::{self, Read as _};
 use std::sync::Arc;
 
@@ -41,13 +42,15 @@ pub(super) fn read(source: fs::File, name: &str, owner: (u32, u32), account: &Ac
         }
         let is_dir = raw.ends_with(b"/");
         let mode = member.unix_mode().unwrap_or(if is_dir { DIRECTORY | 0o755 } else { REGULAR | 0o644 });
+        let special = special_bits(&shared, member.central_header_start())
+            .map_err(|e| damaged(::zip::result::ZipError::Io(e)))?;
         let extended = member.extra_data_fields().find_map(|field| match field {
             ExtraField::ExtendedTimestamp(time) => time.mod_time(),
             _ => None,
         });
         let seconds = extended.map(i64::from).or(member.last_modified().map(utc)).unwrap_or(0);
         let meta = Meta {
-            mode: (mode & 0o7777) as u16,
+            mode: (mode & 0o777 | special) as u16,
             uid: owner.0,
             gid: owner.1,
             mtime: (seconds, 0),
@@ -79,6 +82,19 @@ pub(super) fn read(source: fs::File, name: &str, owner: (u32, u32), account: &Ac
         entries.push(Entry { path, meta, kind });
     }
     Ok(entries)
+}
+
+/// The set-user-ID, set-group-ID and sticky bits of a member, which the `zip` crate clears for those who unpack into
+/// a running system. `at` is where the directory of the archive speaks of it (APPNOTE 4.3.12).
+fn special_bits(file: &fs::File, at: u64) -> io::Result<u32> {
+    const UNIX: u8 = 3;
+    let mut header = [0; 42];
+    file.read_exact_at(&mut header, at)?;
+    if !header.starts_with(b"PK\x01\x02") {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "its directory is not where it was"));
+    }
+    let mode = u16::from_le_bytes([header[40], header[41]]);
+    Ok(if header[5] == UNIX { u32::from(mode) & 0o7000 } else { 0 })
 }
 
 fn target(archive: &str, path: &str, content: &Content, size: u64) -> Result<Box<str>> {

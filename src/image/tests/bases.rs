@@ -12,6 +12,15 @@ fn package(bench: &Bench, name: &str, postinst: &str, data: Tar) -> PathBuf {
 
 /// The same, out of a finished data tar.
 pub(super) fn package_of(bench: &Bench, name: &str, postinst: &str, data: Vec<u8>) -> PathBuf {
+    package_with(bench, name, postinst, "data.tar", data)
+}
+
+/// The same, out of a finished member of the package.
+pub(super) fn package_in(bench: &Bench, name: &str, member: &str, data: Vec<u8>) -> PathBuf {
+    package_with(bench, name, "", member, data)
+}
+
+fn package_with(bench: &Bench, name: &str, postinst: &str, member: &str, data: Vec<u8>) -> PathBuf {
     let control = Tar::default()
         .file("./control", format!("Package: {name}\nVersion: 1\n").as_bytes())
         .file("./postinst", postinst.as_bytes());
@@ -19,7 +28,7 @@ pub(super) fn package_of(bench: &Bench, name: &str, postinst: &str, data: Vec<u8
     let members = [
         ("debian-binary", b"2.0\n".to_vec()),
         ("control.tar.zst", zstd::encode_all(&control.end()[..], 1).unwrap()),
-        ("data.tar", data),
+        (member, data),
     ];
     for (name, bytes) in members {
         ar.extend_from_slice(
@@ -243,17 +252,14 @@ fn a_directory_becomes_a_base_of_roots() {
 
 #[test]
 fn an_image_made_by_mke2fs_is_indexed() {
-    let Some(mke2fs) = tool("mke2fs") else {
-        println!("skipped: no mke2fs");
-        return;
-    };
+    let Some(mut mke2fs) = tool("mke2fs") else { return };
     let bench = Bench::new();
     bench.write("root/usr/lib/file", "x");
     std::os::unix::fs::symlink("usr/lib", bench.path("root/lib")).unwrap();
     std::os::unix::fs::symlink("t".repeat(200), bench.path("root/long")).unwrap();
     let image = bench.path("made.ext4");
     let root = bench.path("root");
-    let made = Command::new(mke2fs)
+    let made = mke2fs
         .args(["-q", "-b", "4096", "-t", "ext4", "-d"])
         .arg(root)
         .arg(&image)

@@ -8,6 +8,20 @@ pub(super) const MANY: usize = 20_000;
 /// `cap_net_raw=ep` as the kernel stores it (linux/capability.h, revision 2).
 const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
+/// The corpus in two tars that belong on top of each other: cut behind the first of several names of one file, so that
+/// the others are links to a file of the layer below.
+pub(super) fn corpus_in_two() -> [Vec<u8>; 2] {
+    let mut whole = corpus("");
+    let name = b"links/m\0";
+    let starts: Vec<usize> =
+        (0..whole.len()).step_by(512).filter(|at| whole[*at..].starts_with(name)).collect();
+    assert_eq!(starts.len(), 1, "one header has this name");
+    // Its contents fill one block.
+    let upper = whole.split_off(starts[0] + 1024);
+    whole.resize(whole.len() + 1024, 0);
+    [whole, upper]
+}
+
 /// The tar; every path begins with `prefix`, which is empty or ends in '/'. Nothing in it is sorted.
 pub(super) fn corpus(prefix: &str) -> Vec<u8> {
     let mut tar = Corpus { tar: Tar::default(), prefix: prefix.to_owned() };

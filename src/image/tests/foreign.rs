@@ -6,24 +6,21 @@ use std::process::Output;
 
 /// An image by mke2fs with these arguments; `None`, and why, where there is no mke2fs.
 fn made(bench: &Bench, args: &[&str]) -> Option<PathBuf> {
-    let Some(mke2fs) = tool("mke2fs") else {
-        println!("skipped: no mke2fs");
-        return None;
-    };
+    let mut mke2fs = tool("mke2fs")?;
     let image = bench.path("made.ext4");
     let _ = std::fs::remove_file(&image);
-    let out = Command::new(mke2fs).args(["-q", "-t", "ext4"]).args(args).arg(&image).arg("32M").output();
+    let out = mke2fs.args(["-q", "-t", "ext4"]).args(args).arg(&image).arg("32M").output();
     let out = out.unwrap();
     if !out.status.success() {
-        println!("skipped: this mke2fs does not know {args:?}");
+        crate::testing::skip(format!("this mke2fs does not know {args:?}"));
         return None;
     }
     Some(image)
 }
 
 fn debugfs(image: &Path, request: &str) -> Output {
-    let tool = tool("debugfs").expect("mke2fs and debugfs are one package");
-    Command::new(tool).args(["-w", "-R", request]).arg(image).output().unwrap()
+    let mut tool = tool("debugfs").expect("mke2fs and debugfs are one package");
+    tool.args(["-w", "-R", request]).arg(image).output().unwrap()
 }
 
 #[track_caller]
@@ -97,7 +94,7 @@ fn a_mounted_image_is_refused_and_taken_once_it_is_unmounted() {
     let at = bench.make_dir("at");
     let mount = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at).output();
     if !mount.as_ref().is_ok_and(|out| out.status.success()) {
-        println!("skipped: no loop mounts: {mount:?}");
+        crate::testing::skip(format!("no loop mounts: {mount:?}"));
         return;
     }
     std::fs::write(at.join("file"), "x").unwrap();

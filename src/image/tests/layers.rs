@@ -292,6 +292,6 @@ fn a_full_disk_is_named_and_leaves_no_image() {
     };
     match std::thread::scope(|scope| scope.spawn(full).join().unwrap()) {
         Ok(error) => assert_eq!(error.code(), "image.disk-full", "{error}"),
-        Err(e) => println!("skipped: no mount namespace: {e}"),
+        Err(e) => crate::testing::skip(format!("no mount namespace: {e}")),
     }
 }

@@ -12,6 +12,8 @@ mod oci;
 mod oracle;
 mod ownership;
 mod random;
+mod sparse;
+mod ways;
 
 use super::index::Index;
 use super::tree::Meta;
@@ -102,19 +104,13 @@ impl Image {
 
 /// `e2fsck -fn` must find nothing to mend.
 pub(super) fn check(path: &Path) {
-    let Some(tool) = tool("e2fsck") else {
-        println!("skipped: no e2fsck");
-        return;
-    };
-    let out = Command::new(tool).arg("-fn").arg(path).output().unwrap();
+    let Some(mut e2fsck) = tool("e2fsck") else { return };
+    let out = e2fsck.arg("-fn").arg(path).output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// An e2fsprogs tool; these are in sbin, which an ordinary user's PATH lacks.
-pub(super) fn tool(name: &str) -> Option<PathBuf> {
-    ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
-}
+pub(super) use crate::testing::programs::e2fsprogs as tool;
 
 /// Makes tars byte by byte: what the `tar` crate would refuse to write is the point.
 #[derive(Default)]

@@ -102,16 +102,28 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Why these programs cannot be asked here.
+/// Why these programs cannot be asked here. Tried once, by mounting a real image: loop devices may be there and mounts
+/// forbidden.
 pub(super) fn lacking() -> Option<&'static str> {
+    static WHY: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    WHY.get_or_init(try_out).as_deref()
+}
+
+fn try_out() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
-        return Some("only root can unpack owners and mount");
+        return Some("only root can unpack owners and mount".to_owned());
     }
     let tar = Command::new("tar").arg("--version").output();
     if !tar.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains("GNU tar")) {
-        return Some("no GNU tar");
+        return Some("no GNU tar".to_owned());
     }
-    (!Path::new("/dev/loop-control").exists()).then_some("no loop devices")
+    let dir = tempfile::tempdir().unwrap();
+    let (image, at) = (dir.path().join("image"), dir.path().join("mounted"));
+    crate::image::create_empty(&image, 32 << 20, crate::image::Role::Scratch).unwrap();
+    match Mounted::try_new(&image, &at) {
+        Ok(_) => None,
+        Err(why) => Some(format!("no image can be mounted: {why}")),
+    }
 }
 
 /// Unpacks by GNU tar, with all it can restore.
@@ -135,11 +147,18 @@ pub(super) struct Mounted(PathBuf);
 impl Mounted {
     pub fn new(image: &Path, at: &Path) -> Mounted {
         super::check(image);
+        Mounted::try_new(image, at).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn try_new(image: &Path, at: &Path) -> Result<Mounted, String> {
         std::fs::create_dir_all(at).unwrap();
-        let out =
-            Command::new("mount").args(["-t", "ext4", "-o", "loop,ro"]).arg(image).arg(at).output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        Mounted(at.to_owned())
+        let mut mount = Command::new("mount");
+        let out = mount.args(["-t", "ext4", "-o", "loop,ro"]).arg(image).arg(at).output();
+        match out {
+            Ok(out) if out.status.success() => Ok(Mounted(at.to_owned())),
+            Ok(out) => Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
+            Err(e) => Err(e.to_string()),
+        }
     }
 
     pub fn path(&self) -> &Path {

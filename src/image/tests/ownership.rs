@@ -13,13 +13,13 @@ use crate::image::{
 use crate::store::Store;
 use crate::store::scan::{ScanOptions, scan_dir};
 
-const TYPE: u32 = 0o170000;
-const DIRECTORY: u32 = 0o040000;
+pub(super) const TYPE: u32 = 0o170000;
+pub(super) const DIRECTORY: u32 = 0o040000;
 
 /// The corpus as a file, and what GNU tar makes of it.
-fn prepared(prefix: &str) -> Option<(Bench, PathBuf, Facts)> {
+pub(super) fn prepared(prefix: &str) -> Option<(Bench, PathBuf, Facts)> {
     if let Some(why) = lacking() {
-        println!("skipped: {why}");
+        crate::testing::skip(why);
         return None;
     }
     let bench = Bench::new();
@@ -31,12 +31,12 @@ fn prepared(prefix: &str) -> Option<(Bench, PathBuf, Facts)> {
 }
 
 /// The root is made by whoever unpacks: what an archive does not declare is nobody's.
-fn without_root(mut facts: Facts) -> Facts {
+pub(super) fn without_root(mut facts: Facts) -> Facts {
     facts.remove("");
     facts
 }
 
-fn mounted(bench: &Bench, image: &Path) -> Mounted {
+pub(super) fn mounted(bench: &Bench, image: &Path) -> Mounted {
     Mounted::new(image, &bench.path("mounted"))
 }
 
@@ -79,12 +79,9 @@ fn a_packages_files_are_what_tar_unpacks() {
 #[test]
 fn an_ext4_image_is_taken_as_it_is() {
     let Some((bench, _, wanted)) = prepared("") else { return };
-    let Some(mke2fs) = tool("mke2fs") else {
-        println!("skipped: no mke2fs");
-        return;
-    };
+    let Some(mut mke2fs) = tool("mke2fs") else { return };
     let image = bench.path("made.ext4");
-    let out = Command::new(mke2fs)
+    let out = mke2fs
         .args(["-q", "-t", "ext4", "-b", "4096", "-N", "30000", "-d"])
         .arg(bench.path("unpacked"))
         .arg(&image)
@@ -135,14 +132,14 @@ fn a_directory_keeps_contents_and_links_and_gets_its_owner() {
         let wanted: Facts = wanted
             .iter()
             .filter(|(path, _)| !path.starts_with("devices"))
-            .map(|(path, fact)| (path.clone(), normalised(fact, keep_modes)))
+            .map(|(path, fact)| (path.clone(), normalised(fact, keep_modes, (4_294_967_294, 77))))
             .collect();
         assert_same(&without_root(facts(&found.path().join("opt/app"))), &without_root(wanted));
     }
 }
 
 /// What a directory keeps of a file: neither its owner, time and attributes nor its other names.
-fn normalised(fact: &Fact, keep_modes: bool) -> Fact {
+pub(super) fn normalised(fact: &Fact, keep_modes: bool, owner: (u32, u32)) -> Fact {
     let kind = fact.mode & TYPE;
     let mode = match kind {
         0o120000 => 0o777,
@@ -153,8 +150,8 @@ fn normalised(fact: &Fact, keep_modes: bool) -> Fact {
     };
     Fact {
         mode: kind | mode,
-        uid: 4_294_967_294,
-        gid: 77,
+        uid: owner.0,
+        gid: owner.1,
         time: (CONSTANT_TIME, 0),
         same_as: None,
         xattrs: Default::default(),
@@ -224,7 +221,7 @@ fn a_file_beyond_4_gib_costs_what_is_in_it() {
         let image = Image::open(&path);
         assert_eq!(image.inode("/opt/app/sparse").size, SIZE);
         if let Some(why) = lacking() {
-            println!("skipped: {why}");
+            crate::testing::skip(why);
             continue;
         }
         let found = mounted(&bench, &path);

@@ -118,15 +118,12 @@ pub fn scan_dir(store: &Store, root: &Path, options: &ScanOptions<'_>) -> Result
 pub fn scan_file(store: &Store, path: &Path) -> Result<ScannedFile> {
     let open = || File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
     let mut file = open().map_err(|e| cannot_open(path, e))?;
-    let parent = std::fs::canonicalize(path).or_failed("scan.read", || cannot_read(path))?;
-    let parent = parent.parent().unwrap_or(Path::new("/"));
-    let dir = File::open(parent).or_failed("scan.read", || cannot_read(parent))?;
-    let clock = Clock::start(store, &dir, parent)?;
     let stat = Stat::of(&file).or_failed("scan.read", || cannot_read(path))?;
     if !stat.is_file() {
         return Err(Error::usage("scan.not-a-file", format!("{} is not a regular file", path.display())));
     }
-    let cache_path = cache_path(store, "file", path, &[])?;
+    let real = std::fs::canonicalize(path).or_failed("scan.read", || cannot_read(path))?;
+    let cache_path = cache_path_of(store, "file", &real, &[]);
     let cached = Cache::load(&cache_path).get_only(&stat);
     let (stat, digest) = match cached {
         Some(digest) => {
@@ -134,6 +131,10 @@ pub fn scan_file(store: &Store, path: &Path) -> Result<ScannedFile> {
             (stat, digest)
         }
         None => {
+            // The time is taken before the first byte is read; what is cached needs none.
+            let parent = real.parent().unwrap_or(Path::new("/"));
+            let dir = File::open(parent).or_failed("scan.read", || cannot_read(parent))?;
+            let clock = Clock::start(store, &dir, parent)?;
             let (stat, digest) = content::hash_stable(&mut file, path, open)?;
             if clock.trusts(&stat) {
                 let _ = store.replace(&cache_path, &cache::encode(std::iter::once(("", &stat, digest))));
@@ -169,12 +170,17 @@ fn cannot_read(path: &Path) -> String {
 /// One cache for each root and set of patterns: two workloads that share a root do not push each other out.
 fn cache_path(store: &Store, kind: &str, root: &Path, ignore: &[String]) -> Result<PathBuf> {
     let real = std::fs::canonicalize(root).or_failed("scan.read", || cannot_read(root))?;
+    Ok(cache_path_of(store, kind, &real, ignore))
+}
+
+/// `cache_path` of a canonical path.
+fn cache_path_of(store: &Store, kind: &str, real: &Path, ignore: &[String]) -> PathBuf {
     let mut name = FieldHasher::new("firegopher stat cache v1");
     name.field(kind).field(real.as_os_str().as_bytes());
     for pattern in ignore {
         name.field(pattern);
     }
-    Ok(store.dir("stat").join(&name.finish().to_hex()[..32]))
+    store.dir("stat").join(&name.finish().to_hex()[..32])
 }
 
 fn dropped_bits(root: &Path, dropped: &[String]) -> Vec<String> {

@@ -102,8 +102,10 @@ impl Platform for Fake {
         None
     }
     fn forget(&self, _: &SuperviseSpec) {}
-    fn launch(&self, _: &SuperviseSpec, journal: &mut Journal) -> Result<Machine> {
-        journal.will(Effect::Tap { name: "fg-fake".into() })?;
+    fn launch(&self, spec: &SuperviseSpec, journal: &mut Journal) -> Result<Machine> {
+        let scratch = super::effects::scratch_path(spec).map(|path| Effect::File { path });
+        journal.will_all(scratch.into_iter().chain([Effect::Tap { name: "fg-fake".into() }]))?;
+        super::effects::create_scratch(spec)?;
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let process = Process::of(child.id() as i32).unwrap();
         let pidfd = || super::process::pidfd_open(process.pid).unwrap();
@@ -209,7 +211,7 @@ pub fn start(spec: SuperviseSpec, fake: &Fake) -> Result<(Client, JoinHandle<Out
         tokio::task::LocalSet::new().block_on(&runtime, async {
             theirs.set_nonblocking(true).unwrap();
             let first = tokio::net::UnixStream::from_std(theirs).unwrap();
-            supervisor::supervise(prepared, &fake, Some(first)).await.unwrap()
+            supervisor::supervise(prepared, &fake, Some(first), None).await.unwrap()
         })
     });
     Ok((Client::new(ours, &dir), thread))

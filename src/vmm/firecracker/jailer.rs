@@ -6,6 +6,7 @@ use crate::vmm::jail::name_of;
 use crate::vmm::monitor::reap;
 use crate::vmm::spawn::{Spawn, Spawned, spawn};
 use crate::vmm::spec::{JailSpec, VmSpec};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::ffi::OsString;
@@ -15,9 +16,10 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What a jailer may take; it copies the VMM's few mebibytes and makes some directories.
-const PATIENCE_MS: u16 = 30_000;
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Descriptors: a drive takes one, a vsock connection another.
 const MAX_FILES: u32 = 4096;
 /// For what the VMM writes besides drives: nothing.
@@ -95,21 +97,43 @@ pub(super) fn run(
         identity: None,
     })?;
     let Spawned { mut child, pidfd, stderr } = spawned;
-    let ended = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(PATIENCE_MS));
-    if !matches!(ended, Ok(1)) {
+    let ended = ends_within(&pidfd, PATIENCE);
+    if !matches!(ended, Ok(true)) {
         let _ = child.kill(); // It is told below in any case.
     }
     let status = child.wait().or_failed("vmm.jailer", || "cannot wait for the jailer")?;
     if !status.success() {
         let said = said(&stderr);
         let said = said.lines().next().map(|line| format!(": {line}")).unwrap_or_default();
-        return Err(Error::failed("vmm.jailer", format!("Firecracker's jailer failed ({status}){said}")));
+        let how = match ended {
+            Ok(true) => format!("failed ({status})"),
+            Ok(false) => format!("did not end within {} s", PATIENCE.as_secs()),
+            Err(e) => format!("cannot be waited for ({e})"),
+        };
+        return Err(Error::failed("vmm.jailer", format!("Firecracker's jailer {how}{said}")));
     }
     let program = order.firecracker.file_name().unwrap_or_default();
     let (pid, pidfd) = adopt(root, Path::new(program)).map_err(|e| {
         Error::failed("vmm.jailer", "the jailer ended well, but did not leave a VMM behind").because(e)
     })?;
     Ok(Adopted { pid, pidfd, stderr })
+}
+
+/// Whether the process behind `pidfd` ends in this time. A signal to this process is none of its: poll(2) is never
+/// resumed by itself, whatever the handler's flags.
+fn ends_within(pidfd: &OwnedFd, patience: Duration) -> io::Result<bool> {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up: rounded down, the last part of a millisecond would be spent spinning.
+        let timeout = PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 /// The process named by the file that the jailer wrote. The VMM runs by now and owns the directory: the file
@@ -200,3 +224,6 @@ pub(super) fn discard(adopted: &Adopted) {
     }
     let _ = reap(adopted.pid);
 }
+
+#[cfg(test)]
+mod tests;

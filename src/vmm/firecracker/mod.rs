@@ -20,6 +20,7 @@ mod tests;
 pub use keyboard::Keyboard;
 pub use programs::{inspect, usable};
 
+use super::beside::{Lives, beside_tap};
 use super::boot_args;
 use super::jail::cgroup::{self, Limits};
 use super::jail::name_of;
@@ -29,12 +30,11 @@ use super::tuning::Console;
 use super::{Control, Launched, Said, Serial, Timings, Vmm};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
-use crate::net::tap::{self, TapConfig};
 use config::JailPaths;
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What Firecracker itself needs beyond the guest's memory, in bytes: some 5 MiB, and page tables.
@@ -52,7 +52,12 @@ impl Vmm for Firecracker {
         "firecracker"
     }
 
-    fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched> {
+    fn launch_with(
+        &self,
+        spec: &VmSpec,
+        net: Option<&Netns>,
+        disks: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Launched> {
         let VmmBinary::Firecracker { firecracker, jailer } = &spec.vmm else {
             return Err(Error::bug("this VM is not Firecracker's to boot"));
         };
@@ -60,46 +65,34 @@ impl Vmm for Firecracker {
             Error::host("vmm.firecracker-root", "Firecracker's jail needs root")
                 .help("run as root, or write `vmm \"auto\"`: QEMU runs as you")
         })?;
+        if matches!(spec.net, NetSpec::User { .. }) {
+            return Err(Error::bug("Firecracker has no user networking"));
+        }
         inspect(firecracker, jailer)?;
-        kvm_opens(Path::new("/dev/kvm"))?;
+        check_kvm()?;
         spec.tuning.check_host(spec.memory)?;
         let mut timings = Timings::default();
 
-        let start = Instant::now();
-        let limits = Limits {
-            memory: spec.memory + OVERHEAD,
-            pids: THREADS + u64::from(spec.cpus),
-            // One more for emulated devices and the API.
-            cpu_percent: u64::from(spec.cpus + 1) * 100,
-        };
-        let mut groups = cgroup::create(&name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
+        let made = beside_tap(spec, net, Lives::Named, &mut timings, |timings| {
+            let start = Instant::now();
+            disks()?;
+            timings.disks = start.elapsed();
+            let start = Instant::now();
+            let limits = Limits {
+                memory: spec.memory + OVERHEAD,
+                pids: THREADS + u64::from(spec.cpus),
+                // One more for emulated devices and the API.
+                cpu_percent: u64::from(spec.cpus + 1) * 100,
+            };
+            let groups = cgroup::create(&name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
+            let staged = staged(spec, jail, firecracker)?;
+            timings.jail = start.elapsed();
+            Ok((groups, staged))
+        });
+        let ((mut groups, mut staged), _) = made?;
         let cgroups = groups.hand_to_jailer();
         let mut warnings = std::mem::take(&mut groups.warnings);
-        let mut staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
         warnings.append(&mut staged.warnings);
-        let inside = |name: &str| Path::new("/").join(name);
-        let paths = JailPaths {
-            kernel: staged.kernel.clone(),
-            initramfs: Some(staged.initramfs.clone()),
-            drives: staged.drives.clone(),
-            vsock: inside(stage::VSOCK),
-            cpu: inside(stage::CPU),
-            log: Some(inside(stage::LOG)),
-            metrics: Some(inside(stage::METRICS)),
-        };
-        let kernel_args = kernel_args::build(spec.tuning.console == Console::All);
-        boot_args::check(&kernel_args, boot_args::Machine::Firecracker)?;
-        let config = config::config(spec, &paths, &kernel_args)?;
-        stage::write_config(&staged.root, stage::CONFIG, &config.to_json())?;
-        if let Some(file) = &spec.tuning.cpu_file {
-            let changes = file.changes.as_ref().ok_or_else(|| Error::bug("a CPU template was not read"))?;
-            stage::write_config(&staged.root, stage::CPU, &changes.to_json())?;
-        }
-        timings.jail = start.elapsed();
-
-        let start = Instant::now();
-        make_tap(spec, jail, net)?;
-        timings.tap = start.elapsed();
 
         let start = Instant::now();
         let pipe = || io::pipe().or_failed("vmm.pipe", || "cannot make a pipe for the console");
@@ -144,21 +137,22 @@ impl Vmm for Firecracker {
     }
 }
 
+/// Whether this process can use KVM at all.
+///
+/// # Errors
+/// `vmm.no-kvm`, with what would mend it.
+pub fn check_kvm() -> Result<()> {
+    kvm_opens(Path::new("/dev/kvm"))
+}
+
 /// What a version must have to read the configuration that `spec` becomes, wherever its jail will be.
 ///
 /// # Errors
 /// What Firecracker cannot do in any version.
 pub fn needs(spec: &VmSpec) -> Result<Vec<version::Need>> {
     let inside = |name: &str| Path::new("/").join(name);
-    let paths = JailPaths {
-        kernel: inside("kernel"),
-        initramfs: Some(inside("initramfs")),
-        drives: spec.drives.iter().map(|drive| inside(&drive.role)).collect(),
-        vsock: inside(stage::VSOCK),
-        cpu: inside(stage::CPU),
-        log: Some(inside(stage::LOG)),
-        metrics: Some(inside(stage::METRICS)),
-    };
+    let drives = spec.drives.iter().map(|drive| inside(&drive.role)).collect();
+    let paths = inside_jail(inside("kernel"), inside("initramfs"), drives);
     Ok(config::config(spec, &paths, "")?.needs())
 }
 
@@ -178,23 +172,31 @@ fn kvm_opens(device: &Path) -> Result<()> {
     }
 }
 
-/// The VMM opens it by name, under its uid and in the namespace, so it outlives our descriptor.
-fn make_tap(spec: &VmSpec, jail: &JailSpec, net: Option<&Netns>) -> Result<()> {
-    let NetSpec::Tap { name, host, guest, mac } = &spec.net else {
-        return match &spec.net {
-            NetSpec::User { .. } => Err(Error::bug("Firecracker has no user networking")),
-            _ => Ok(()),
-        };
-    };
-    let ns = net.ok_or_else(|| Error::bug("a tap needs the project's namespace"))?;
-    let config = TapConfig {
-        name: name.clone(),
-        host: *host,
-        guest: *guest,
-        mac: *mac,
-        owner: Some(jail.uid),
-        persist: true,
-        mtu: spec.tuning.mtu,
-    };
-    tap::create(ns, &config).map(drop)
+/// The jail with everything in it.
+fn staged(spec: &VmSpec, jail: &JailSpec, firecracker: &Path) -> Result<stage::Staged> {
+    let staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
+    let paths = inside_jail(staged.kernel.clone(), staged.initramfs.clone(), staged.drives.clone());
+    let kernel_args = kernel_args::build(spec.tuning.console == Console::All);
+    boot_args::check(&kernel_args, boot_args::Machine::Firecracker)?;
+    let config = config::config(spec, &paths, &kernel_args)?;
+    stage::write_config(&staged.root, stage::CONFIG, &config.to_json())?;
+    if let Some(file) = &spec.tuning.cpu_file {
+        let changes = file.changes.as_ref().ok_or_else(|| Error::bug("a CPU template was not read"))?;
+        stage::write_config(&staged.root, stage::CPU, &changes.to_json())?;
+    }
+    Ok(staged)
+}
+
+/// Where the jailed Firecracker finds what it is given.
+fn inside_jail(kernel: PathBuf, initramfs: PathBuf, drives: Vec<PathBuf>) -> JailPaths {
+    let inside = |name: &str| Path::new("/").join(name);
+    JailPaths {
+        kernel,
+        initramfs: Some(initramfs),
+        drives,
+        vsock: inside(stage::VSOCK),
+        cpu: inside(stage::CPU),
+        log: Some(inside(stage::LOG)),
+        metrics: Some(inside(stage::METRICS)),
+    }
 }

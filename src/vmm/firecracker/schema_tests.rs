@@ -20,7 +20,7 @@ impl Schema {
         let named = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER_API");
         let path = named.map_or_else(|| PathBuf::from(BESIDE), PathBuf::from);
         if !path.exists() {
-            println!("skipped: no description (FIREGOPHER_TEST_FIRECRACKER_API names no file)");
+            crate::testing::skip("no description (FIREGOPHER_TEST_FIRECRACKER_API names no file)");
             return None;
         }
         Some(Schema(serde_norway::from_slice(&fs_err::read(path).unwrap()).unwrap()))

@@ -11,11 +11,11 @@ use tempfile::TempDir;
 /// The Firecracker that tests use; says so when there is none.
 pub fn binary() -> Option<PathBuf> {
     let Some(dir) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER") else {
-        println!("skipped: no firecracker (FIREGOPHER_TEST_FIRECRACKER names no directory)");
+        crate::testing::skip("no firecracker (FIREGOPHER_TEST_FIRECRACKER names no directory)");
         return None;
     };
     if !fs::exists("/dev/kvm").unwrap_or(false) {
-        println!("skipped: no /dev/kvm");
+        crate::testing::skip("no /dev/kvm");
         return None;
     }
     Some(PathBuf::from(dir).join("firecracker"))

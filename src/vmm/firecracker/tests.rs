@@ -5,6 +5,7 @@ mod refusals;
 use super::stub::Stub;
 use super::*;
 use crate::name::{Name, VmId};
+use crate::net::tap;
 use crate::vmm::jail;
 use crate::vmm::spec::{Drive, firecracker_programs};
 use crate::vmm::{Ended, backend};
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        println!("skipped: needs root");
+        crate::testing::skip("needs root");
     }
     root
 }
@@ -31,7 +32,7 @@ fn root() -> bool {
 /// The two programs; `None`, and a word about it, where there are none.
 fn programs() -> Option<[PathBuf; 2]> {
     let Some(dir) = std::env::var_os("FIREGOPHER_TEST_FIRECRACKER") else {
-        println!("skipped: no firecracker");
+        crate::testing::skip("no firecracker");
         return None;
     };
     root().then(|| firecracker_programs(Path::new(&dir)).map(|p| p.canonicalize().unwrap()))

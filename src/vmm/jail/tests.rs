@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        println!("skipped: needs root");
+        crate::testing::skip("needs root");
     }
     root
 }
@@ -103,7 +103,7 @@ fn on_another_file_system_read_only_files_are_copied_sparsely_and_writable_ones_
     if !elsewhere.is_dir()
         || fs::metadata(elsewhere).unwrap().dev() == fs::metadata(dir.path()).unwrap().dev()
     {
-        println!("skipped: no second file system at /dev/shm");
+        crate::testing::skip("no second file system at /dev/shm");
         return;
     }
     let other = tempfile::tempdir_in(elsewhere).unwrap();

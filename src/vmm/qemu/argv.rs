@@ -2,18 +2,20 @@
 
 use super::CommandLine;
 use crate::error::{Error, Result};
+use crate::manifest::model::Port;
 use crate::vmm::jail::Staged;
 use crate::vmm::spec::{NetSpec, VmSpec, VmmBinary};
 use crate::vmm::tuning::HugePages;
 use firegopher_protocol::PORT_NAME;
 use serde_json::json;
 use std::ffi::OsString;
-use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 /// virtio-mmio transports of a microvm with its second I/O APIC, which acpi=on brings.
 const TRANSPORTS: usize = 24;
+/// Devices besides drives: network, control and random numbers.
+const OTHER_DEVICES: usize = 3;
 /// x86-64-v2 on top of the plainest model, and a random seed: richer models boot slower under emulation
 /// (each feature costs the kernel work), poorer ones do not run what compilers and wheels expect.
 const TCG_CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand";
@@ -83,7 +85,7 @@ pub(super) fn build(
     // The kernel finds transports from the highest to the lowest. Each device is put on its own, so that
     // vda is the first drive; drives come first, as their minors count from 0.
     let mut buses = (0..TRANSPORTS).rev().map(|n| format!("virtio-mmio-bus.{n}"));
-    let mut bus = || buses.next().ok_or_else(|| too_many(spec));
+    let mut bus = || buses.next().ok_or_else(|| too_many(spec.drives.len()));
     for (n, (drive, path)) in spec.drives.iter().zip(&files.drives).enumerate() {
         let path = path.to_str().ok_or_else(|| not_utf8(path))?;
         let file = json!({"driver": "file", "filename": path, "read-only": drive.read_only, "locking": "on"});
@@ -115,15 +117,9 @@ pub(super) fn build(
             // Not JSON: QEMU takes a list of forwards in this form only. `restrict` keeps the host's
             // loopback, which slirp would offer at 10.0.2.2, and the world out of reach.
             let mut user = "user,id=net,restrict=on,ipv6=off".to_owned();
+            check_forwards(forwards)?;
             for port in forwards {
-                let IpAddr::V4(address) = port.address else {
-                    return Err(Error::host(
-                        "vmm.user-net-ipv6",
-                        format!("{} cannot be published", port.address),
-                    )
-                    .help("without root only IPv4 addresses of the host can be published"));
-                };
-                user += &format!(",hostfwd=tcp:{address}:{}-:{}", port.host, port.guest);
+                user += &format!(",hostfwd=tcp:{}:{}-:{}", port.address, port.host, port.guest);
             }
             arg("-netdev", &user);
             arg("-device", &format!("virtio-net-device,bus={},netdev=net,mac={}", bus()?, colons(mac)));
@@ -187,12 +183,29 @@ fn colons(mac: &[u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
 }
 
-fn too_many(spec: &VmSpec) -> Error {
-    Error::usage(
-        "vmm.too-many-devices",
-        format!("{} drives are more than a microvm has room for", spec.drives.len()),
-    )
-    .help(format!("at most {TRANSPORTS} devices fit, network and control included"))
+/// Whether a microvm has room for so many drives.
+///
+/// # Errors
+/// `vmm.too-many-devices`.
+pub fn check_devices(drives: usize) -> Result<()> {
+    if drives + OTHER_DEVICES > TRANSPORTS { Err(too_many(drives)) } else { Ok(()) }
+}
+
+fn too_many(drives: usize) -> Error {
+    Error::usage("vmm.too-many-devices", format!("{drives} drives are more than a microvm has room for"))
+        .help(format!("at most {TRANSPORTS} devices fit, network and control included"))
+}
+
+/// Whether these ports can be published by QEMU's user networking.
+///
+/// # Errors
+/// `vmm.user-net-ipv6`.
+pub fn check_forwards(ports: &[Port]) -> Result<()> {
+    match ports.iter().find(|port| !port.address.is_ipv4()) {
+        None => Ok(()),
+        Some(port) => Err(Error::host("vmm.user-net-ipv6", format!("{} cannot be published", port.address))
+            .help("without root only IPv4 addresses of the host can be published")),
+    }
 }
 
 fn not_utf8(path: &Path) -> Error {

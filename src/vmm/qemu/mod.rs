@@ -3,6 +3,7 @@
 mod argv;
 mod kernel_args;
 
+use super::beside::{Lives, beside_tap};
 use super::jail::cgroup::{self, Limits};
 use super::jail::{self, Staged};
 use super::monitor::{Monitor, QmpMonitor};
@@ -11,8 +12,8 @@ use super::spec::{NetSpec, VmSpec, VmmBinary};
 use super::{Control, Launched, Serial, Timings, Vmm, boot_args, tsc};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
-use crate::net::tap::{self, TapConfig};
 use argv::Wiring;
+pub use argv::{check_devices, check_forwards};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -32,57 +33,30 @@ impl Vmm for Qemu {
         "qemu"
     }
 
-    fn launch(&self, spec: &VmSpec, net: Option<&Netns>) -> Result<Launched> {
+    fn launch_with(
+        &self,
+        spec: &VmSpec,
+        net: Option<&Netns>,
+        disks: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Launched> {
         spec.tuning.check_qemu(spec.id.as_str())?;
         spec.tuning.check_host(spec.memory)?;
         // Measured while the jail is staged: a launch does not wait for it.
         let tsc = (!spec.kvm).then(tsc::start);
         let mut timings = Timings::default();
-        let mut warnings = Vec::new();
 
-        let start = Instant::now();
         let mut held = Vec::new();
-        let (files, groups) = match &spec.jail {
-            None => (in_place(spec), cgroup::Groups::default()),
-            Some(jail) => {
-                let limits = Limits {
-                    memory: spec.memory + OVERHEAD,
-                    pids: THREADS + u64::from(spec.cpus),
-                    // One more for emulated devices and the main loop.
-                    cpu_percent: u64::from(spec.cpus + 1) * 100,
-                };
-                let mut groups =
-                    cgroup::create(&jail::name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
-                warnings.append(&mut groups.warnings);
-                let files = match spec.vmm {
-                    VmmBinary::QemuTree(_) => jail::stage(spec, jail)?,
-                    VmmBinary::QemuPath(_) => by_descriptor(spec, &mut held)?,
-                    VmmBinary::Firecracker { .. } => return Err(not_qemu()),
-                };
-                (files, groups)
-            }
-        };
-        timings.jail = start.elapsed();
-
-        let start = Instant::now();
-        let tap = match (&spec.net, net) {
-            (NetSpec::Tap { name, host, guest, mac }, Some(ns)) => {
-                let owner = spec.jail.as_ref().map(|jail| jail.uid);
-                let config = TapConfig {
-                    name: name.clone(),
-                    host: *host,
-                    guest: *guest,
-                    mac: *mac,
-                    owner,
-                    persist: false,
-                    mtu: spec.tuning.mtu,
-                };
-                Some(tap::create(ns, &config)?)
-            }
-            (NetSpec::Tap { .. }, None) => return Err(Error::bug("a tap needs the project's namespace")),
-            _ => None,
-        };
-        timings.tap = start.elapsed();
+        let made = beside_tap(spec, net, Lives::Held, &mut timings, |timings| {
+            let start = Instant::now();
+            disks()?;
+            timings.disks = start.elapsed();
+            let start = Instant::now();
+            let made = jailed(spec, &mut held)?;
+            timings.jail = start.elapsed();
+            Ok(made)
+        });
+        let ((files, mut groups), tap) = made?;
+        let warnings = std::mem::take(&mut groups.warnings);
 
         let (control, control_end) = pair()?;
         let (console, console_end) = pair()?;
@@ -133,6 +107,24 @@ impl Vmm for Qemu {
         let console = Serial::Socket(console);
         Ok(Launched { pid, pidfd, control, console, monitor, keyboard: None, warnings, timings })
     }
+}
+
+/// The VMM's files, and the groups that limit it.
+fn jailed(spec: &VmSpec, held: &mut Vec<OwnedFd>) -> Result<(Staged, cgroup::Groups)> {
+    let Some(jail) = &spec.jail else { return Ok((in_place(spec), cgroup::Groups::default())) };
+    let limits = Limits {
+        memory: spec.memory + OVERHEAD,
+        pids: THREADS + u64::from(spec.cpus),
+        // One more for emulated devices and the main loop.
+        cpu_percent: u64::from(spec.cpus + 1) * 100,
+    };
+    let groups = cgroup::create(&jail::name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
+    let files = match spec.vmm {
+        VmmBinary::QemuTree(_) => jail::stage(spec, jail)?,
+        VmmBinary::QemuPath(_) => by_descriptor(spec, held)?,
+        VmmBinary::Firecracker { .. } => return Err(not_qemu()),
+    };
+    Ok((files, groups))
 }
 
 /// Without a jail everything stays where it is.

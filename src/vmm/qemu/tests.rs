@@ -30,15 +30,9 @@ struct Vm {
 
 /// `None`, and a word about it, where such a VM cannot be booted.
 fn vm(tag: &str, jailed: bool) -> Option<Vm> {
-    let files = match crate::testing::artifacts() {
-        Ok(files) => files,
-        Err(why) => {
-            println!("skipped: no QEMU and no kernel: {why}");
-            return None;
-        }
-    };
+    let files = crate::testing::artifacts()?;
     if jailed && !root() {
-        println!("skipped: needs root");
+        crate::testing::skip("needs root");
         return None;
     }
     let dir = tempfile::tempdir().unwrap();

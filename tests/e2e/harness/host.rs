@@ -1,8 +1,12 @@
 //! What all tests of this process share: the warm store with its pins, turns to boot, and the count of what could
 //! not be tested here.
 
+#[path = "../../support/skip.rs"]
+mod skipping;
+
+pub use skipping::{skip, skip_for_want_of_packages};
+
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -44,7 +48,7 @@ static FREED: Condvar = Condvar::new();
 pub fn guests(count: usize) -> Option<Guests> {
     static WARMED: OnceLock<Result<(), String>> = OnceLock::new();
     if let Err(why) = WARMED.get_or_init(warm) {
-        skip(why);
+        skip_for_want_of_packages(why);
         return None;
     }
     let count = count.min(GUESTS_AT_ONCE);
@@ -63,26 +67,6 @@ impl Drop for Guests {
     }
 }
 
-static SKIPPED: AtomicUsize = AtomicUsize::new(0);
-
-/// Says why a test does not run here; the count is shown at the end.
-pub fn skip(why: &str) {
-    println!("skipped: {why}");
-    if SKIPPED.fetch_add(1, Ordering::Relaxed) == 0 {
-        // SAFETY: the function is static, takes nothing and does not unwind.
-        unsafe { libc::atexit(report_skipped) };
-    }
-}
-
-/// Past the test harness, which shows nothing of tests that pass.
-extern "C" fn report_skipped() {
-    let count = SKIPPED.load(Ordering::Relaxed);
-    let line =
-        format!("skipped: {count} of the tests in tests/e2e cannot run here (--nocapture shows why)\n");
-    // SAFETY: the buffer is live and as long as said; standard error may be closed, which harms nothing.
-    unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
-}
-
 /// Pins, fetches and builds what the tests boot. Costs seconds the first time and little afterwards.
 fn warm() -> Result<(), String> {
     remove_orphans();
@@ -95,13 +79,23 @@ fn warm() -> Result<(), String> {
     let built = project.command(&["build"]).limit(Duration::from_secs(900)).output();
     match built.code {
         Some(0) => {}
-        // The host lacks something: EX_UNAVAILABLE. Anything else is a failure of firegopher's.
-        Some(69) => return Err(built.stderr),
-        _ if built.stderr.contains("network") => return Err(built.stderr),
+        // Anything else is a failure of firegopher's.
+        _ if lacks_packages(&built.stderr) => return Err(built.stderr),
         _ => panic!("cannot build what the tests boot: {built:?}"),
     }
     std::fs::write(lock_path(), project.read("firegopher.lock")).unwrap();
     Ok(())
+}
+
+/// Whether a command said that this machine has no packages to give: no apt, no sources, no network.
+pub fn lacks_packages(stderr: &str) -> bool {
+    [
+        "this host has no apt-get",
+        "this host's apt has no package sources",
+        "check this host's network, or the proxy",
+    ]
+    .iter()
+    .any(|sentence| stderr.contains(sentence))
 }
 
 /// Every `state/NAME` of a home with the directory that claims it.

@@ -4,52 +4,11 @@ use super::*;
 use crate::digest::ObjectDigest;
 use crate::home::Home;
 use crate::store::Store;
-use crate::testing::web::Stream;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
-/// What a connection is inside.
-struct Tls(rustls::StreamOwned<rustls::ServerConnection, TcpStream>);
-
-impl Read for Tls {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read(buffer)
-    }
-}
-
-impl Write for Tls {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl Stream for Tls {
-    fn set_patience(&self, time: Duration) -> std::io::Result<()> {
-        self.0.sock.set_read_timeout(Some(time))
-    }
-}
-
-/// A server with a certificate of its own making for 127.0.0.1, and that certificate.
+/// A server with a certificate of its own making, and that certificate.
 fn secure(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> (Server, rcgen::Certificate) {
-    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    let config = Arc::new(config);
-    let wrap = move |stream| -> Box<dyn Stream> {
-        let session = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
-        Box::new(Tls(rustls::StreamOwned::new(session, stream)))
-    };
-    (Server::start_with("https", Box::new(wrap), answer), made.cert)
+    crate::testing::tls::server("127.0.0.1", answer)
 }
 
 fn trusting(cert: &rcgen::Certificate) -> Settings {
@@ -243,7 +202,7 @@ fn https_goes_through_a_proxy_and_is_checked_by_the_certificates_that_are_named(
 #[test]
 fn a_full_disk_publishes_nothing_and_stays_usable() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: mounting a small disk needs root");
+        crate::testing::skip("mounting a small disk needs root");
         return;
     }
     // In a mount namespace of its own, which ends with the thread.
@@ -278,8 +237,9 @@ fn a_full_disk_publishes_nothing_and_stays_usable() {
             assert_eq!(error.code(), "store.disk-full", "{path}: {error}");
             assert!(store.objects().unwrap().is_empty() && store.partials().unwrap().is_empty());
         }
-        let fetched = fetch_with(&store, &[blind(server.url("/small"))], &Silent, &hasty());
-        drop(fetched);
+        let fetched = fetch_with(&store, &[blind(server.url("/small"))], &Silent, &hasty()).unwrap();
+        assert_eq!(store.read(&fetched[0].object).unwrap(), b"small");
+        assert!(store.partials().unwrap().is_empty());
     })
     .join()
     .unwrap();

@@ -2,8 +2,43 @@
 
 mod fake;
 mod faults;
+mod hosts;
 mod local;
+mod locked;
 mod random;
 mod real;
 mod tokens;
 mod tools;
+
+use super::login::Logins;
+use super::pull::{fetch_with, resolve_with};
+use super::settings::{Access, Settings};
+use crate::asset::Progress;
+use crate::digest::ObjectDigest;
+use crate::error::Result;
+use crate::lock::OciPin;
+use crate::store::Store;
+use crate::store::testing::scratch;
+use std::time::Duration;
+
+/// Less patience than users have.
+fn hasty(logins: &Logins) -> Access {
+    let waits = [20, 50, 100, 200].map(Duration::from_millis).to_vec();
+    let settings = Settings { waits, stall: Duration::from_millis(400), ..Settings::default() };
+    Access { logins: logins.clone(), settings }
+}
+
+/// Resolves into a store of its own.
+fn resolve_as(reference: &str, logins: &Logins, progress: &dyn Progress) -> Result<OciPin> {
+    resolve_with(&scratch().store, reference, &hasty(logins), progress)
+}
+
+fn fetch_as(
+    store: &Store,
+    reference: &str,
+    pin: &OciPin,
+    logins: &Logins,
+    progress: &dyn Progress,
+) -> Result<Vec<ObjectDigest>> {
+    fetch_with(store, reference, pin, &hasty(logins), progress)
+}

@@ -2,10 +2,10 @@
 //! them is what our images must hold.
 
 use super::super::login::Logins;
-use super::super::pull::{fetch_as, resolve_as};
 use super::super::*;
 use super::local::Layout;
 use super::tools::{Tools, tools};
+use super::{fetch_as, resolve_as};
 use crate::asset::Silent;
 use crate::asset::progress::Progress;
 use crate::digest::ObjectDigest;
@@ -45,13 +45,13 @@ fn sample() -> Option<&'static Sample> {
     let made = SAMPLE.get_or_init(|| {
         let tools = tools()?;
         if !nix::unistd::geteuid().is_root() {
-            println!("skipped: umoci unpack needs root to keep owners");
+            crate::testing::skip("umoci unpack needs root to keep owners");
             return None;
         }
         Some(make(tools))
     });
     if made.is_none() {
-        println!("skipped: the tools that make the images cannot be had");
+        crate::testing::skip("the tools that make the images cannot be had");
     }
     made.as_ref()
 }

@@ -1,9 +1,9 @@
 //! Registries that want a token of a token server, anonymously or by a login.
 
 use super::super::login::Logins;
-use super::super::pull::{fetch_as, resolve_as};
 use super::fake::{Fake, Reply, Request};
 use super::local::Layout;
+use super::{fetch_as, resolve_as};
 use crate::asset::Silent;
 use crate::error::Error;
 use crate::store::testing::scratch;

@@ -1,60 +1,28 @@
 //! umoci, skopeo and docker-registry out of Debian packages, unpacked beside the shared test home and run from there.
 
+use crate::testing::programs::{self, Programs};
 use fs_err as fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-const PACKAGES: [&str; 3] = ["docker-registry", "skopeo", "umoci"];
-const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-
-/// A directory with the tools and all that they need.
-pub struct Tools(PathBuf);
+static PACKAGES: [&str; 3] = ["docker-registry", "skopeo", "umoci"];
+/// The tools and all that they need.
+pub struct Tools(Programs);
 
 /// The tools; where they cannot be had, says why and gives none.
 pub fn tools() -> Option<&'static Tools> {
-    static TOOLS: OnceLock<Result<Tools, String>> = OnceLock::new();
-    match TOOLS.get_or_init(unpack) {
-        Ok(tools) => Some(tools),
-        Err(why) => {
-            println!("skipped: {why}");
-            None
-        }
-    }
-}
-
-fn unpack() -> Result<Tools, String> {
-    let debs = crate::testing::debs(&PACKAGES)?;
-    let names: Vec<String> = debs.iter().map(|deb| deb.display().to_string()).collect();
-    let digest = blake3::hash(names.join("\n").as_bytes()).to_hex();
-    let home = crate::testing::home();
-    let dir = home.root().with_file_name(format!("oci-tools-{}", &digest[..16]));
-    let _guard =
-        crate::store::lock_file(&home.root().join("oci-tools.guard"), &|_| ()).map_err(|e| e.to_string())?;
-    let done = dir.join("unpacked");
-    if !done.exists() {
-        for deb in &debs {
-            let mut archive =
-                ::tar::Archive::new(crate::image::deb::data_tar(deb).map_err(|e| e.to_string())?);
-            archive.set_preserve_mtime(false);
-            archive.unpack(&dir).map_err(|e| format!("cannot unpack {}: {e}", deb.display()))?;
-        }
-        fs::write(&done, "").map_err(|e| e.to_string())?;
-    }
-    Ok(Tools(dir))
+    static TOOLS: OnceLock<Option<Tools>> = OnceLock::new();
+    TOOLS.get_or_init(|| programs::of_packages(&PACKAGES).map(Tools)).as_ref()
 }
 
 impl Tools {
-    /// A tool, with the libraries of its own distribution and nothing of the user's settings.
+    /// A tool, with nothing of the user's settings.
     pub fn command(&self, tool: &str) -> Command {
-        let mut command = Command::new(self.0.join(LIBRARIES[0]).join("ld-linux-x86-64.so.2"));
-        let libraries = LIBRARIES.map(|dir| self.0.join(dir).display().to_string());
-        command.arg("--library-path").arg(libraries.join(":")).arg(self.0.join("usr/bin").join(tool));
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent");
-        command
+        self.0.command(tool)
     }
 
     /// Runs a tool to its end, which must be a good one.

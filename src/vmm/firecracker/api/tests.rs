@@ -107,7 +107,7 @@ fn a_network_devices_limits_change_while_its_guest_runs() {
     use crate::net::tap::{self, TapConfig};
     let Some(bare) = Bare::prepare(Stub::Halt, "") else { return };
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
+        crate::testing::skip("needs root");
         return;
     }
     let (ns, mac) = (Netns::create().unwrap(), [6, 0, 172, 19, 0, 2]);

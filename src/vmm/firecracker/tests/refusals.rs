@@ -11,7 +11,7 @@ fn a_writable_drive_on_another_file_system_is_refused_and_a_read_only_one_copied
     let fake = || [PathBuf::from("/x/firecracker"), PathBuf::from("/x/jailer")];
     let mut vm = vm_of(fake(), "exdev", &Stub::Reset.elf());
     if fs::metadata(elsewhere).unwrap().dev() == fs::metadata(vm.dir.path()).unwrap().dev() {
-        println!("skipped: no second file system");
+        crate::testing::skip("no second file system");
         return;
     }
     let other = tempfile::tempdir_in(elsewhere).unwrap();

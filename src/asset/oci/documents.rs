@@ -1,0 +1,147 @@
+//! The manifest and the configuration that a pin names. The lock repeats what they say so that people can read and
+//! merge it; before anything is made of it, both must say the same.
+
+use super::blob;
+use super::image::{self, MANIFEST_TYPES, MAX_DOCUMENT, Manifest, digest_of, invalid};
+use super::reference::Place;
+use super::registry::{Registry, Session};
+use super::trouble::What;
+use crate::error::{Error, Result};
+use crate::lock::{FILE_NAME, OciPin};
+use crate::store::Store;
+
+/// An index may list indexes; nobody nests deeper.
+const DEEPEST_INDEX: u32 = 4;
+const ANYTHING: &str = "*/*";
+
+/// Asks what an image is just now, keeps its documents, and says what of it no VM takes over.
+pub(super) async fn ask(
+    registry: &Registry<'_>,
+    place: &Place,
+    store: &Store,
+) -> Result<(OciPin, Vec<String>)> {
+    let shown = place.shown();
+    let first = format!("manifests/{}", place.version());
+    let mut bytes = registry.document(&first, What::Manifest, MANIFEST_TYPES, MAX_DOCUMENT).await?;
+    place.check_digest(&bytes).map_err(|found| other_bytes(place, "manifest", place.version(), &found))?;
+    for _ in 0..DEEPEST_INDEX {
+        let manifest = match image::manifest(&bytes, &shown)? {
+            Manifest::Image(manifest) => manifest,
+            Manifest::Index(index) => {
+                let entry = image::for_this_platform(index.manifests(), &shown)?;
+                let (digest, size) = image::descriptor(entry, &shown)?;
+                bytes = manifest_by_digest(registry, place, &digest).await?;
+                check_size(place, "manifest", &bytes, size)?;
+                continue;
+            }
+        };
+        let (config_digest, size) = image::config_of(&manifest, &shown)?;
+        let config = config_by_digest(registry, place, &config_digest, size).await?;
+        let layers = image::layers_of(&manifest, &shown)?;
+        let pin = image::pin(digest_of(&bytes), config_digest, &config, layers, &shown)?;
+        blob::keep(store, &bytes)?;
+        blob::keep(store, &config)?;
+        return Ok((pin, image::left_out(&config)));
+    }
+    Err(invalid(&shown, "its indexes list each other"))
+}
+
+/// Demands that a pin says what the documents say that it names. What the store lacks of them is fetched by digest.
+///
+/// # Errors
+/// `lock.contradiction` if it does not; those of fetching.
+pub(super) fn compare<'s>(
+    store: &Store,
+    place: &Place,
+    pin: &OciPin,
+    session: &dyn Fn() -> Result<&'s Session>,
+) -> Result<()> {
+    let shown = place.shown();
+    let manifest = match blob::document(store, &pin.manifest) {
+        Some(bytes) => bytes,
+        None => {
+            let registry = Registry::new(session()?)?;
+            let bytes =
+                super::pull::runtime()?.block_on(manifest_by_digest(&registry, place, &pin.manifest))?;
+            blob::keep(store, &bytes)?;
+            bytes
+        }
+    };
+    let Manifest::Image(parsed) = image::manifest(&manifest, &shown)? else {
+        return Err(contradiction(&shown, "an index where its manifest should be"));
+    };
+    // Before the configuration is asked for: only the manifest says truly which one it is.
+    let (config_digest, size) = image::config_of(&parsed, &shown)?;
+    if config_digest != pin.config.digest {
+        return Err(contradiction(&shown, "another configuration than its manifest names"));
+    }
+    let layers = image::layers_of(&parsed, &shown)?;
+    if layers != pin.layers {
+        return Err(contradiction(&shown, "other layers than its manifest names"));
+    }
+    let config = match blob::document(store, &config_digest) {
+        Some(bytes) => bytes,
+        None => {
+            let registry = Registry::new(session()?)?;
+            let fetched = config_by_digest(&registry, place, &config_digest, size);
+            let bytes = super::pull::runtime()?.block_on(fetched)?;
+            blob::keep(store, &bytes)?;
+            bytes
+        }
+    };
+    match image::pin(pin.manifest.clone(), config_digest, &config, layers, &shown)? == *pin {
+        true => Ok(()),
+        false => Err(contradiction(
+            &shown,
+            "another command, environment, user, directory or other ports than its configuration",
+        )),
+    }
+}
+
+fn contradiction(shown: &str, what: &str) -> Error {
+    Error::failed("lock.contradiction", format!("{FILE_NAME} gives the image {shown} {what}"))
+        .help("It was edited by hand: restore it from version control, or run `firegopher update`.")
+}
+
+async fn manifest_by_digest(registry: &Registry<'_>, place: &Place, digest: &str) -> Result<Vec<u8>> {
+    let rest = format!("manifests/{digest}");
+    let bytes = registry.document(&rest, What::Manifest, MANIFEST_TYPES, MAX_DOCUMENT).await?;
+    check_digest(place, "manifest", &bytes, digest)?;
+    Ok(bytes)
+}
+
+async fn config_by_digest(
+    registry: &Registry<'_>,
+    place: &Place,
+    digest: &str,
+    size: u64,
+) -> Result<Vec<u8>> {
+    let rest = format!("blobs/{digest}");
+    let bytes = registry.document(&rest, What::Blob, ANYTHING, MAX_DOCUMENT).await?;
+    check_digest(place, "configuration", &bytes, digest)?;
+    check_size(place, "configuration", &bytes, size)?;
+    Ok(bytes)
+}
+
+fn check_digest(place: &Place, what: &str, bytes: &[u8], digest: &str) -> Result<()> {
+    let found = digest_of(bytes);
+    if found == digest { Ok(()) } else { Err(other_bytes(place, what, digest, &found)) }
+}
+
+fn check_size(place: &Place, what: &str, bytes: &[u8], size: u64) -> Result<()> {
+    if bytes.len() as u64 == size {
+        return Ok(());
+    }
+    let lie = format!("its {what} has {} bytes, and what names it says {size}", bytes.len());
+    Err(invalid(&place.shown(), &lie))
+}
+
+fn other_bytes(place: &Place, what: &str, wanted: &str, found: &str) -> Error {
+    let message = format!(
+        "the registry {} serves other bytes for {}: its {what} should be {wanted} and is {found}",
+        place.registry(),
+        place.shown()
+    );
+    Error::failed("oci.digest", message)
+        .help("somebody on the way or the registry itself changes them: do not use it before you know who")
+}

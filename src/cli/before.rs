@@ -1,0 +1,52 @@
+//! What is checked before anything is stopped: a VM that cannot be started must not cost the one it replaces.
+
+use crate::error::Result;
+use crate::manifest::model::{Port, Vm};
+use crate::plan::{Action, Host, Plan, StepKind};
+use crate::project::Project;
+use crate::step::boot;
+use crate::supervise::{self, Observed};
+use crate::vmm::tuning::{HugePages, PAGE, huge_pages_of};
+
+/// The VMs that `plan` starts, against what it will have stopped by then.
+pub(super) fn check(project: &Project, plan: &Plan, host: Host, observed: &[Observed]) -> Result<()> {
+    let action =
+        |vm: &crate::name::Name| plan.step(StepKind::Boot, vm).map_or(Action::Keep, |step| step.action);
+    let alive = observed.iter().filter(|o| o.alive);
+    // Those that left the manifest go first, then each VM right before its successor starts.
+    let (mut stopped, others): (Vec<&Observed>, Vec<&Observed>) =
+        alive.partition(|o| action(&o.state.vm) == Action::Remove);
+    // Huge pages that VMs give back, less those that are promised to the ones before.
+    let mut pages: i64 = stopped.iter().copied().map(pages_of).sum();
+    for vm in project.manifest.vms.iter().filter(|vm| action(&vm.name) != Action::Keep) {
+        let replaced = others.iter().copied().filter(|o| o.state.vm == vm.name);
+        for old in replaced {
+            pages += pages_of(old);
+            stopped.push(old);
+        }
+        boot::check_startable(vm, host)?;
+        vm.tuning.check_host_with(vm.memory, pages)?;
+        if vm.tuning.huge_pages == Some(HugePages::Reserved) {
+            pages -= vm.memory.div_ceil(PAGE) as i64;
+        }
+        check_ports(vm, &stopped)?;
+        let ending: Vec<i32> = stopped.iter().map(|o| o.state.supervisor.pid).collect();
+        let volumes = boot::volumes(vm, &project.home, &project.name);
+        supervise::check_volumes(&vm.name, &volumes, &ending)?;
+    }
+    Ok(())
+}
+
+fn pages_of(observed: &Observed) -> i64 {
+    observed.state.vmm.as_ref().map_or(0, |vmm| huge_pages_of(vmm.pid)) as i64
+}
+
+/// Whether the ports of `vm` are free, or held by those that will have given them up by then.
+fn check_ports(vm: &Vm, stopped: &[&Observed]) -> Result<()> {
+    let held = |port: &Port| {
+        let mut ports = stopped.iter().flat_map(|o| &o.state.ports);
+        ports.any(|p| (p.address, p.host) == (port.address, port.host))
+    };
+    let mut wanted = vm.ports.iter().filter(|port| !held(port));
+    wanted.try_for_each(|port| supervise::bind_port(port, &vm.name).map(drop))
+}
