@@ -36,7 +36,7 @@ use std::process::ExitCode;
 #[command(name = "firegopher", version, disable_help_subcommand = true)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 2 changes pending (plan --detailed-exitcode), 64 usage or \
-    manifest error, 69 the host lacks something, 70 a bug. `run` exits with the workload's own code."
+    manifest error, 69 the host lacks something, 70 a bug, 128+N ended by signal N. `run` exits with the workload's own code."
 )]
 struct Cli {
     /// Work as if started in this directory.

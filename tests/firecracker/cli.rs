@@ -165,6 +165,9 @@ fn a_release_by_url_is_taken_apart_and_boots() {
     assert!(lock.contains("firecracker-x86_64.tgz"), "{lock}");
     // From the store alone.
     std::fs::remove_file(&archive).unwrap();
+    let doctor = cli.run(&["doctor"]);
+    let told = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(tried(&told), "the release in the store was tried: {told}");
     let output = cli.run(&["up", "--offline"]);
     let text = stderr(&output);
     assert!(text.contains("firegopher.end=reset") && text.contains("the guest reset itself"), "{text}");
@@ -177,6 +180,56 @@ fn a_release_by_url_is_taken_apart_and_boots() {
     println!("{}", stderr(&output));
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains(&"0".repeat(64)), "{}", stderr(&output));
+}
+
+/// Whether a doctor booted a guest in Firecracker.
+fn tried(told: &str) -> bool {
+    let line = told.lines().find(|line| line.split_whitespace().nth(1) == Some("firecracker"));
+    line.is_some_and(|line| line.contains("a jailed guest"))
+}
+
+#[test]
+fn a_doctor_tries_what_is_named_and_sweeps_what_a_killed_one_left() {
+    let Some(cli) = cli(Stub::Reset, "vmm \"qemu\"") else { return };
+    let told = |args: &[&str]| {
+        let output = cli.run(args);
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let dir = cli.programs[0].parent().unwrap().to_str().unwrap();
+    let (code, text) = told(&["doctor"]);
+    assert!(code == 0 && !text.contains("firecracker  "), "no environment variable names one: {text}");
+    let (code, text) = told(&["doctor", "--firecracker", dir]);
+    assert!(code == 0 && tried(&text), "{text}");
+    let (code, text) = told(&["doctor", "--firecracker", "/nowhere"]);
+    assert!(code == 69 && text.contains("/nowhere/firecracker"), "{text}");
+    cli.manifest("vmm \"firecracker\" { path \"DIR\" }");
+    assert!(tried(&told(&["doctor"]).1), "the manifest's");
+
+    // Killed while its guest's jail is there.
+    let left = || {
+        let entries =
+            std::fs::read_dir(cli.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        entries.filter(|name| name.starts_with(".firegopher-trial-")).count()
+    };
+    let mut killed = 0;
+    for _ in 0..20 {
+        let mut doctor = cli.command(&["doctor"]).stdout(Stdio::null()).spawn().unwrap();
+        while left() == 0 && doctor.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        doctor.kill().unwrap();
+        doctor.wait().unwrap();
+        killed += left();
+        if left() > 0 {
+            break;
+        }
+    }
+    assert!(killed > 0, "none was killed at work");
+    let (code, text) = told(&["doctor"]);
+    assert!(code == 0 && text.contains("what 1 killed trials had left was removed"), "{text}");
+    assert_eq!(left(), 0);
+    let ledger = std::fs::read_to_string("/run/firegopher/uids.json").unwrap_or_default();
+    assert!(!ledger.contains(cli.home().to_str().unwrap()), "its uid is free again: {ledger}");
 }
 
 /// Firecracker's own view of its machine, asked over the API in its jail.

@@ -1,6 +1,6 @@
 //! A Firecracker without its jail, for tests.
 
-use super::config::{BootSource, Config, Entropy, Machine};
+use super::config::{BootSource, Config, Entropy, Level, Logger, Machine};
 use super::stub::Stub;
 use fs_err as fs;
 use std::path::PathBuf;
@@ -65,7 +65,8 @@ pub fn stub_config(dir: &std::path::Path, args: &str) -> Config {
         entropy: Some(Entropy::default()),
         balloon: None,
         cpu_config: None,
-        logger: None,
+        // Else it logs in the midst of what the guest prints.
+        logger: Some(Logger { level: Some(Level::Warning), ..Logger::default() }),
         metrics: None,
     }
 }
