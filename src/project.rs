@@ -28,6 +28,8 @@ use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+mod vmms;
+
 pub use crate::lock::FILE_NAME as LOCK_FILE;
 
 /// An opened project.
@@ -65,9 +67,9 @@ impl Project {
         let read = Texts::read(dir);
         let manifest = manifest::load(dir)?;
         let name = manifest::project_name(&manifest);
-        let (manifest, lock) = complete(manifest)?;
         let home = Home::from_env()?;
         let store = open_store(&home)?;
+        let (manifest, lock) = complete(manifest, &home, &store)?;
         Ok(Project { manifest, name, home, store, lock, tools: tools(), read })
     }
 
@@ -322,7 +324,8 @@ impl Project {
             // An image in a directory fills in settings, too, and may be another one by now.
             let local = |vm: &Vm| matches!(vm.image, ImageSource::OciPath { .. });
             if read != self.read || self.manifest.vms.iter().any(local) {
-                (self.manifest, self.lock) = complete(manifest::load(&self.manifest.dir)?)?;
+                (self.manifest, self.lock) =
+                    complete(manifest::load(&self.manifest.dir)?, &self.home, &self.store)?;
                 self.read = read;
             }
             let name = manifest::project_name(&self.manifest);
@@ -371,10 +374,11 @@ pub fn needs_of(graph: &Graph) -> Vec<Need<'_>> {
 }
 
 /// A manifest with its lock, and with what only this host and the lock know filled in.
-fn complete(mut manifest: Manifest) -> Result<(Manifest, Lock)> {
-    let root = nix::unistd::geteuid().is_root();
-    decide_vmms(&mut manifest, root, || probe::kvm().is_usable());
+fn complete(mut manifest: Manifest, home: &Home, store: &Store) -> Result<(Manifest, Lock)> {
     let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
+    let (root, dir) = (nix::unistd::geteuid().is_root(), manifest.dir.clone());
+    let hardware = || probe::kvm().is_usable();
+    vmms::decide(&mut manifest, root, hardware, |source| step::proof::auto(store, &lock, home, &dir, source));
     fill(&mut manifest, &lock)?;
     Ok((manifest, lock))
 }
@@ -454,16 +458,6 @@ fn observed_vm(observed: &Observed) -> ObservedVm {
     ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running }
 }
 
-/// Puts what `vmm "auto"` means on this host in its place. Firecracker's jailer needs root as well as hardware.
-fn decide_vmms(manifest: &mut Manifest, root: bool, hardware: impl Fn() -> bool) {
-    for vm in &mut manifest.vms {
-        if let VmmSource::AutoFirecracker(source) = &vm.vmm {
-            vm.vmm =
-                if root && hardware() { VmmSource::Firecracker(source.clone()) } else { VmmSource::Auto };
-        }
-    }
-}
-
 /// What this host allows to VMs of this manifest. Making a VM to ask KVM for its worth takes some milliseconds: spared
 /// where all of them insist on it.
 pub fn host(manifest: &Manifest) -> Host {
@@ -506,32 +500,5 @@ impl StoreView for View<'_> {
     }
     fn listing(&self, object: &ObjectDigest) -> Option<Listing> {
         Listing::decode(&self.store.read(object).ok()?).ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn auto_is_firecracker_for_root_on_hardware_and_qemu_otherwise() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = r#"
-            vm "auto" { run "true"; vmm "auto" { firecracker "/fc" }; }
-            vm "insists" { run "true"; vmm "firecracker" { path "/fc" }; }
-            vm "plain" { run "true"; }
-        "#;
-        fs::write(dir.path().join(manifest::FILE_NAME), text).unwrap();
-        let decided = |root, hardware| {
-            let mut manifest = manifest::load(dir.path()).unwrap();
-            decide_vmms(&mut manifest, root, || hardware);
-            let is_firecracker = |vm: &manifest::model::Vm| matches!(vm.vmm, VmmSource::Firecracker(_));
-            assert_eq!(manifest.vms[2].vmm, VmmSource::Auto);
-            (is_firecracker(&manifest.vms[0]), is_firecracker(&manifest.vms[1]))
-        };
-        assert_eq!(decided(true, true), (true, true));
-        assert_eq!(decided(false, true), (false, true));
-        assert_eq!(decided(true, false), (false, true));
-        assert_eq!(decided(false, false), (false, true));
     }
 }

@@ -3,11 +3,14 @@
 use super::{print, print_json};
 use crate::error::Result;
 use crate::home::Home;
+use crate::lock::Lock;
 use crate::manifest::{
     self,
     model::{FirecrackerFrom, VmmSource},
 };
-use crate::vmm::probe::{self, Check, Status};
+use crate::project::{self, LOCK_FILE};
+use crate::step::proof;
+use crate::vmm::probe::{self, Check, Status, Vmms};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,6 +20,9 @@ pub(super) struct Args {
     /// Print the checks as JSON.
     #[arg(long)]
     json: bool,
+    /// Try the Firecracker in this directory instead of the manifest's.
+    #[arg(long, value_name = "DIR")]
+    firecracker: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -25,23 +31,34 @@ struct Document<'a> {
     checks: &'a [Check],
 }
 
-/// The directory that the manifest here names, or the one that tests use.
-fn firecracker(dir: &Path) -> Option<PathBuf> {
-    let named = manifest::load(dir).ok().and_then(|manifest| {
-        manifest.vms.iter().find_map(|vm| match &vm.vmm {
-            VmmSource::Firecracker(source) | VmmSource::AutoFirecracker(source) => match &source.from {
-                FirecrackerFrom::Dir(path) => Some(manifest.dir.join(path)),
-                FirecrackerFrom::Release(_) => None,
-            },
+/// What is there to be tried: the Firecracker that was named or that the manifest here names, and the store's QEMU.
+fn vmms(dir: &Path, home: &Home, named: Option<&Path>) -> Vmms {
+    // A doctor may come before the first manifest and the first build; it makes no store either.
+    let manifest = manifest::load(dir).ok();
+    let store = home.store().is_dir().then(|| project::open_store(home).ok()).flatten();
+    let lock = Lock::load(&dir.join(LOCK_FILE)).unwrap_or_default();
+    let of_manifest = || {
+        let manifest = manifest.as_ref()?;
+        let source = manifest.vms.iter().find_map(|vm| match &vm.vmm {
+            VmmSource::Firecracker(source) | VmmSource::AutoFirecracker(source) => Some(source),
             _ => None,
-        })
-    });
-    named.or_else(|| std::env::var_os("FIREGOPHER_TEST_FIRECRACKER").map(PathBuf::from))
+        })?;
+        match &source.from {
+            FirecrackerFrom::Dir(path) => Some(manifest.dir.join(path)),
+            FirecrackerFrom::Release(_) => {
+                proof::firecracker_dir(store.as_ref()?, &lock, &manifest.dir, source)
+            }
+        }
+    };
+    Vmms {
+        firecracker: named.map(Path::to_owned).or_else(of_manifest),
+        qemu: store.as_ref().and_then(|store| proof::qemu_tree(store, &lock).ok().flatten()),
+    }
 }
 
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let home = Home::from_env()?;
-    let checks = probe::checks(&home, firecracker(dir).as_deref());
+    let checks = probe::checks(&home, &vmms(dir, &home, args.firecracker.as_deref()));
     if args.json {
         print_json(&Document { format_version: 1, checks: &checks })?;
     } else {

@@ -9,6 +9,7 @@ use crate::store::gc::{Caps, Needed, Victim, Why, choose};
 use crate::store::{Inventory, Store};
 use crate::ui::{Ui, human};
 use crate::upkeep::{self, Lost};
+use crate::vmm::trial;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,6 +72,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         // First, by everybody's order of locks: store, then project.
         let lost = upkeep::reclaim(&home, &ui)?;
+        match trial::sweep(&home)? {
+            0 => {}
+            n => ui.note(&format!("Removed what {n} killed trials of VMMs had left.")),
+        }
         let waiting = |who: &str| ui.note(&format!("waiting for {who}: nobody may use the store meanwhile"));
         let exclusive = store.lock_exclusive(&waiting)?;
         let findings = find(&home, &exclusive, caps)?;

@@ -80,9 +80,8 @@ pub fn desired(
         }
         VmmSource::Firecracker(_) | VmmSource::Auto | VmmSource::Qemu | VmmSource::AutoFirecracker(_) => {}
     }
-    if let (Some(file), VmmSource::Firecracker(_)) = (&vm.tuning.cpu_file, &vm.vmm)
-        && let Some(source) = scan.sources.get(&Scan::file_id(&file.path))
-    {
+    let cpu_file = vm.tuning.cpu_file.as_ref();
+    if let Some(source) = cpu_file.and_then(|file| scan.sources.get(&Scan::file_id(&file.path))) {
         jail.push("cpu-template", source.digest());
     }
     jail.push("cpus", vm.cpus);

@@ -115,6 +115,12 @@ impl World {
         let listing = listing(files);
         let digest = listing.digest();
         for vm in &self.manifest.vms {
+            if let Some(file) = &vm.tuning.cpu_file {
+                let content = blake3::hash(file.path.as_os_str().as_encoded_bytes()).into();
+                let source =
+                    ScannedSource::File { path: file.path.clone(), digest: content, executable: false };
+                self.scan.sources.insert(Scan::file_id(&file.path), source);
+            }
             for workload in &vm.workloads {
                 let source =
                     ScannedSource::Dir { path: PathBuf::from("/p/app"), listing: listing.clone(), digest };

@@ -10,6 +10,7 @@ pub mod probe;
 mod qemu;
 mod spawn;
 pub mod spec;
+pub mod trial;
 mod tsc;
 pub mod tuning;
 

@@ -1,5 +1,6 @@
 //! A guest kernel of its own that drives virtio-vsock: it connects to the host's port 1024 and plays a script, which
 //! is its initramfs: what to say at once, and what to say once the host has answered. When the host answers again, it
+//! resets. Where there is a balloon it does something else: it fills it twice, as often as it is told how far, and
 //! resets. Built by a test with rustc alone; entered in long mode by the 64-bit boot protocol of Linux
 //! (Documentation/arch/x86/boot.rst), on a machine whose first GiB is mapped one to one.
 
@@ -41,7 +42,16 @@ mod reg {
     pub const USED: usize = 0x0a0;
 }
 
+/// How much a balloon shall take and how much it has, in pages: in its configuration space (virtio 1.2, 5.5.4).
+const NUM_PAGES: usize = 0x100;
+const ACTUAL: usize = 0x104;
+
 const VSOCK: u32 = 19;
+const BALLOON: u32 = 5;
+/// Where the memory lies that a balloon gets.
+const GIVEN: usize = 32 << 20;
+/// Pages named to it at once.
+const AT_ONCE: usize = 256;
 const MAGIC: u32 = 0x7472_6976;
 const PORT: u32 = 1024;
 const RX: usize = 0;
@@ -149,8 +159,8 @@ impl Device {
     }
 }
 
-/// The vsock device among those that the command line names as `virtio_mmio.device=4K@ADDRESS:IRQ`.
-unsafe fn find(mut line: *const u8) -> Option<Device> {
+/// The device of this kind among those that the command line names as `virtio_mmio.device=4K@ADDRESS:IRQ`.
+unsafe fn find(mut line: *const u8, kind: u32) -> Option<Device> {
     unsafe {
         while *line != 0 {
             if *line == b'@' && *line.add(1) == b'0' && *line.add(2) == b'x' {
@@ -160,7 +170,7 @@ unsafe fn find(mut line: *const u8) -> Option<Device> {
                     digit = digit.add(1);
                 }
                 let device = Device(address);
-                if device.read(reg::MAGIC) == MAGIC && device.read(reg::DEVICE) == VSOCK {
+                if device.read(reg::MAGIC) == MAGIC && device.read(reg::DEVICE) == kind {
                     return Some(device);
                 }
             }
@@ -186,7 +196,7 @@ unsafe fn map_devices() {
     }
 }
 
-unsafe fn set_up(device: &Device) {
+unsafe fn set_up(device: &Device, queues: usize) {
     unsafe {
         device.write(reg::STATUS, 0);
         // Acknowledged, driven, features, driver ready: one at a time.
@@ -198,7 +208,7 @@ unsafe fn set_up(device: &Device) {
         device.write(reg::FEATURES, 1); // VIRTIO_F_VERSION_1
         device.write(reg::STATUS, 1 | 2 | 8);
         let memory = addr_of_mut!(MEMORY);
-        for n in 0..3 {
+        for n in 0..queues {
             let queue = addr_of_mut!((*memory).queues[n]);
             device.write(reg::QUEUE_SEL, n as u32);
             device.write(reg::QUEUE_NUM, SIZE as u32);
@@ -219,9 +229,44 @@ unsafe fn set_up(device: &Device) {
             }
         }
         device.write(reg::STATUS, 1 | 2 | 8 | 4);
-        for pair in 0..SIZE / 2 {
-            offer(device, RX, pair);
+    }
+}
+
+/// Fills a balloon up to what is asked for, twice.
+unsafe fn inflate(device: &Device) -> ! {
+    unsafe {
+        // Inflating and deflating; features bring more queues, and none is taken.
+        set_up(device, 2);
+        let (mut given, mut requests) = (0_u32, 0_u16);
+        for _ in 0..2 {
+            let wanted = loop {
+                let wanted = device.read(NUM_PAGES);
+                if wanted > given {
+                    break wanted;
+                }
+                asm!("pause");
+            };
+            while given < wanted {
+                let count = AT_ONCE.min((wanted - given) as usize);
+                let numbers = addr_of_mut!(MEMORY.buffers[RX][0]).cast::<u32>();
+                for n in 0..count {
+                    let page = GIVEN + (given as usize + n) * 4096;
+                    // It is the host's from its first byte on, and then no more.
+                    write_volatile(page as *mut u64, !0);
+                    write_volatile(numbers.add(n), (page / 4096) as u32);
+                }
+                let desc = addr_of_mut!(MEMORY.queues[RX].desc);
+                (*desc)[0] = Desc { address: numbers as u64, len: count as u32 * 4, flags: 0, next: 0 };
+                offer(device, RX, 0);
+                used(RX, requests);
+                requests += 1;
+                given += count as u32;
+            }
+            device.write(ACTUAL, given);
+            let gone = read_volatile((GIVEN + (given as usize - 1) * 4096) as *const u64) == 0;
+            print(if gone { "given\n" } else { "kept\n" });
         }
+        end("done\n")
     }
 }
 
@@ -322,13 +367,20 @@ unsafe extern "C" fn play(zero_page: *const u8) -> ! {
         let mut line = field(0x228) as *const u8;
         let script = core::slice::from_raw_parts(field(0x218) as *const u8, field(0x21c));
         map_devices();
-        let Some(device) = find(line) else { end("no vsock\n") };
+        let balloon = find(line, BALLOON);
+        let Some(device) = find(line, VSOCK) else { end("no vsock\n") };
         while *line != 0 {
             out(0x3f8, *line);
             line = line.add(1);
         }
         out(0x3f8, b'\n');
-        set_up(&device);
+        if let Some(balloon) = balloon {
+            inflate(&balloon);
+        }
+        set_up(&device, 3);
+        for pair in 0..SIZE / 2 {
+            offer(&device, RX, pair);
+        }
         let mut stream = Stream { device, sent: 0, received: 0, taken: 0 };
         stream.send(REQUEST, &[]);
         stream.wait(RESPONSE);

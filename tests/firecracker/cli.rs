@@ -7,12 +7,12 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
 /// A project directory with a manifest and a home of its own.
-struct Cli {
+pub struct Cli {
     dir: tempfile::TempDir,
     programs: [PathBuf; 2],
 }
 
-fn cli(kernel: Stub, vm: &str) -> Option<Cli> {
+pub fn cli(kernel: Stub, vm: &str) -> Option<Cli> {
     let programs = super::project()?.programs.clone();
     let dir = tempfile::tempdir().unwrap();
     let cli = Cli { dir, programs };
@@ -32,35 +32,43 @@ fn cli(kernel: Stub, vm: &str) -> Option<Cli> {
 }
 
 impl Cli {
-    fn project(&self) -> PathBuf {
+    pub fn project(&self) -> PathBuf {
         self.dir.path().join("project")
     }
 
-    fn home(&self) -> PathBuf {
+    pub fn home(&self) -> PathBuf {
         self.dir.path().join("home")
     }
 
     /// `DIR` in `vm` is the directory of the two programs.
-    fn manifest(&self, vm: &str) {
+    pub fn manifest(&self, vm: &str) {
+        self.manifest_of(&["stub".to_owned()], vm);
+    }
+
+    /// The same for several VMs that are alike.
+    pub fn manifest_of(&self, names: &[String], vm: &str) {
         let mut vm = vm.replace("DIR", self.programs[0].parent().unwrap().to_str().unwrap());
         if !vm.contains("boot-timeout") {
-            vm += "; boot-timeout \"20s\"";
+            vm += "; boot-timeout \"60s\"";
         }
-        let text = format!(
-            "project \"fc-cli\"\nvm \"stub\" {{\n    kernel {{ path \"stub\" }}\n    image {{ path \"root.tar\" }}\n    \
-             run \"true\"\n    {vm}\n}}\n"
-        );
+        let mut text = "project \"fc-cli\"\n".to_owned();
+        for name in names {
+            text += &format!(
+                "vm \"{name}\" {{\n    kernel {{ path \"stub\" }}\n    image {{ path \"root.tar\" }}\n    \
+                 run \"true\"\n    {vm}\n}}\n"
+            );
+        }
         std::fs::write(self.project().join("firegopher.kdl"), text).unwrap();
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_firegopher"));
         command.args(args).current_dir(self.project()).env("FIREGOPHER_HOME", self.home());
         command.stdin(Stdio::null());
         command
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
@@ -78,7 +86,7 @@ impl Cli {
         }
     }
 
-    fn spec_dir(&self) -> PathBuf {
+    pub fn spec_dir(&self) -> PathBuf {
         self.home().join("state/fc-cli/stub")
     }
 }
@@ -91,7 +99,7 @@ impl Drop for Cli {
     }
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -157,6 +165,9 @@ fn a_release_by_url_is_taken_apart_and_boots() {
     assert!(lock.contains("firecracker-x86_64.tgz"), "{lock}");
     // From the store alone.
     std::fs::remove_file(&archive).unwrap();
+    let doctor = cli.run(&["doctor"]);
+    let told = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(tried(&told), "the release in the store was tried: {told}");
     let output = cli.run(&["up", "--offline"]);
     let text = stderr(&output);
     assert!(text.contains("firegopher.end=reset") && text.contains("the guest reset itself"), "{text}");
@@ -169,6 +180,56 @@ fn a_release_by_url_is_taken_apart_and_boots() {
     println!("{}", stderr(&output));
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains(&"0".repeat(64)), "{}", stderr(&output));
+}
+
+/// Whether a doctor booted a guest in Firecracker.
+fn tried(told: &str) -> bool {
+    let line = told.lines().find(|line| line.split_whitespace().nth(1) == Some("firecracker"));
+    line.is_some_and(|line| line.contains("a jailed guest"))
+}
+
+#[test]
+fn a_doctor_tries_what_is_named_and_sweeps_what_a_killed_one_left() {
+    let Some(cli) = cli(Stub::Reset, "vmm \"qemu\"") else { return };
+    let told = |args: &[&str]| {
+        let output = cli.run(args);
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let dir = cli.programs[0].parent().unwrap().to_str().unwrap();
+    let (code, text) = told(&["doctor"]);
+    assert!(code == 0 && !text.contains("firecracker  "), "no environment variable names one: {text}");
+    let (code, text) = told(&["doctor", "--firecracker", dir]);
+    assert!(code == 0 && tried(&text), "{text}");
+    let (code, text) = told(&["doctor", "--firecracker", "/nowhere"]);
+    assert!(code == 69 && text.contains("/nowhere/firecracker"), "{text}");
+    cli.manifest("vmm \"firecracker\" { path \"DIR\" }");
+    assert!(tried(&told(&["doctor"]).1), "the manifest's");
+
+    // Killed while its guest's jail is there.
+    let left = || {
+        let entries =
+            std::fs::read_dir(cli.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        entries.filter(|name| name.starts_with(".firegopher-trial-")).count()
+    };
+    let mut killed = 0;
+    for _ in 0..20 {
+        let mut doctor = cli.command(&["doctor"]).stdout(Stdio::null()).spawn().unwrap();
+        while left() == 0 && doctor.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        doctor.kill().unwrap();
+        doctor.wait().unwrap();
+        killed += left();
+        if left() > 0 {
+            break;
+        }
+    }
+    assert!(killed > 0, "none was killed at work");
+    let (code, text) = told(&["doctor"]);
+    assert!(code == 0 && text.contains("what 1 killed trials had left was removed"), "{text}");
+    assert_eq!(left(), 0);
+    let ledger = std::fs::read_to_string("/run/firegopher/uids.json").unwrap_or_default();
+    assert!(!ledger.contains(cli.home().to_str().unwrap()), "its uid is free again: {ledger}");
 }
 
 /// Firecracker's own view of its machine, asked over the API in its jail.
@@ -392,7 +453,7 @@ fn two_homes_with_one_project_share_neither_uid_nor_cgroup() {
         })
         .collect();
     assert_ne!(groups[0], groups[1]);
-    assert!(jail_of(&specs[0]) != jail_of(&specs[1]));
+    assert!(jail_of(&specs[0].dir) != jail_of(&specs[1].dir));
     drop(clients);
     for spec in &specs {
         let home = Home::new(&spec.home);

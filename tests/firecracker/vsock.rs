@@ -1,8 +1,10 @@
-//! The control channel by a real guest: a small kernel of our own (testdata/guests/vsock.rs) that drives the virtio
-//! device, connects to the host and speaks the protocol. Built with the toolchain's rustc, else skipped.
+//! The control channel and the balloon by a real guest: a small kernel of our own (testdata/guests/vsock.rs) that
+//! drives the virtio devices, connects to the host and speaks the protocol. Built with the toolchain's rustc, else skipped.
 
 use super::*;
 use firegopher::supervise::Stream;
+use firegopher::vmm::firecracker::api::{Api, BalloonUpdate};
+use firegopher::vmm::tuning::Balloon;
 use firegopher_protocol::{ExitRecord, FromGuest, PROTOCOL, channel, encode};
 use std::process::Command;
 
@@ -99,5 +101,35 @@ fn a_guest_speaks_over_vsock_and_its_workload_ends_with_its_code() {
     assert_eq!(state.kernel.as_deref(), Some("our-own"));
     let at = |event: &str| (state.events[event].mono_ns - state.events["vmm-exec"].mono_ns) / 1000;
     println!("hello {} us, exit {} us, end {} us after the VMM's exec", at("hello"), at("exit"), at("ended"));
+    project.assert_clean(&spec);
+}
+
+#[test]
+fn a_guest_gives_memory_to_its_balloon_and_more_of_it_when_the_api_asks() {
+    let Some(project) = project() else { return };
+    let Some(kernel) = kernel(project.dir.path()) else { return };
+    let mut spec = project.spec("giving", "halting");
+    spec.vm_spec.kernel = kernel;
+    std::fs::set_permissions(&spec.vm_spec.kernel, PermissionsExt::from_mode(0o444)).unwrap();
+    spec.vm_spec.tuning.balloon =
+        Some(Balloon { amount: 2 << 20, deflate_on_oom: false, free_page_reporting: false });
+    let mut client = project.up(&spec);
+    wait_for_text(&spec, "given\n");
+    let jail = super::stopping::jail_of(&spec.dir);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let api = Api::open(&jail.join("run/api.sock")).unwrap();
+        api.update_balloon(&BalloonUpdate { amount_mib: 5 }).await.unwrap();
+    });
+    let outcome = loop {
+        if let Event::Ended(outcome) = client.next_event().unwrap().expect("an end comes first") {
+            break outcome;
+        }
+    };
+    let console = std::fs::read_to_string(spec.dir.join("console.log")).unwrap();
+    assert!(console.ends_with("given\ngiven\ndone\n"), "{outcome:?}\n{console}");
+    let metrics = supervise::logs::last_metrics(&spec.dir).unwrap().unwrap();
+    // 2 MiB, then 3 more, a MiB at once.
+    assert_eq!(metrics["balloon"]["inflate_count"], 5, "{}", metrics["balloon"]);
     project.assert_clean(&spec);
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::manifest::vm_settings;
+use std::path::Path;
 
 const VM: &str = r#"vm "web" {
     workload "./app" to="/app"
@@ -53,7 +54,15 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("restart max", "restart \"on-failure\"", "restart \"on-failure\" max=3"),
     ("console", "", "console \"all\""),
     ("huge-pages", "", "huge-pages \"2MiB\""),
+    ("balloon", "", "balloon \"64MiB\""),
+    ("balloon deflate-on-oom", "balloon \"64MiB\"", "balloon \"64MiB\" deflate-on-oom=#true"),
+    ("balloon free-page-reporting", "balloon \"64MiB\"", "balloon \"64MiB\" free-page-reporting=#true"),
     ("cpu-template", "", "cpu-template \"T2\""),
+    (
+        "cpu-template path",
+        "vmm \"firecracker\" { path \"fc\" }; cpu-template path=\"a.json\"",
+        "vmm \"firecracker\" { path \"fc\" }; cpu-template path=\"b.json\"",
+    ),
     ("network mtu", "", "network mtu=1400"),
     ("network receive", "", "network receive=\"1MiB\""),
     ("network receive-packets", "", "network receive-packets=9"),
@@ -67,6 +76,7 @@ const CHANGES: &[(&str, &str, &str)] = &[
 /// What says nothing by itself.
 const EXCEPT: &[(&str, &str)] = &[
     ("egress", "it has one value so far"),
+    ("cpu-template path", "the bytes of the file count: the test below"),
     ("vmm version", "it is checked before anything is built; the key holds the programs' digests"),
     ("network", "its properties say everything"),
     ("workload keep", "it changes what a scan finds, which is what counts"),
@@ -107,4 +117,18 @@ fn no_setting_is_left_out_of_these_tests() {
     for setting in vm_settings() {
         assert!(covered.contains(&setting.as_str()), "nothing shows that `{setting}` is in the boot key");
     }
+}
+
+#[test]
+fn a_cpu_template_counts_by_its_bytes_and_not_by_its_name() {
+    let key = |name: &str, bytes: &[u8]| {
+        let mut world = World::new(&with(&format!("cpu-template path=\"{name}\"")));
+        let (path, digest) = (name.into(), ObjectDigest::from(blake3::hash(bytes)));
+        let source = ScannedSource::File { path, digest, executable: false };
+        world.scan.sources.insert(Scan::file_id(Path::new(name)), source);
+        world.up_plainly();
+        world.observed[0].boot_key
+    };
+    assert_eq!(key("one.json", b"{}"), key("other.json", b"{}"));
+    assert_ne!(key("one.json", b"{}"), key("one.json", b"[]"));
 }

@@ -8,7 +8,6 @@ mod keyboard;
 mod programs;
 mod stage;
 pub mod stub;
-mod trial;
 pub mod version;
 
 #[cfg(test)]
@@ -20,7 +19,6 @@ mod tests;
 
 pub use keyboard::Keyboard;
 pub use programs::{inspect, usable};
-pub use trial::{Trial, trial};
 
 use super::beside::{Lives, beside_tap};
 use super::boot_args;

@@ -21,6 +21,9 @@ pub enum Stub {
     Flood,
     /// Prints its command line, then every byte that its keyboard sends, and resets after Delete.
     Keys,
+    /// For QEMU's microvm, which enters kernels by their PVH note and has no keyboard controller: prints its command
+    /// line and a line feed, then resets by a fault that nothing handles.
+    PvhReset,
 }
 
 /// Prints the command line and a line feed.
@@ -65,22 +68,63 @@ const KEYS: &[u8] = &[
     0x75, 0xef, //                         jne wait
 ];
 
+/// As `ECHO`, in protected mode with ebx at the start info (Xen's docs/misc/pvh.pandoc).
+const PVH_ECHO: &[u8] = &[
+    0x8b, 0x73, 0x18, //                   mov esi, [ebx + 0x18]: cmdline_paddr
+    0x66, 0xba, 0xf8, 0x03, //             mov dx, 0x3f8: COM1
+    0xac, //                         next: lodsb
+    0x84, 0xc0, //                         test al, al
+    0x74, 0x03, //                         jz done
+    0xee, //                               out dx, al
+    0xeb, 0xf8, //                         jmp next
+    0xb0, b'\n', //                  done: mov al, '\n'
+    0xee,  //                               out dx, al
+];
+
+/// Takes all handlers away and faults. The table of none lies behind.
+fn pvh_reset() -> Vec<u8> {
+    let mut code = PVH_ECHO.to_vec();
+    code.extend([0x0f, 0x01, 0x1d]); //    lidt [table]
+    // The instruction's address, int3 and the jump come before it.
+    let table = ADDRESS as u32 + code.len() as u32 + 4 + 1;
+    code.extend(table.to_le_bytes());
+    code.push(0xcc); //                    int3
+    code.extend([0; 6]); //         table: limit and base
+    code
+}
+
 impl Stub {
     /// The kernel's bytes.
     pub fn elf(self) -> Vec<u8> {
+        if self == Stub::PvhReset {
+            return wrap(&pvh_reset(), Some(&pvh_note()));
+        }
         let parts: &[&[u8]] = match self {
             Stub::Reset => &[ECHO, RESET, HALT],
             Stub::Halt => &[ECHO, HALT],
             Stub::Flood => &[FLOOD],
             Stub::Keys => &[ECHO, KEYS, RESET, HALT],
+            Stub::PvhReset => &[],
         };
-        wrap(&parts.concat())
+        wrap(&parts.concat(), None)
     }
 }
 
-/// One segment that holds `code` and starts with its entry point.
-fn wrap(code: &[u8]) -> Vec<u8> {
-    let start = u64::from(HEADER + PROGRAM_HEADER);
+/// XEN_ELFNOTE_PHYS32_ENTRY (xen/elfnote.h): where to enter in protected mode.
+fn pvh_note() -> Vec<u8> {
+    let mut note = Vec::new();
+    for word in [4_u32, 8, 18] {
+        note.extend(word.to_le_bytes());
+    }
+    note.extend(b"Xen\0");
+    note.extend(ADDRESS.to_le_bytes());
+    note
+}
+
+/// One segment that holds `code` and starts with its entry point, and maybe a note behind it.
+fn wrap(code: &[u8], note: Option<&[u8]>) -> Vec<u8> {
+    let headers = 1 + u16::from(note.is_some());
+    let start = u64::from(HEADER + PROGRAM_HEADER * headers);
     let size = code.len() as u64;
     let mut elf = Vec::new();
     elf.extend(b"\x7fELF\x02\x01\x01"); // 64 bits, little endian, version 1
@@ -93,7 +137,7 @@ fn wrap(code: &[u8]) -> Vec<u8> {
     elf.extend(0_u64.to_le_bytes()); // e_shoff
     elf.extend(0_u32.to_le_bytes()); // e_flags
     // e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx
-    for half in [HEADER, PROGRAM_HEADER, 1, 0, 0, 0] {
+    for half in [HEADER, PROGRAM_HEADER, headers, 0, 0, 0] {
         elf.extend(half.to_le_bytes());
     }
     elf.extend(1_u32.to_le_bytes()); // p_type: PT_LOAD
@@ -102,7 +146,16 @@ fn wrap(code: &[u8]) -> Vec<u8> {
     for word in [start, ADDRESS, ADDRESS, size, size, 1] {
         elf.extend(word.to_le_bytes());
     }
+    if let Some(note) = note {
+        elf.extend(4_u32.to_le_bytes()); // p_type: PT_NOTE
+        elf.extend(4_u32.to_le_bytes()); // p_flags: read
+        let (start, size) = (start + size, note.len() as u64);
+        for word in [start, 0, 0, size, size, 4] {
+            elf.extend(word.to_le_bytes());
+        }
+    }
     elf.extend(code);
+    elf.extend(note.unwrap_or_default());
     elf
 }
 
@@ -114,6 +167,8 @@ mod tests {
 
     #[test]
     fn a_stub_is_an_elf_with_one_segment_at_its_entry() {
+        // The note behind it is aligned to 4 bytes.
+        assert_eq!(pvh_reset().len() % 4, 0);
         for stub in [Stub::Reset, Stub::Halt, Stub::Flood, Stub::Keys] {
             let bytes = stub.elf();
             let file = elf::ElfBytes::<elf::endian::LittleEndian>::minimal_parse(&bytes).unwrap();

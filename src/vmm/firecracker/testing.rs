@@ -1,6 +1,6 @@
 //! A Firecracker without its jail, for tests.
 
-use super::config::{BootSource, Config, Entropy, Machine};
+use super::config::{BootSource, Config, Entropy, Level, Logger, Machine};
 use super::stub::Stub;
 use fs_err as fs;
 use std::path::PathBuf;
@@ -65,7 +65,8 @@ pub fn stub_config(dir: &std::path::Path, args: &str) -> Config {
         entropy: Some(Entropy::default()),
         balloon: None,
         cpu_config: None,
-        logger: None,
+        // Else it logs in the midst of what the guest prints.
+        logger: Some(Logger { level: Some(Level::Warning), ..Logger::default() }),
         metrics: None,
     }
 }
@@ -85,11 +86,15 @@ impl Bare {
     }
 
     pub fn start(&self, args: &[&str]) -> Running {
+        self.start_bare(&[&["--config-file", "config.json"], args].concat())
+    }
+
+    /// Without the configuration file.
+    pub fn start_bare(&self, args: &[&str]) -> Running {
         let out = fs::File::create(self.dir.path().join("console")).unwrap();
         let err = fs::File::create(self.dir.path().join("stderr")).unwrap();
         let child = Command::new(&self.firecracker)
             .current_dir(&self.dir)
-            .args(["--config-file", "config.json"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(out.into_file())

@@ -473,15 +473,6 @@ fn ten_guests_in_one_project_leave_nothing() {
     assert_eq!(taps(), before);
 }
 
-#[test]
-fn a_trial_proves_the_host_and_leaves_nothing() {
-    let Some([firecracker, _]) = programs() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let trial = trial(firecracker.parent().unwrap(), dir.path(), 1_969_000_000).unwrap();
-    println!("{trial:?}");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-}
-
 /// Kills the first child that the thread `tid` of this process has; says whether there was one.
 fn kill_a_child_of(tid: i32, until: Instant) -> bool {
     while Instant::now() < until {
@@ -517,6 +508,7 @@ fn a_jailer_killed_at_any_moment_leaves_nothing() {
         vm.clean();
     }
     println!("{killed} of 10 jailers were killed at work");
+    assert!(killed > 0, "none was killed: the pauses are too long for this host");
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub fn lease(home: &Home, project: &Name, vm: &Name) -> Result<u32> {
     Pool::of_host().lease(&Holder::new(home, project, vm))
 }
 
-/// A uid that nobody has now, without leasing it: for a moment's trial.
+/// A uid that nobody has now, without leasing it: to tell whether there is one.
 pub fn free() -> Result<u32> {
     Pool::of_host().free()
 }

@@ -4,9 +4,9 @@ use super::kvm::{Kvm, kvm};
 use crate::home::Home;
 use crate::net::netns::Netns;
 use crate::net::tap::{self, TapConfig};
-use crate::vmm::firecracker;
 use crate::vmm::jail::cgroup::{self, Limits};
 use crate::vmm::jail::{lease, remove_tree};
+use crate::vmm::trial;
 use fs_err as fs;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde::Serialize;
@@ -55,15 +55,26 @@ impl Check {
     }
 }
 
+/// What there is to try.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Vmms {
+    /// A directory with Firecracker's two programs.
+    pub firecracker: Option<PathBuf>,
+    /// A tree of QEMU's in the store.
+    pub qemu: Option<PathBuf>,
+}
+
 /// All checks, in the order to read them in. Nothing is left behind. `home` need not exist.
-/// `firecracker` is a directory with its two programs, to boot a guest of a few instructions with.
-pub fn checks(home: &Home, firecracker: Option<&Path>) -> Vec<Check> {
+/// In each of `vmms` a guest of a few instructions is booted.
+pub fn checks(home: &Home, vmms: &Vmms) -> Vec<Check> {
     let root = nix::unistd::geteuid().is_root();
     let mut all = vec![architecture(), user(root), check_kvm(), tsc(), apt(), disk(home), memory()];
     if root {
         all.extend([network(), jail(home), uids(), cgroups()]);
     }
-    all.extend(firecracker.map(|dir| check_firecracker(home, dir, root)));
+    all.extend(leftovers(home));
+    all.extend(vmms.qemu.as_deref().map(|tree| check_qemu(home, tree)));
+    all.extend(vmms.firecracker.as_deref().map(|dir| check_firecracker(home, dir, root)));
     all.push(ports(root));
     all.extend(super::guide::checks(Path::new("/")));
     all
@@ -108,15 +119,79 @@ fn tsc() -> Check {
     Check::new("tsc", Status::Ok, format!("{:.3} GHz, measured", super::tsc_khz() as f64 / 1e6))
 }
 
+/// Has apt name the package lists of its sources, which needs neither network nor rights. Whether they can be reached
+/// is found out by fetching them alone.
 fn apt() -> Check {
-    let ran = Command::new("apt-get").arg("--version").stdin(Stdio::null()).output();
-    match ran {
-        Ok(output) if output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            Check::new("apt", Status::Ok, text.lines().next().unwrap_or("apt").to_owned())
+    let mut command = Command::new("apt-get");
+    // Neither its lists nor its locks are asked for.
+    command.args(["-o", "Debug::NoLocking=true", "-o", "Dir::State::lists=/nonexistent/lists"]);
+    command.args(["--print-uris", "update"]).env("LC_ALL", "C");
+    match command.stdin(Stdio::null()).output() {
+        Ok(output) => judge_apt(
+            output.status.success(),
+            &String::from_utf8_lossy(&output.stdout),
+            &String::from_utf8_lossy(&output.stderr),
+        ),
+        Err(_) => {
+            Check::new("apt", Status::Missing, "apt-get does not run: no Debian packages can be fetched")
+                .help("use a Debian or Ubuntu host, or name kernel, image and vmm by path")
         }
-        _ => Check::new("apt", Status::Missing, "apt-get does not run: no Debian packages can be fetched")
-            .help("use a Debian or Ubuntu host, or name kernel, image and vmm by path"),
+    }
+}
+
+/// `'URI' NAME SIZE`, a line each.
+fn judge_apt(done: bool, printed: &str, complained: &str) -> Check {
+    let uris = printed.lines().filter_map(|line| line.strip_prefix('\'')?.split('\'').next());
+    let mut from: Vec<&str> = uris
+        .filter(|uri| uri.contains("Release"))
+        .map(|uri| uri.split_once("://").map_or(uri, |(_, rest)| rest))
+        .map(|rest| rest.split('/').next().unwrap_or_default())
+        .map(|host| host.rsplit_once('@').map_or(host, |(_, host)| host))
+        .map(|host| if host.is_empty() { "this host" } else { host })
+        .collect();
+    let suites = from.len();
+    from.sort_unstable();
+    from.dedup();
+    let first = complained.lines().find_map(|line| line.strip_prefix("E: ")).unwrap_or("it does not say why");
+    match suites {
+        _ if !done => Check::new("apt", Status::Missing, format!("apt-get does not work: {first}"))
+            .help("no Debian packages can be fetched until `apt-get update` works"),
+        0 => Check::new("apt", Status::Missing, "apt has no sources: no Debian packages can be fetched")
+            .help("add some to /etc/apt/sources.list.d, or name kernel, image and vmm by path"),
+        _ => {
+            let text = format!("{suites} suites from {}; reaching them was not tried", from.join(", "));
+            Check::new("apt", Status::Ok, text)
+        }
+    }
+}
+
+/// What earlier trials left that were killed.
+fn leftovers(home: &Home) -> Option<Check> {
+    match trial::sweep(home) {
+        Ok(0) => None,
+        Ok(n) => {
+            Some(Check::new("leftovers", Status::Ok, format!("what {n} killed trials had left was removed")))
+        }
+        Err(e) => Some(failed("leftovers", &e)),
+    }
+}
+
+/// Boots a guest in QEMU as it is in the store.
+fn check_qemu(home: &Home, tree: &Path) -> Check {
+    const NAME: &str = "qemu";
+    match trial::qemu(tree, home) {
+        Ok(trial) => {
+            let took = trial.took.as_millis();
+            Check::new(
+                NAME,
+                Status::Ok,
+                format!("a guest booted and ended in {took} ms, with the CPU emulated"),
+            )
+        }
+        Err(e) => {
+            let help = e.help_text().unwrap_or("`firegopher verify` tells whether the store is as it was");
+            failed(NAME, &e).help(help)
+        }
     }
 }
 
@@ -232,9 +307,7 @@ fn check_firecracker(home: &Home, dir: &Path, root: bool) -> Check {
         return Check::new(NAME, Status::Warn, "not tried: its jail needs root")
             .help("run `firegopher doctor` as root");
     }
-    let existing = home.root().ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-    let trial = lease::free().and_then(|uid| firecracker::trial(dir, existing, uid));
-    match trial {
+    match trial::firecracker(dir, home) {
         Ok(trial) => {
             let took = trial.took.as_millis();
             match kvm() {
@@ -288,9 +361,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn apts_sources_are_counted_and_their_absence_is_told() {
+        let printed = "'http://deb.example.org/debian/dists/bookworm/InRelease' deb.example.org_debian 0 \n\
+                       'http://deb.example.org/debian/dists/bookworm-updates/InRelease' deb.example.org_debian 0 \n\
+                       'https://user:secret@other.example.org/x/InRelease' other 0 \n";
+        let found = judge_apt(true, printed, "");
+        assert_eq!(found.status, Status::Ok);
+        assert_eq!(
+            found.detail,
+            "3 suites from deb.example.org, other.example.org; reaching them was not tried"
+        );
+        let found = judge_apt(true, "", "");
+        assert!(found.status == Status::Missing && found.detail.contains("no sources"), "{found:?}");
+        let found = judge_apt(false, printed, "W: old\nE: Malformed entry 1\n");
+        assert_eq!(found.detail, "apt-get does not work: Malformed entry 1");
+    }
+
+    #[test]
     fn a_doctor_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let found = checks(&Home::new(dir.path()), None);
+        let found = checks(&Home::new(dir.path()), &Vmms::default());
         for check in &found {
             println!("{:?}", check);
             assert!(check.status == Status::Ok || check.help.is_some() || check.status == Status::Missing);

@@ -72,8 +72,17 @@ impl Host {
             .into_iter()
             .flatten()
             .flatten()
-            .filter(|e| fs::read_to_string(e.path()).is_ok_and(|text| text.starts_with("Vulnerable")))
-            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .filter_map(|e| {
+                let name = e.file_name().to_string_lossy().into_owned();
+                let text = fs::read_to_string(e.path()).ok()?.to_lowercase();
+                match text.replace("smt vulnerable", "") {
+                    // KVM's own guard against it is judged on its own, below.
+                    _ if name == "itlb_multihit" => None,
+                    rest if rest.contains("vulnerable") => Some(name),
+                    rest if rest != text => Some(format!("{name} (between threads of a core)")),
+                    _ => None,
+                }
+            })
             .collect();
         open.sort();
         if open.is_empty() {
@@ -81,7 +90,8 @@ impl Host {
         }
         let text = format!("open faults of the CPU: {}", open.join(", "));
         Check::new("mitigations", Status::Warn, text).help(
-            "update microcode and kernel, and boot without mitigations=off, where guests are not trusted",
+            "where guests are not trusted, update microcode and kernel, boot without mitigations=off, and turn \
+             SMT off for what threads of a core see of each other",
         )
     }
 
@@ -215,6 +225,26 @@ mod tests {
             assert!(check.status == Status::Warn && check.help.is_some(), "{check:?}");
         }
         assert!(of(&found, "mitigations").detail.contains("mds"));
+    }
+
+    #[test]
+    fn a_fault_that_is_mended_but_for_smt_is_open() {
+        let mitigations = |texts: &[(&str, &str)]| {
+            let path = |name: &str| format!("sys/devices/system/cpu/vulnerabilities/{name}");
+            let files: Vec<_> = texts.iter().map(|(name, text)| (path(name), *text)).collect();
+            let files: Vec<_> = files.iter().map(|(path, text)| (path.as_str(), *text)).collect();
+            let (_dir, found) = host(&files);
+            of(&found, "mitigations").clone()
+        };
+        let found = mitigations(&[
+            ("mds", "Mitigation: Clear CPU buffers; SMT vulnerable\n"),
+            ("spectre_v2", "Mitigation: Enhanced IBRS; BHI: Vulnerable\n"),
+            ("l1tf", "Mitigation: PTE Inversion; VMX: flush not necessary, SMT disabled\n"),
+            ("meltdown", "Not affected\n"),
+        ]);
+        assert_eq!(found.status, Status::Warn);
+        assert_eq!(found.detail, "open faults of the CPU: mds (between threads of a core), spectre_v2");
+        assert_eq!(mitigations(&[("itlb_multihit", "KVM: Vulnerable\n")]).status, Status::Ok);
     }
 
     #[test]

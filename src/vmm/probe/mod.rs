@@ -4,7 +4,7 @@ mod checks;
 mod guide;
 mod kvm;
 
-pub use checks::{Check, Status, checks};
+pub use checks::{Check, Status, Vmms, checks};
 pub use kvm::{Kvm, kvm};
 
 /// The rate of the host's time-stamp counter in kHz. Takes 20 ms.

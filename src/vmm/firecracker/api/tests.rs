@@ -17,9 +17,7 @@ fn a_running_firecracker_answers() {
     std::fs::rename(bare.dir.path().join("api.sock"), deep.join("api.sock")).unwrap();
     let api = Api::open(&deep.join("api.sock")).unwrap();
     let outcome = block_on(async {
-        // The console speaks before the API says that the guest runs.
-        let start = Instant::now();
-        while api.info().await?.state != RunState::Running && start.elapsed() < PATIENCE {}
+        running(&api).await?;
         let info = api.info().await?;
         assert_eq!((info.id.as_str(), info.state), ("vm-1", RunState::Running));
         assert_eq!(api.version().await?.to_string(), info.vmm_version);
@@ -52,6 +50,104 @@ fn a_running_firecracker_answers() {
     assert!(dead.to_string().contains("api.sock"), "{dead}");
 }
 
+/// Waits for it: the console speaks before the API says that the guest runs.
+async fn running(api: &Api) -> Result<()> {
+    let start = Instant::now();
+    while api.info().await?.state != RunState::Running {
+        assert!(start.elapsed() < PATIENCE, "it never runs");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
+/// Waits until there is a socket that answers.
+async fn answering(path: &Path) -> Api {
+    let start = Instant::now();
+    loop {
+        match Api::open(path) {
+            Ok(api) if api.info().await.is_ok() => return api,
+            other => assert!(start.elapsed() < PATIENCE, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn a_machine_can_be_changed_until_it_starts() {
+    let Some(bare) = Bare::prepare(Stub::Halt, "") else { return };
+    let _child = bare.start_bare(&["--api-sock", "api.sock"]);
+    let outcome = block_on(async {
+        let api = answering(&bare.dir.path().join("api.sock")).await;
+        assert_eq!(api.info().await?.state, RunState::NotStarted);
+        let update = MachineUpdate { vcpu_count: Some(2), mem_size_mib: Some(96) };
+        api.update_machine(&update).await?;
+        let told: serde_json::Value = api.get("/machine-config").await?;
+        assert_eq!((told["vcpu_count"].as_u64(), told["mem_size_mib"].as_u64()), (Some(2), Some(96)));
+        let odd = MachineUpdate { vcpu_count: Some(33), ..MachineUpdate::default() };
+        assert_eq!(api.update_machine(&odd).await.unwrap_err().code(), "firecracker.api-fault");
+        let nothing_to_boot = api.action(Action::InstanceStart).await.unwrap_err();
+        assert_eq!(nothing_to_boot.code(), "firecracker.api-fault");
+        api.send("PUT", "/boot-source", &stub_config(bare.dir.path(), "started=1").boot_source).await?;
+        api.action(Action::InstanceStart).await?;
+        running(&api).await?;
+        assert_eq!(
+            api.update_machine(&update).await.unwrap_err().code(),
+            "firecracker.api-fault",
+            "too late"
+        );
+        Ok::<_, Error>(())
+    });
+    outcome.unwrap();
+    bare.wait_for("started=1");
+}
+
+#[test]
+fn a_network_devices_limits_change_while_its_guest_runs() {
+    use crate::net::netns::Netns;
+    use crate::net::tap::{self, TapConfig};
+    let Some(bare) = Bare::prepare(Stub::Halt, "") else { return };
+    if !nix::unistd::geteuid().is_root() {
+        crate::testing::skip("needs root");
+        return;
+    }
+    let (ns, mac) = (Netns::create().unwrap(), [6, 0, 172, 19, 0, 2]);
+    let (host, guest) = ([172, 19, 0, 1].into(), [172, 19, 0, 2].into());
+    let name = "fg-api".to_owned();
+    let (owner, persist) = (None, true);
+    let tap = TapConfig { name: name.clone(), host, guest, mac, owner, persist, mtu: None };
+    drop(tap::create(&ns, &tap).unwrap());
+    let mut config = stub_config(bare.dir.path(), "network=1");
+    let mut spec = config::tests::spec();
+    spec.drives.clear();
+    spec.net = crate::vmm::spec::NetSpec::Tap { name, host, guest, mac };
+    let paths = config::JailPaths { drives: Vec::new(), ..config::tests::paths() };
+    config.network_interfaces = config::config(&spec, &paths, "").unwrap().network_interfaces;
+    bare.configure(&config);
+    let _child = ns.run_in(|| bare.start(&["--api-sock", "api.sock"])).unwrap();
+    bare.wait_for("network=1");
+    let limits = |bytes: u64| {
+        let bucket = config::TokenBucket { size: bytes, one_time_burst: None, refill_time: 1000 };
+        Some(config::RateLimiter { bandwidth: Some(bucket), ops: None })
+    };
+    let outcome = block_on(async {
+        let api = Api::open(&bare.dir.path().join("api.sock"))?;
+        running(&api).await?;
+        let before: serde_json::Value = api.get("/vm/config").await?;
+        assert!(before["network-interfaces"][0]["rx_rate_limiter"].is_null(), "{before}");
+        let update = NetworkUpdate {
+            iface_id: "eth0".to_owned(),
+            rx_rate_limiter: limits(1 << 20),
+            tx_rate_limiter: limits(2 << 20),
+        };
+        api.update_network(&update).await?;
+        let after: serde_json::Value = api.get("/vm/config").await?;
+        let size = |limiter: &str| after["network-interfaces"][0][limiter]["bandwidth"]["size"].as_u64();
+        assert_eq!((size("rx_rate_limiter"), size("tx_rate_limiter")), (Some(1 << 20), Some(2 << 20)));
+        Ok::<_, Error>(())
+    });
+    outcome.unwrap();
+}
+
 #[test]
 fn every_device_is_taken_and_can_be_changed() {
     let Some(bare) = Bare::prepare(Stub::Halt, "devices=1") else { return };
@@ -77,7 +173,7 @@ fn every_device_is_taken_and_can_be_changed() {
     bare.wait_for("devices=1");
     let api = Api::open(&path("api.sock")).unwrap();
     let outcome = block_on(async {
-        while api.info().await?.state != RunState::Running {}
+        running(&api).await?;
         let limits = config.drives[1].rate_limiter.clone();
         let drive = |path_on_host| DriveUpdate {
             drive_id: "drive1".to_owned(),
