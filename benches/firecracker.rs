@@ -1,6 +1,10 @@
 //! A jailed Firecracker: from the exec of `firegopher up -d` to the first byte of a guest of a few instructions,
 //! against the exec of the bare jailer on a jail that was staged beforehand. In pairs, so that a busy machine is busy
 //! for both. Needs root, /dev/kvm and FIREGOPHER_TEST_FIRECRACKER, a directory with `firecracker` and `jailer`.
+//!
+//! The bare jailer is told what somebody would tell it by hand for the same machine: limits by `--cgroup`, so that it
+//! makes the groups and enters them. firegopher's jailer is told of no group of v1: it is started in them, which saves
+//! it a wait of some milliseconds (`Groups::hand_to_jailer`). That difference is part of what is compared.
 
 mod common;
 
@@ -229,7 +233,7 @@ impl Bare {
     }
 }
 
-/// The limits that firegopher sets, for the jailer.
+/// The limits that firegopher sets, in the words of the jailer.
 fn cgroups() -> Vec<String> {
     let memory = ((256_u64 + 64) << 20).to_string();
     let limits = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {

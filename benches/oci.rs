@@ -2,7 +2,10 @@
 //!
 //! The image is made of Debian packages (a C compiler, git and python3: about 300 MB in three gzip layers), umoci is
 //! one of them too and runs out of its own tree. `umoci unpack` writes files and a listing with their digests; ours
-//! writes an ext4 image and its index. Neither syncs; both begin with the layers in the page cache.
+//! writes an ext4 image and its index. Both begin with the layout in the page cache, and both verify the layers by their
+//! SHA-256. Ours then has the layers in the store (each once, for all images), which is also timed from there on: what
+//! a second image of the same layers costs. Of the two only ours syncs what it publishes. The heading gives the sizes of
+//! the layers as they are (compressed) and of the image.
 
 #[expect(dead_code, reason = "the other benchmarks use the rest")]
 mod common;
@@ -131,13 +134,12 @@ fn unpack(sample: &Sample) {
     }
     let _ = fs::remove_dir_all(&work);
     heading(format!("a base image from {sizes}"));
-    ours.report("firegopher: layers in the store to base.ext4", "ms", None);
-    whole.report("  and from the layout, verified, published and synced", "ms", None);
-    theirs.report("umoci unpack", "ms", None);
-    theirs.over(&ours).report("umoci / ours (at least 2 is the goal)", "", None);
-    theirs.over(&whole).report("umoci / ours from the layout", "", None);
-    let goal = theirs.over(&ours).median() >= 2.0;
-    println!("goal: {}", if goal { "met" } else { "MISSED" });
+    whole.report("firegopher: from the layout, verified, published, synced", "ms", None);
+    ours.report("  of that: layers in the store to base.ext4", "ms", None);
+    theirs.report("umoci unpack: from the layout, verified, not synced", "ms", None);
+    // The fair one: both begin with the layout and end with what they were asked for.
+    whole.over(&theirs).report("firegopher / umoci, from the layout", "", 0.5);
+    ours.over(&theirs).report("firegopher / umoci, from layers in the store", "", 0.5);
 }
 
 /// Allocated mebibytes.

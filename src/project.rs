@@ -5,7 +5,7 @@ use crate::digest::{ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::listing::Listing;
-use crate::lock::{AssetId, Lock, OciPin};
+use crate::lock::{AssetId, Lock, OciPin, Pinned};
 use crate::manifest::model::{
     Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload, WorkloadFrom,
 };
@@ -15,7 +15,7 @@ use crate::plan::{
     Graph, Host, Need, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools,
     fill_defaults, needs,
 };
-use crate::step::{self, Resolved, Work, resolve, tools};
+use crate::step::{self, Work, resolve, tools};
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
@@ -26,6 +26,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 mod vmms;
 
@@ -257,7 +258,7 @@ impl Project {
         Ok(true)
     }
 
-    /// Resolves assets anew and writes their pins. Uses the network.
+    /// Resolves assets anew and writes each pin when it is found. Uses the network.
     ///
     /// # Errors
     /// The first of those that cannot be resolved. The others are pinned all the same.
@@ -267,33 +268,23 @@ impl Project {
             ui.note(&format!("pinning {} in {LOCK_FILE}{trust}", need.id));
         }
         let (debian, others): (Vec<&Need<'_>>, Vec<_>) = wanted.iter().partition(|n| n.id.is_debian());
-        let mut lock = self.lock.clone();
-        let mut errors: Vec<Error> = Vec::new();
-        let mut kept = 0;
+        let pinning = Pinning {
+            path: self.manifest.dir.join(LOCK_FILE),
+            state: Mutex::new((self.lock.clone(), Vec::new(), 0)),
+        };
         if !debian.is_empty() {
             let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
             let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
-            match asset::resolve_all(&self.store, &apt, &assets, ui) {
-                Ok(pins) => {
-                    for (asset, pins) in assets.into_iter().zip(pins) {
-                        lock.set(asset, pins)?;
-                        kept += 1;
-                    }
-                }
-                Err(e) => errors.push(e),
-            }
+            let resolved = asset::resolve_all(&self.store, &apt, &assets, ui);
+            pinning.found(
+                resolved.map(|pins| assets.into_iter().zip(pins.into_iter().map(Pinned::from)).collect()),
+            );
         }
-        for Resolved { ids, pinned } in resolve(&others, &self.store, ui) {
-            match pinned {
-                Ok(pinned) => {
-                    for id in ids {
-                        lock.set(id, pinned.clone())?;
-                        kept += 1;
-                    }
-                }
-                Err(e) => errors.push(e),
-            }
-        }
+        resolve(&others, &self.store, ui, &|ids, pinned| {
+            pinning.found(pinned.map(|pinned| ids.iter().cloned().map(|id| (id, pinned.clone())).collect()));
+        });
+        let (lock, errors, kept) =
+            pinning.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         if errors.is_empty() || kept > 0 {
             lock.save(&self.manifest.dir.join(LOCK_FILE))?;
             self.lock = lock;
@@ -346,6 +337,28 @@ impl Project {
             // It was given another name, which has a lock of its own.
             self.name = name;
         }
+    }
+}
+
+/// A lock that is written whenever a pin is found: a command that is killed loses none.
+struct Pinning {
+    path: PathBuf,
+    /// The lock, what went wrong, and how many pins were found.
+    state: Mutex<(Lock, Vec<Error>, usize)>,
+}
+
+impl Pinning {
+    fn found(&self, pins: Result<Vec<(AssetId, Pinned)>>) {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (lock, errors, kept) = &mut *state;
+        let keep = || {
+            for (id, pinned) in pins? {
+                lock.set(id, pinned)?;
+                *kept += 1;
+            }
+            lock.save(&self.path).map(|_| ())
+        };
+        errors.extend(keep().err());
     }
 }
 

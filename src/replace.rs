@@ -5,14 +5,12 @@ use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::io::{self, ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes a file of mode 0600 beside its name and puts it in its place. After a power failure it may be empty: readers
 /// take that for an absent one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let tmp = path.with_file_name(name);
+    let tmp = beside(path);
     let write = || {
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
@@ -30,6 +28,20 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         // The error that matters is the first one.
         let _ = fs::remove_file(&tmp);
     })
+}
+
+/// Removes what a writer that was killed has left beside such a file. Nobody else may be writing it.
+pub(crate) fn sweep(path: &Path) -> io::Result<()> {
+    match fs::remove_file(beside(path)) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    path.with_file_name(name)
 }
 
 /// The bytes of such a file; `None` if there is none.
@@ -57,6 +69,12 @@ mod tests {
         }
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // Killed before it was in its place.
+        fs::write(dir.path().join("book.json.tmp"), "half").unwrap();
+        for _ in 0..2 {
+            sweep(&path).unwrap();
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
     }
 
     #[test]

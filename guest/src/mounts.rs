@@ -83,10 +83,7 @@ pub fn late() -> Result<Vec<String>> {
     for needed in [DEV, PROC, SYS] {
         needed.mount()?;
     }
-    let mut warnings = Vec::new();
-    for optional in OPTIONAL {
-        warnings.extend(optional.mount().err().map(|f| f.to_string()));
-    }
+    let mut warnings = mount_what_can_be(OPTIONAL);
     for (target, link) in LINKS {
         if let Err(error) = symlink(target, link)
             && error.kind() != std::io::ErrorKind::AlreadyExists
@@ -97,6 +94,11 @@ pub fn late() -> Result<Vec<String>> {
     warnings.extend(run_directory().err().map(|f| f.to_string()));
     warnings.extend(temporary_directory(Path::new("/tmp")).err().map(|f| f.to_string()));
     Ok(warnings)
+}
+
+/// Mounts each by itself; returns what went wrong.
+fn mount_what_can_be(optional: &[Pseudo]) -> Vec<String> {
+    optional.iter().filter_map(|pseudo| pseudo.mount().err().map(|failure| failure.to_string())).collect()
 }
 
 /// A tmpfs on /run, unless the image or the workload put files there: those stay visible (and writable, as all of
@@ -125,6 +127,33 @@ fn temporary_directory(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_optional_mount_that_fails_is_a_warning_and_the_others_are_made() {
+        if !crate::testing::root("mounting") {
+            return;
+        }
+        let (at, dir) = ("/tmp", MsFlags::empty());
+        let on_thread = move || {
+            use nix::sched::{CloneFlags, unshare};
+            // Of this thread alone, and gone with it.
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            let warnings = mount_what_can_be(&[
+                Pseudo { kind: "no-such-fs", at, flags: dir, data: "" },
+                Pseudo { kind: "tmpfs", at: "/proc/no/directory/here", flags: dir, data: "" },
+                Pseudo { kind: "tmpfs", at, flags: dir, data: "mode=1711" },
+            ]);
+            let mode = fs::metadata(at).unwrap().permissions().mode() & 0o7777;
+            (warnings, mode)
+        };
+        let (warnings, mode) = std::thread::spawn(on_thread).join().unwrap();
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("mounting no-such-fs on /tmp"), "{warnings:?}");
+        assert!(warnings[1].contains("creating /proc/no/directory/here"), "{warnings:?}");
+        assert_eq!(mode, 0o1711, "the last one was mounted");
+    }
 
     #[test]
     fn a_lacking_tmp_is_made_sticky_and_an_existing_one_keeps_its_mode() {

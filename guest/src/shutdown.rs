@@ -44,7 +44,9 @@ pub fn now(end: End, mounted: &[PathBuf]) -> ! {
         console::say(&problem);
     }
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    let _ = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>);
+    if let Err(errno) = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>) {
+        console::say(&format!("making the root read-only: {}", errno.desc()));
+    }
     machine(end)
 }
 

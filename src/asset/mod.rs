@@ -5,6 +5,7 @@ pub mod apt;
 mod apt_error;
 mod apt_run;
 mod apt_sources;
+mod behind;
 pub mod debian;
 mod elf;
 mod firecracker;

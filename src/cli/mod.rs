@@ -4,6 +4,7 @@ mod attach;
 mod before;
 mod build;
 mod caps;
+mod completions;
 mod doctor;
 mod down;
 mod early;
@@ -35,7 +36,7 @@ use std::process::ExitCode;
 #[command(name = "firegopher", version, disable_help_subcommand = true)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 2 changes pending (plan --detailed-exitcode), 64 usage or \
-    manifest error, 69 the host lacks something, 70 a bug. `run` exits with the workload's own code."
+    manifest error, 69 the host lacks something, 70 a bug, 128+N ended by signal N. `run` exits with the workload's own code."
 )]
 struct Cli {
     /// Work as if started in this directory.
@@ -75,6 +76,8 @@ enum Command {
     Verify(verify::Args),
     /// Show what the store holds, and what could go.
     Store(store::Args),
+    /// Print a shell's completions; source them, or put them where the shell looks.
+    Completions(completions::Args),
 }
 
 /// Parses the process's arguments, runs the command, returns the exit code.
@@ -147,6 +150,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Gc(args) => gc::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Store(args) => store::run(&args),
+        Command::Completions(args) => completions::run(&args),
     }
 }
 

@@ -72,6 +72,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let followed = vec![Followed { name: vm.name.clone(), client, ours: true, ports: vec![] }];
     let quiet = Ui::stderr().quiet();
     let ended = attach::follow(followed, Until::Ended, signals.as_ref(), &home, &name, &quiet)?;
+    let interrupted = ended.interrupted;
     let outcome = ended.outcomes.into_iter().next().and_then(|(_, outcome)| outcome);
     let outcome = outcome.ok_or_else(|| Error::failed("run.lost", "the VM went away without an end"))?;
     if let Some(message) = outcome.failure() {
@@ -81,7 +82,11 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         ui.line(&format!("the workload {}", outcome.describe()));
     }
     down::remove_vm(&home, &name, &vm.name, &|| Wish::Kill)?;
-    Ok(ExitCode::from(outcome.exit_code()))
+    Ok(match interrupted {
+        // Stopped before there was a workload that could have had a code.
+        Some(signal) if outcome.exit.is_none() => signals::exit_code(signal),
+        _ => ExitCode::from(outcome.exit_code()),
+    })
 }
 
 fn choose(project: &mut Project, wanted: Option<&str>) -> Result<Vm> {

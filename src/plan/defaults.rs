@@ -43,7 +43,7 @@ fn check_ports(manifest: &Manifest) -> Result<()> {
             };
             if let Some((_, other)) = taken.iter().find(|(other, _)| same(other)) {
                 let text = format!(
-                    "the host's port {} is published by {} and by {}, whose image exposes it",
+                    "the host's port {} is published by {} and by {}, for an image exposes it",
                     port.host, other.name, vm.name
                 );
                 return Err(Error::usage("manifest.duplicate-port", text).help(format!(

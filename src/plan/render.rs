@@ -70,12 +70,14 @@ pub fn reason_text(reason: &Reason) -> String {
     }
 }
 
-/// Shortens every BLAKE3 digest in a value.
+/// Shortens every digest in a value.
 fn short(value: &str) -> String {
     let words: Vec<String> = value
         .split(' ')
         .map(|word| match word.parse::<crate::digest::ObjectDigest>() {
             Ok(digest) => digest.short(),
+            // As `update` shows those of others.
+            Err(_) if word.starts_with("sha256:") => word.get(..19).unwrap_or(word).to_owned(),
             Err(_) => word.to_owned(),
         })
         .collect();

@@ -115,6 +115,12 @@ impl World {
         let listing = listing(files);
         let digest = listing.digest();
         for vm in &self.manifest.vms {
+            if let Some(file) = &vm.tuning.cpu_file {
+                let content = blake3::hash(file.path.as_os_str().as_encoded_bytes()).into();
+                let source =
+                    ScannedSource::File { path: file.path.clone(), digest: content, executable: false };
+                self.scan.sources.insert(Scan::file_id(&file.path), source);
+            }
             for workload in &vm.workloads {
                 let source =
                     ScannedSource::Dir { path: PathBuf::from("/p/app"), listing: listing.clone(), digest };
@@ -446,6 +452,16 @@ fn everything_that_the_lock_says_of_a_container_image_is_in_its_key() {
     };
     let other = format!("sha256:{}", "0".repeat(64));
     let mut seen = vec![key(&|_| ())];
+    // gc keeps the step for as long as the lock has the entry: by the digests that both name.
+    let world = downloads(URLS);
+    let graph = Graph::of(&world.manifest);
+    let fetch = graph.nodes.iter().find(|node| node.task.kind() == StepKind::FetchImage).unwrap();
+    let inputs = node_inputs(&graph, fetch, &[], &world.lock, &world.scan, &world.tools).unwrap();
+    let lock = world.lock.render();
+    let values = inputs.0.iter().flat_map(|(_, value)| value.split(|c: char| !c.is_ascii_hexdigit()));
+    let digests: Vec<&str> = values.filter(|word| word.len() >= 64).collect();
+    assert_eq!(digests.len(), 2, "manifest and layer: {inputs:?}");
+    assert!(digests.iter().all(|digest| lock.contains(digest)), "{inputs:?}");
     let edits: [&dyn Fn(&mut OciPin); 6] = [
         &|pin| pin.manifest.clone_from(&other),
         &|pin| pin.layers[0].digest.clone_from(&other),

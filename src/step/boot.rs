@@ -279,3 +279,31 @@ fn secrets(vm: &Vm) -> Result<Vec<(String, String)>> {
     }
     Ok(values)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The code of what is wrong with the only VM of this manifest, for an ordinary user.
+    fn refusal(vm: &str) -> Option<&'static str> {
+        let text = format!("vm \"web\" {{ run \"x\"; {vm} }}\n");
+        let manifest =
+            crate::manifest::parse(&text, "test", Path::new("/")).unwrap_or_else(|_| panic!("{vm}"));
+        check_startable(&manifest.vms[0], Host { root: false, kvm: false }).err().map(|e| e.code())
+    }
+
+    #[test]
+    fn what_no_boot_could_succeed_with_is_known_before_one() {
+        assert_eq!(refusal("port 8080 to=80"), None);
+        assert_eq!(refusal("vmm \"firecracker\" { path \"/opt\" }"), Some("vmm.firecracker-root"));
+        assert_eq!(refusal("secret \"K\" env=\"FIREGOPHER_TEST_NEVER_SET\""), Some("secret.missing"));
+        assert_eq!(refusal("port 8080 to=80 address=\"::1\""), Some("vmm.user-net-ipv6"));
+        let volumes = |count: usize| {
+            let volume = |n| format!("volume \"v{n}\" at=\"/v{n}\" size=\"32MiB\"");
+            (0..count).map(volume).collect::<Vec<_>>().join("; ")
+        };
+        // Base and scratch are drives, too; network, control and random numbers are devices.
+        assert_eq!(refusal(&volumes(19)), None);
+        assert_eq!(refusal(&volumes(20)), Some("vmm.too-many-devices"));
+    }
+}

@@ -12,7 +12,7 @@ mod tasks;
 pub use boot::{cpu_changes, firecracker_needs, scanned_version};
 pub use execute::{Outputs, execute};
 pub use record::record_last;
-pub use sources::{Resolved, resolve};
+pub use sources::resolve;
 
 use crate::home::Home;
 use crate::lock::Lock;

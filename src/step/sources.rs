@@ -162,27 +162,23 @@ pub(super) fn layers(reference: &str, work: &Work<'_>) -> Result<Vec<ObjectDiges
     let id = AssetId::Oci(reference.to_owned());
     let pin: &OciPin =
         work.lock.oci(&id).ok_or_else(|| Error::bug(format!("{id} was not pinned before its step")))?;
-    if work.offline && !oci::have(work.store, pin) {
+    if work.offline && !oci::have(work.store, reference, pin) {
         return Err(project::offline_error(&format!("the store lacks parts of {reference}")));
     }
     oci::fetch(work.store, reference, pin, work.ui)
 }
 
-/// What some assets are pinned to, or why they cannot be.
-pub struct Resolved {
-    /// Several, if they are of one download.
-    pub ids: Vec<AssetId>,
-    /// What all of them are.
-    pub pinned: Result<Pinned>,
-}
+/// Hears what some assets are pinned to, or why they cannot be. They are several if they are of one download.
+pub type Found<'a> = dyn Fn(&[AssetId], Result<Pinned>) + Sync + 'a;
 
-/// Resolves downloads and container images for the lock, several at a time. What fails stops no other.
-pub fn resolve(needs: &[&Need<'_>], store: &crate::store::Store, ui: &crate::ui::Ui) -> Vec<Resolved> {
-    let mut images: Vec<(AssetId, &str)> = Vec::new();
+/// Resolves downloads and container images for the lock, several at a time. `found` hears of each when it is done; what
+/// fails stops no other.
+pub fn resolve(needs: &[&Need<'_>], store: &crate::store::Store, ui: &crate::ui::Ui, found: &Found<'_>) {
+    let mut images: Vec<(&AssetId, &str)> = Vec::new();
     let mut files: Vec<(Vec<AssetId>, http::Wanted)> = Vec::new();
     for need in needs {
         match (&need.id, need.source) {
-            (AssetId::Oci(reference), _) => images.push((need.id.clone(), reference)),
+            (AssetId::Oci(reference), _) => images.push((&need.id, reference)),
             (AssetId::File { role, .. }, Some(source)) => {
                 let max = source.max.unwrap_or_else(|| most(*role));
                 let (urls, sha256) = (source.urls.clone(), source.sha256.clone());
@@ -200,17 +196,16 @@ pub fn resolve(needs: &[&Need<'_>], store: &crate::store::Store, ui: &crate::ui:
             _ => {}
         }
     }
-    let (image_ids, references): (Vec<AssetId>, Vec<&str>) = images.into_iter().unzip();
-    let (file_ids, wanted): (Vec<Vec<AssetId>>, Vec<http::Wanted>) = files.into_iter().unzip();
-    let (images, files) = std::thread::scope(|scope| {
-        let images = scope.spawn(|| oci::resolve_each(store, &references, ui));
-        let files = http::fetch_each(store, &wanted, ui);
-        (images.join().unwrap_or_default(), files)
+    let references: Vec<&str> = images.iter().map(|(_, reference)| *reference).collect();
+    let (ids, wanted): (Vec<Vec<AssetId>>, Vec<http::Wanted>) = files.into_iter().unzip();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            oci::resolve_each(store, &references, ui, &|index, pin| {
+                found(std::slice::from_ref(images[index].0), pin.map(Pinned::Oci));
+            });
+        });
+        http::fetch_each(store, &wanted, ui, &|index, file| found(&ids[index], file.map(pin_of)));
     });
-    let images = image_ids.into_iter().map(|id| vec![id]).zip(images);
-    let images = images.map(|(ids, pin)| Resolved { ids, pinned: pin.map(Pinned::Oci) });
-    let files = file_ids.into_iter().zip(files);
-    images.chain(files.map(|(ids, file)| Resolved { ids, pinned: file.map(pin_of) })).collect()
 }
 
 fn pin_of(fetched: http::Fetched) -> Pinned {

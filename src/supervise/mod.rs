@@ -49,10 +49,12 @@ const LOG_BUDGET: usize = 64 * 1024;
 
 /// Writes a line to the supervisor's log, which is its standard error: bounded, for problems nobody is there to hear.
 fn log_line(text: &str) {
+    use std::io::Write;
     use std::sync::atomic::{AtomicUsize, Ordering};
     static SPENT: AtomicUsize = AtomicUsize::new(0);
     let line = format!("{} {text}", clock::rfc3339(clock::wall_ms()));
     if SPENT.fetch_add(line.len(), Ordering::Relaxed) < LOG_BUDGET {
-        eprintln!("{line}");
+        // Its disk may be full, and that must not be the end of the supervisor.
+        let _ = writeln!(std::io::stderr(), "{line}");
     }
 }

@@ -88,3 +88,52 @@ fn first(socket: &UnixStream, head: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd
         return Ok((message.bytes, fds));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervise::tests::spec;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+
+    fn inode(fd: &OwnedFd) -> u64 {
+        File::from(fd.try_clone().unwrap()).metadata().unwrap().ino()
+    }
+
+    #[test]
+    fn settings_arrive_with_the_very_descriptors() {
+        let dir = tempfile::tempdir().unwrap();
+        let [log, netns] = [(); 2].map(|()| OwnedFd::from(tempfile::tempfile().unwrap()));
+        for netns in [Some(&netns), None] {
+            let mut sent = spec(dir.path());
+            // More than a socket holds at once.
+            sent.run.env = vec![("BULK".to_owned(), "x".repeat(1 << 20))];
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let arrived = std::thread::scope(|scope| {
+                let sending = scope.spawn(|| send(&ours, &sent, log.as_fd(), netns.map(AsFd::as_fd)));
+                let arrived = receive(&mut theirs).unwrap().unwrap();
+                sending.join().unwrap().unwrap();
+                arrived
+            });
+            assert!(arrived.spec == sent);
+            assert_eq!(inode(&arrived.log), inode(&log));
+            assert_eq!(arrived.netns.as_ref().map(inode), netns.map(inode));
+        }
+    }
+
+    #[test]
+    fn no_word_is_no_error_and_half_a_word_is_one() {
+        let received = |bytes: &[u8]| {
+            let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+            ours.write_all(bytes).unwrap();
+            drop(ours);
+            receive(&mut theirs).map(|orders| orders.is_some())
+        };
+        assert!(!received(b"").unwrap());
+        assert_eq!(received(&[1, 0]).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        assert_eq!(received(&[5, 0, 0, 0, b'{']).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        assert!(received(&[255; 4]).unwrap_err().to_string().contains("too large"));
+        assert!(received(&[2, 0, 0, 0, b'{', b'}']).unwrap_err().to_string().contains("without a log"));
+    }
+}

@@ -3,10 +3,10 @@
 use super::client::Client;
 use super::effects::remove_file;
 use super::host::Host;
-use super::journal::Journal;
+use super::journal::{JOURNAL_FILE, Journal};
 use super::machine::Platform;
 use super::outcome::{Outcome, Reason};
-use super::state::{State, Status};
+use super::state::{STATE_FILE, State, Status};
 use super::supervisor;
 use super::{clock, wire};
 use crate::error::{Context, Error, Result};
@@ -14,6 +14,7 @@ use crate::home::Home;
 use crate::name::Name;
 use crate::net::address;
 use crate::net::netns::Netns;
+use crate::replace;
 use fs_err as fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -97,6 +98,9 @@ pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Re
             .help("stop it first: firegopher down"));
     };
     Journal::open(dir)?.undo(|_| true, |e| platform.undo(e))?;
+    for file in [JOURNAL_FILE, STATE_FILE] {
+        replace::sweep(&dir.join(file)).or_failed("supervise.remove", || "cannot remove half a state")?;
+    }
     remove_file(&dir.join(wire::SOCKET_FILE))
         .or_failed("supervise.remove", || "cannot remove a dead socket")?;
     let Some(mut state) = State::load(dir)? else { return Ok(()) };

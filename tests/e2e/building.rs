@@ -1,6 +1,8 @@
 //! `lock` and `build`: pins, and the same bytes wherever they are built.
 
+use crate::harness::terminal::{on_terminal, read_all, wait_end};
 use crate::harness::{Project, guests};
+use crate::traces::{SLEEP, home_with_packages};
 use std::os::unix::fs::PermissionsExt;
 
 const ONE_VM: &str = "vm \"box\" { workload \"./app\" to=\"/app\"; run \"true\" }";
@@ -71,4 +73,35 @@ fn a_copied_tree_builds_the_same_outputs() {
     // An executable bit is content.
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
     assert_ne!(steps(&first), steps(&second));
+}
+
+#[test]
+fn steps_and_transfers_have_bars_on_a_terminal_and_plain_lines_elsewhere() {
+    let Some(_turn) = guests(1) else { return };
+    let own = tempfile::tempdir().unwrap();
+    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}")).with_home(&own.path().join("home"));
+    home_with_packages(project.home());
+    let (terminal, mut build) = on_terminal(&project, &["build"]);
+    let shown = read_all(&terminal);
+    assert_eq!(wait_end(&mut build), Some(0), "{shown}");
+    let steps = ["fetch kernel linux-image-cloud-amd64", "fetch vmm qemu", "image ", "initramfs ", "init a"];
+    for step in steps {
+        // Drawn while it runs, with its spinner and the time, and said once it is done.
+        assert!(shown.contains(&format!(" {step}")), "no bar of {step}: {shown:?}");
+        let done = shown.lines().any(|line| line.contains(step) && line.trim_end().ends_with(" s)"));
+        assert!(done, "{step} is never done: {shown:?}");
+    }
+    assert!(shown.contains("\x1b[2K") || shown.contains("\x1b[K"), "no bar was taken away: {shown:?}");
+
+    // The same steps, run anew, into a pipe.
+    for made in ["v1/actions", "v1/objects"] {
+        std::fs::remove_dir_all(project.home().join(made)).unwrap();
+    }
+    home_with_packages(project.home());
+    let piped = project.ok(&["build"]);
+    assert!(!piped.stderr.contains('\x1b'), "{:?}", piped.stderr);
+    for step in steps {
+        let lines = piped.stderr.lines().filter(|line| line.starts_with(step) && line.ends_with(" s)"));
+        assert_eq!(lines.count(), 1, "{step}: {}", piped.stderr);
+    }
 }

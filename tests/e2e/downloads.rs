@@ -195,6 +195,40 @@ fn update_moves_what_is_named_by_its_url_alone() {
 }
 
 #[test]
+fn update_by_package_and_by_tool_moves_those_and_shows_from_where() {
+    let Some(_turn) = guests(1) else { return };
+    let project =
+        Project::new("vm \"box\" { image { debian \"busybox-static\" }; vmm \"qemu\"; run \"true\" }");
+    let lock = project.read("firegopher.lock");
+    // The version that the lock has of a package.
+    let version = |lock: &str, package: &str| {
+        let line = lock.lines().find(|line| line.starts_with(&format!("  {{ name = \"{package}\", ")));
+        let line = line.unwrap_or_else(|| panic!("no {package} in {lock}"));
+        line.split("version = \"").nth(1).unwrap().split('"').next().unwrap().to_owned()
+    };
+    let qemu = "qemu-system-x86";
+    let (busybox, emulator) = (version(&lock, "busybox-static"), version(&lock, qemu));
+    // As it was before both moved.
+    let older: Vec<String> = lock
+        .lines()
+        .map(|line| match line {
+            line if line.contains("name = \"busybox-static\"") => line.replace(&busybox, "0.1"),
+            line if line.contains(&format!("name = \"{qemu}\"")) => line.replace(&emulator, "0.2"),
+            line => line.to_owned(),
+        })
+        .collect();
+    project.write("firegopher.lock", older.join("\n") + "\n");
+    let first = project.ok(&["update", "busybox-static"]).stdout;
+    assert!(first.contains(&format!("image busybox-static 0.1 → {busybox}\n")), "{first}");
+    assert!(!first.contains(qemu), "{first}");
+    assert_eq!(version(&project.read("firegopher.lock"), qemu), "0.2");
+    let second = project.ok(&["update", "qemu"]).stdout;
+    assert_eq!(second, format!("vmm {qemu} 0.2 → {emulator}\n"));
+    project.ok(&["update", "vmm qemu", "image"]).says("newest pins already");
+    project.run(&["update", "mmdebstrap"]).expect(64).says("needs no asset").says("vmm qemu");
+}
+
+#[test]
 fn an_address_with_two_digests_is_an_error_of_the_manifest() {
     let (one, two) = (format!("sha256=\"{}\"", "1".repeat(64)), format!("sha256=\"{}\"", "2".repeat(64)));
     let uses = |first: &str, second: &str| {
@@ -208,8 +242,9 @@ fn an_address_with_two_digests_is_an_error_of_the_manifest() {
     for command in ["plan", "lock", "build", "update"] {
         project.run(&[command]).expect(64).says("cannot have two digests").says("manifest.two-digests");
     }
-    // One digest is enough for both, and no trust is needed.
-    let archive = tarball(&[("hello", "hi")]);
+    // One digest is enough for both, and no trust is needed. The store has nothing of it from an earlier run.
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos().to_string();
+    let archive = tarball(&[("hello", &now)]);
     let site = Site::new(&[("/a.tar", &archive)]);
     let text = uses("", &one.replace(&"1".repeat(64), &sha256(&archive)));
     let project = Project::new(&text.replace("https://example.org/a.tar", &site.server.url("/a.tar")));
@@ -246,6 +281,33 @@ fn what_can_be_pinned_is_pinned_whatever_else_fails() {
     site.files.lock().unwrap().retain(|(path, _)| path != "/gone.tar");
     let update = project.run(&["update"]).expect(1).says("404");
     assert!(update.stdout.contains(&format!("→ sha256:{}", &sha256(&other)[..12])), "{update:?}");
+}
+
+#[test]
+fn a_pin_that_was_found_outlives_a_kill() {
+    let archive = tarball(&[("hello", "hi")]);
+    let served = archive.clone();
+    let server = Server::start(move |request| match (request.target.as_str(), request.nth) {
+        ("/slow.tar", 0) => Reply::ok(served.clone()).stall(100),
+        _ => Reply::ok(served.clone()),
+    });
+    let (quick, slow) = (server.url("/quick.tar"), server.url("/slow.tar"));
+    let project = Project::new(&format!(
+        "vm \"box\" {{ workload to=\"/0\" {{ url \"{slow}\"; }}
+            workload to=\"/1\" {{ url \"{quick}\"; }}; run \"/1\" }}"
+    ));
+    let running = project.command(&["lock"]).spawn();
+    let begun = Instant::now();
+    while !project.read("firegopher.lock").contains(&quick) {
+        assert!(begun.elapsed() < PATIENCE, "{}", project.read("firegopher.lock"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    running.signal(9);
+    assert_eq!(running.wait(PATIENCE).code, None);
+    assert!(!project.read("firegopher.lock").contains(&slow));
+    project.ok(&["lock"]);
+    assert!(project.read("firegopher.lock").contains(&slow));
+    assert_eq!(server.seen().iter().filter(|request| request.target == "/quick.tar").count(), 1);
 }
 
 #[test]

@@ -210,9 +210,19 @@ fn what_was_started_is_stopped_again_when_another_vm_cannot_start() {
     project.up(&["-d", "b"]);
     project.ok(&["down", "--kill"]);
     project.manifest(&vms("65MiB"));
-    project.run(&["up", "-d"]).expect(64).says("volume data").says("stopping a again").says("help:");
+    // What can be known beforehand costs nobody a start.
+    let output = project.run(&["up", "-d"]).expect(64).says("volume data").says("help:");
+    assert!(!output.stderr.contains("stopping"), "{output:?}");
+    assert_eq!((project.ps("a"), project.ps("b")), (None, None));
+    // What cannot.
+    project.manifest(&vms("64MiB"));
+    let log = project.state_dir().join("b/console.log");
+    fs::remove_file(&log).unwrap();
+    fs::create_dir(&log).unwrap();
+    project.run(&["up", "-d"]).expect(1).says("the logs of VM b").says("stopping a again");
     assert_eq!(project.ps("a"), None);
     assert_eq!(project.ps("b").unwrap()["status"], "failed");
+    fs::remove_dir(&log).unwrap();
     assert_clean(&project);
 }
 

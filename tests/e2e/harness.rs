@@ -3,6 +3,7 @@
 mod command;
 mod host;
 mod http;
+pub mod terminal;
 
 pub use command::{Command, Output};
 pub use host::{

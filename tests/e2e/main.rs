@@ -19,6 +19,7 @@ mod ordinary_user;
 mod refusals;
 mod run;
 mod schemas;
+mod scripts;
 mod secrets;
 mod settings;
 mod signals;

@@ -51,6 +51,32 @@ fn the_schemas_refuse_what_is_not_documented() {
     }
 }
 
+#[test]
+fn lock_files_follow_their_schema() {
+    // What the lock's own tests write: every field of every kind of entry.
+    let snapshots = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lock/snapshots");
+    let mut entries = Vec::new();
+    for file in std::fs::read_dir(snapshots).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let lock: Value = toml::from_str(text.splitn(3, "---\n").nth(2).unwrap()).unwrap();
+        check_document("lock", &lock);
+        entries.extend(lock["asset"].as_array().unwrap().clone());
+    }
+    for field in ["packages", "sources", "snapshot", "scripts", "member", "blake3", "layers", "config"] {
+        assert!(entries.iter().any(|entry| !entry[field].is_null()), "no entry has {field}");
+    }
+    let lock = |entry: &Value| serde_json::json!({ "format": 1, "asset": [entry] });
+    for entry in &entries {
+        check_document("lock", &lock(entry));
+        for field in entry.as_object().unwrap().keys() {
+            let mut broken = entry.clone();
+            broken[field] = serde_json::json!({ "not": "this" });
+            let refused = std::panic::catch_unwind(|| check_document("lock", &lock(&broken)));
+            assert!(refused.is_err(), "{broken}");
+        }
+    }
+}
+
 pub fn check_document(schema: &str, document: &Value) {
     let path = format!("{}/schema/{schema}.schema.json", env!("CARGO_MANIFEST_DIR"));
     let schema: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
@@ -81,9 +107,16 @@ fn check(root: &Value, schema: &Value, value: &Value, at: &str) {
             "minimum" => assert!(value.as_f64().is_none_or(|v| v >= rule.as_f64().unwrap()), "{at}: {value}"),
             "maximum" => assert!(value.as_f64().is_none_or(|v| v <= rule.as_f64().unwrap()), "{at}: {value}"),
             "pattern" => {
-                assert_eq!(rule, "^[0-9a-f]{64}$", "the only pattern that this check knows");
-                let hex =
-                    |text: &str| text.len() == 64 && text.bytes().all(|b| b"0123456789abcdef".contains(&b));
+                // The only patterns that this check knows: a digest, with and without its kind.
+                let kind = match rule.as_str() {
+                    Some("^[0-9a-f]{64}$") => "",
+                    Some("^sha256:[0-9a-f]{64}$") => "sha256:",
+                    _ => panic!("this check does not know the pattern {rule}"),
+                };
+                let hex = |text: &str| {
+                    let digits = text.strip_prefix(kind).unwrap_or_default();
+                    digits.len() == 64 && digits.bytes().all(|b| b"0123456789abcdef".contains(&b))
+                };
                 assert!(value.as_str().is_some_and(hex), "{at} is no digest: {value}");
             }
             "required" => {
@@ -101,6 +134,14 @@ fn check(root: &Value, schema: &Value, value: &Value, at: &str) {
                 for (n, item) in list(value).iter().enumerate() {
                     check(root, rule, item, &format!("{at}/{n}"));
                 }
+            }
+            "oneOf" => {
+                let fits = |rule: &Value| {
+                    let passes = std::panic::AssertUnwindSafe(|| check(root, rule, value, at));
+                    std::panic::catch_unwind(passes).is_ok()
+                };
+                let count = list(rule).iter().filter(|rule| fits(rule)).count();
+                assert_eq!(count, 1, "{at} is to be one of {rule}: {value}");
             }
             other => panic!("this check does not know the keyword {other}"),
         }

@@ -1,17 +1,13 @@
 //! Ctrl-C, SIGTERM, SIGHUP and kill -9 at any moment, and terminals that are closed: nothing is left behind, nothing
 //! is lost, and the next command works.
 
+use crate::harness::terminal::{on_terminal, wait_end, wait_shown};
 use crate::harness::{Project, guests, skip};
 use crate::traces::{
     SLEEP, apt_config, assert_clean, assert_objects_verify, home_with_packages, kill9, processes_in, temps_of,
 };
-use std::fs::File;
-use std::io::Read;
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const INT: i32 = libc::SIGINT;
@@ -139,6 +135,53 @@ fn an_interrupted_fetch_leaves_no_apt_behind() {
         }
         assert_clean(&project);
     }
+}
+
+/// A supervisor is started early, before it is known whether one is needed.
+#[test]
+fn a_command_that_starts_nothing_leaves_no_supervisor_waiting() {
+    let own = tempfile::tempdir().unwrap();
+    let mark = own.path().join("mark");
+    std::fs::create_dir(&mark).unwrap();
+    // Supervisors keep this of their caller's environment.
+    let marked = format!("TMPDIR={}", mark.display());
+    let waiting = || {
+        let has = |e: &std::fs::DirEntry, file: &str, wanted: &str| {
+            let words = std::fs::read(e.path().join(file)).unwrap_or_default();
+            words.split(|b| *b == 0).any(|word| word == wanted.as_bytes())
+        };
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        all.filter(|e| has(e, "cmdline", "__supervise") && has(e, "environ", &marked)).count()
+    };
+    let gone = |after: &str| {
+        let begun = Instant::now();
+        while waiting() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(10), "a supervisor waits on after {after}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let project = Project::empty()
+        .with_home(&own.path().join("home"))
+        .env("TMPDIR", mark.to_str().unwrap())
+        .env("APT_CONFIG", &apt_config(own.path(), "http://127.0.0.1:9/debian"));
+    project.manifest("vm \"a\" { run \"x\" }");
+    project.run(&["up", "--locked"]).expect(64).says("firegopher.lock lacks: ");
+    gone("an error");
+    project.run(&["run", "--locked"]).expect(125).says("firegopher.lock lacks: ");
+    gone("an error of run");
+    // Accepts and never answers, so that it waits until it is killed.
+    let stalls = TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = format!("http://{}/debian", stalls.local_addr().unwrap());
+    let project = project.env("APT_CONFIG", &apt_config(own.path(), &source));
+    let up = project.command(&["up"]).spawn();
+    let begun = Instant::now();
+    while waiting() == 0 {
+        assert!(begun.elapsed() < SOON, "there is none");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill9(up.pid());
+    up.wait(SOON);
+    gone("a kill");
 }
 
 // --- Booting ----------------------------------------------------------------------------------------------------
@@ -293,54 +336,6 @@ fn attached_to_vms_that_ran_before_a_signal_only_detaches() {
 }
 
 // --- Terminals --------------------------------------------------------------------------------------------------
-
-/// Runs `args` with a terminal of its own as its controlling one; returns the terminal's other end.
-fn on_terminal(project: &Project, args: &[&str]) -> (OwnedFd, std::process::Child) {
-    let pty = nix::pty::openpty(None, None).unwrap();
-    // Whoever inherited the master would keep the terminal open.
-    nix::fcntl::fcntl(&pty.master, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_firegopher"));
-    command.arg("-C").arg(project.path()).args(args).env("FIREGOPHER_HOME", project.home());
-    let end = || Stdio::from(pty.slave.try_clone().unwrap());
-    command.stdin(end()).stdout(end()).stderr(end());
-    // SAFETY: setsid and ioctl are async-signal-safe; descriptor 0 is the terminal by then.
-    unsafe {
-        command.pre_exec(|| {
-            nix::unistd::setsid()?;
-            match libc::ioctl(0, libc::TIOCSCTTY, 0) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        })
-    };
-    let child = command.spawn().unwrap();
-    (pty.master, child)
-}
-
-/// Reads the terminal until it shows this.
-fn wait_shown(terminal: &OwnedFd, text: &str) -> String {
-    let mut reader = File::from(terminal.try_clone().unwrap());
-    let (mut shown, mut buffer) = (Vec::new(), [0; 4096]);
-    loop {
-        let count = reader.read(&mut buffer).unwrap();
-        shown.extend_from_slice(&buffer[..count]);
-        let all = String::from_utf8_lossy(&shown).into_owned();
-        if all.contains(text) {
-            return all;
-        }
-    }
-}
-
-fn wait_end(child: &mut std::process::Child) -> Option<i32> {
-    let begun = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status.code();
-        }
-        assert!(begun.elapsed() < SOON, "the command outlives its terminal");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 #[test]
 fn a_closed_terminal_leaves_vms_running() {

@@ -31,8 +31,21 @@ fn help_lists_every_command() {
 fn help_of_every_command() {
     let project = Project::empty();
     let names = [
-        "init", "plan", "build", "up", "run", "down", "ps", "logs", "doctor", "lock", "update", "gc",
-        "verify", "store",
+        "init",
+        "plan",
+        "build",
+        "up",
+        "run",
+        "down",
+        "ps",
+        "logs",
+        "doctor",
+        "lock",
+        "update",
+        "gc",
+        "verify",
+        "store",
+        "completions",
     ];
     let pages: Vec<String> = names.iter().map(|name| shown(&project, &[name, "--help"])).collect();
     insta::assert_snapshot!(pages.join("\n"));
@@ -94,4 +107,80 @@ fn a_manifest_that_names_what_is_not_there_says_so() {
     let project = Project::empty();
     project.manifest("vm \"web\" { run \"true\"; workload \"./nothing\" to=\"/app\" }");
     project.run(&["plan"]).expect(64).says("cannot open nothing").says("because: ");
+}
+
+/// Nothing built, nothing pinned, nothing running: what every command says then.
+#[test]
+fn a_project_that_has_done_nothing_yet() {
+    let own = tempfile::tempdir().unwrap();
+    let project = Project::empty().with_home(&own.path().join("home"));
+    project.manifest(
+        "project \"fresh\"\nvm \"web\" {\n    workload \"./app\" to=\"/app\"\n    run \"/app/server\"\n    port 8080 to=80\n}\n",
+    );
+    project.write("app/server", "#!/bin/sh\n");
+    let commands: [&[&str]; 12] = [
+        &["plan"],
+        &["plan", "--detailed-exitcode", "--json"],
+        &["plan", "--graph", "dot"],
+        &["plan", "--graph", "mermaid"],
+        &["ps"],
+        &["ps", "--json"],
+        &["lock", "--locked"],
+        &["build", "--locked"],
+        &["run", "--offline"],
+        &["logs", "web"],
+        &["down"],
+        &["init"],
+    ];
+    insta::assert_snapshot!(all(&project, &commands));
+}
+
+#[test]
+fn a_starter_manifest_is_written_once_and_can_be_planned() {
+    let project = Project::empty();
+    project.ok(&["init"]).says("firegopher up");
+    project.ok(&["plan"]).prints("to run");
+    project.run(&["init"]).expect(64).says("exists already");
+}
+
+#[test]
+fn doctor_says_the_same_in_words_and_as_json() {
+    let project = Project::empty();
+    let words = project.run(&["doctor"]);
+    let json = project.run(&["doctor", "--json"]);
+    let document = json.json();
+    crate::schemas::check_document("doctor", &document);
+    let checks = document["checks"].as_array().unwrap();
+    assert!(checks.len() > 5, "{document}");
+    for check in checks {
+        let (name, status) = (check["name"].as_str().unwrap(), check["status"].as_str().unwrap());
+        let mark = match status {
+            "ok" => "ok ",
+            "warn" => "note ",
+            _ => "missing ",
+        };
+        let line = words.stdout.lines().find(|line| line.starts_with(mark) && line[8..].starts_with(name));
+        assert!(line.is_some(), "{mark}{name} is not in {}", words.stdout);
+        if status != "ok" {
+            assert!(check["help"].is_string(), "{name} does not say how to mend it");
+        }
+    }
+    let missing = checks.iter().any(|check| check["status"] == "missing");
+    assert_eq!((words.code, json.code), if missing { (Some(69), Some(69)) } else { (Some(0), Some(0)) });
+}
+
+#[test]
+fn completions_know_every_command_in_every_shell() {
+    let project = Project::empty();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = project.ok(&["completions", shell]).stdout;
+        for word in ["plan", "completions", "detailed-exitcode", "offline"] {
+            assert!(script.contains(word), "{word} is not in {shell}'s");
+        }
+    }
+    // Bash takes it as a script.
+    let script = project.ok(&["completions", "bash"]).stdout;
+    let checked = std::process::Command::new("bash").args(["-n", "-c", &script]).status().unwrap();
+    assert!(checked.success());
+    project.run(&["completions", "tcsh"]).expect(64).says("[possible values: bash");
 }

@@ -7,12 +7,12 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
 /// A project directory with a manifest and a home of its own.
-struct Cli {
+pub struct Cli {
     dir: tempfile::TempDir,
     programs: [PathBuf; 2],
 }
 
-fn cli(kernel: Stub, vm: &str) -> Option<Cli> {
+pub fn cli(kernel: Stub, vm: &str) -> Option<Cli> {
     let programs = super::project()?.programs.clone();
     let dir = tempfile::tempdir().unwrap();
     let cli = Cli { dir, programs };
@@ -32,35 +32,43 @@ fn cli(kernel: Stub, vm: &str) -> Option<Cli> {
 }
 
 impl Cli {
-    fn project(&self) -> PathBuf {
+    pub fn project(&self) -> PathBuf {
         self.dir.path().join("project")
     }
 
-    fn home(&self) -> PathBuf {
+    pub fn home(&self) -> PathBuf {
         self.dir.path().join("home")
     }
 
     /// `DIR` in `vm` is the directory of the two programs.
-    fn manifest(&self, vm: &str) {
+    pub fn manifest(&self, vm: &str) {
+        self.manifest_of(&["stub".to_owned()], vm);
+    }
+
+    /// The same for several VMs that are alike.
+    pub fn manifest_of(&self, names: &[String], vm: &str) {
         let mut vm = vm.replace("DIR", self.programs[0].parent().unwrap().to_str().unwrap());
         if !vm.contains("boot-timeout") {
-            vm += "; boot-timeout \"20s\"";
+            vm += "; boot-timeout \"60s\"";
         }
-        let text = format!(
-            "project \"fc-cli\"\nvm \"stub\" {{\n    kernel {{ path \"stub\" }}\n    image {{ path \"root.tar\" }}\n    \
-             run \"true\"\n    {vm}\n}}\n"
-        );
+        let mut text = "project \"fc-cli\"\n".to_owned();
+        for name in names {
+            text += &format!(
+                "vm \"{name}\" {{\n    kernel {{ path \"stub\" }}\n    image {{ path \"root.tar\" }}\n    \
+                 run \"true\"\n    {vm}\n}}\n"
+            );
+        }
         std::fs::write(self.project().join("firegopher.kdl"), text).unwrap();
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_firegopher"));
         command.args(args).current_dir(self.project()).env("FIREGOPHER_HOME", self.home());
         command.stdin(Stdio::null());
         command
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
@@ -78,7 +86,7 @@ impl Cli {
         }
     }
 
-    fn spec_dir(&self) -> PathBuf {
+    pub fn spec_dir(&self) -> PathBuf {
         self.home().join("state/fc-cli/stub")
     }
 }
@@ -91,7 +99,7 @@ impl Drop for Cli {
     }
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -445,7 +453,7 @@ fn two_homes_with_one_project_share_neither_uid_nor_cgroup() {
         })
         .collect();
     assert_ne!(groups[0], groups[1]);
-    assert!(jail_of(&specs[0]) != jail_of(&specs[1]));
+    assert!(jail_of(&specs[0].dir) != jail_of(&specs[1].dir));
     drop(clients);
     for spec in &specs {
         let home = Home::new(&spec.home);

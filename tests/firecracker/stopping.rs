@@ -7,9 +7,9 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-/// The directory that is the VMM's root.
-pub fn jail_of(spec: &SuperviseSpec) -> PathBuf {
-    let program = spec.dir.join("jail/firecracker");
+/// The directory that is the VMM's root, of the VM with this directory.
+pub fn jail_of(dir: &Path) -> PathBuf {
+    let program = dir.join("jail/firecracker");
     let inside = std::fs::read_dir(program).unwrap().next().unwrap().unwrap();
     inside.path().join("root")
 }
@@ -21,27 +21,28 @@ pub fn connect(jail: &Path, socket: &str) -> UnixStream {
 }
 
 /// A guest's init that says hello and that its workload runs.
-struct Init {
+pub struct Init {
     socket: UnixStream,
     decoder: Decoder,
 }
 
 impl Init {
-    fn start(spec: &SuperviseSpec) -> Init {
-        let mut init = Init { socket: connect(&jail_of(spec), "v.sock_1024"), decoder: Decoder::default() };
+    /// For the VM with this directory, whose VMM is up.
+    pub fn start(dir: &Path) -> Init {
+        let mut init = Init { socket: connect(&jail_of(dir), "v.sock_1024"), decoder: Decoder::default() };
         init.say(&FromGuest::Hello { protocol: PROTOCOL, kernel: "none".into() });
         assert!(matches!(init.hear(), ToGuest::Start(_)));
         init.say(&FromGuest::Started { pid: 2 });
         init
     }
 
-    fn say(&mut self, message: &FromGuest) {
+    pub fn say(&mut self, message: &FromGuest) {
         let mut out = Vec::new();
         encode(channel::CONTROL, &serde_json::to_vec(message).unwrap(), &mut out);
         self.socket.write_all(&out).unwrap();
     }
 
-    fn hear(&mut self) -> ToGuest {
+    pub fn hear(&mut self) -> ToGuest {
         loop {
             if let Some(frame) = self.decoder.frame().unwrap() {
                 return serde_json::from_slice(&frame.payload).unwrap();
@@ -59,7 +60,7 @@ fn running(project: &Project, vm: &str, kernel: &str) -> (SuperviseSpec, Client,
     spec.run.grace_ms = 100;
     let client = project.up(&spec);
     wait_for_console(&spec);
-    let init = Init::start(&spec);
+    let init = Init::start(&spec.dir);
     let begin = Instant::now();
     while state(&spec).status != Status::Running {
         assert!(begin.elapsed() < Duration::from_secs(10));
@@ -107,7 +108,7 @@ fn refused(api: &mut UnixStream, n: usize) {
 fn all_that_firecracker_logs_is_kept_and_its_metrics_are_flushed_before_a_stop() {
     let Some(project) = project() else { return };
     let (spec, _client, mut init) = running(&project, "telling", "typed-at");
-    let mut api = connect(&jail_of(&spec), "run/api.sock");
+    let mut api = connect(&jail_of(&spec.dir), "run/api.sock");
     // Far more than a pipe holds.
     const MANY: usize = 3000;
     (0..MANY).for_each(|n| refused(&mut api, n));

@@ -115,7 +115,7 @@ fn a_guest_gives_memory_to_its_balloon_and_more_of_it_when_the_api_asks() {
         Some(Balloon { amount: 2 << 20, deflate_on_oom: false, free_page_reporting: false });
     let mut client = project.up(&spec);
     wait_for_text(&spec, "given\n");
-    let jail = super::stopping::jail_of(&spec);
+    let jail = super::stopping::jail_of(&spec.dir);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let api = Api::open(&jail.join("run/api.sock")).unwrap();

@@ -1,6 +1,7 @@
 //! Why a transfer did not come to its end, and what is worth doing about it.
 
 use super::url::{shown, too_long};
+use crate::asset::behind::{self, Lookup, causes, root_cause};
 use crate::error::{Error, Kind};
 use reqwest::{StatusCode, Url};
 use std::error::Error as StdError;
@@ -88,13 +89,19 @@ impl Failure {
         if error.is_builder() {
             return Failure::lasting("http.url", url, why);
         }
-        if error.is_connect() {
-            let why = if error.is_timeout() { "no connection in time".to_owned() } else { why };
-            // EAI_NONAME; a name server that does not answer says otherwise.
-            if why.contains("Name or service not known") {
+        match behind::lookup(&error) {
+            Some(Lookup::NoSuchHost) => {
                 return Failure::lasting("http.connect", url, "no such host")
                     .help("check the URL's host name, and this host's name servers");
             }
+            Some(Lookup::NoAnswer) => {
+                return Failure::passing("http.connect", url, format!("its name cannot be looked up: {why}"))
+                    .help("check this host's network and name servers; what is in the store needs none");
+            }
+            None => {}
+        }
+        if error.is_connect() {
+            let why = if error.is_timeout() { "no connection in time".to_owned() } else { why };
             return Failure::passing("http.connect", url, why)
                 .help("check this host's network and its proxy variables; what is in the store needs none");
         }
@@ -128,25 +135,7 @@ impl Failure {
     }
 }
 
-/// The innermost message.
-fn root_cause(error: &(dyn StdError + 'static)) -> String {
-    causes(error).last().map_or_else(String::new, ToString::to_string)
-}
-
 /// A certificate or protocol that TLS does not accept; asking again changes nothing.
 fn tls_error(error: &(dyn StdError + 'static)) -> Option<String> {
     causes(error).find_map(|e| e.downcast_ref::<rustls::Error>()).map(ToString::to_string)
-}
-
-/// An error and all that is behind it, outermost first.
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    let next = |e: &&'a (dyn StdError + 'static)| -> Option<&'a (dyn StdError + 'static)> {
-        let e = *e;
-        match e.downcast_ref::<std::io::Error>() {
-            // Its `source` passes over what it wraps.
-            Some(io) => io.get_ref().map(|inner| inner as _),
-            None => e.source(),
-        }
-    };
-    std::iter::successors(Some(error), next)
 }

@@ -66,13 +66,25 @@ pub fn fetch(store: &Store, wanted: &[Wanted], progress: &dyn Progress) -> Resul
     fetch_with(store, wanted, progress, &Settings::default())
 }
 
-/// As [`fetch`], but each file by itself: one that fails stops no other.
-///
-/// # Errors
-/// For each file as [`fetch`].
-pub fn fetch_each(store: &Store, wanted: &[Wanted], progress: &dyn Progress) -> Vec<Result<Fetched>> {
-    let checked = wanted.iter().map(|w| url::check(w).map(|urls| (w, urls))).collect();
-    run(store, checked, progress, &Settings::default(), false)
+/// As [`fetch`], but each file by itself: one that fails stops no other. `found` hears of each by its place among
+/// `wanted`, when it is done.
+pub fn fetch_each(
+    store: &Store,
+    wanted: &[Wanted],
+    progress: &dyn Progress,
+    found: &(dyn Fn(usize, Result<Fetched>) + Sync),
+) {
+    let mut jobs = Vec::new();
+    for (index, wanted) in wanted.iter().enumerate() {
+        match url::check(wanted) {
+            Ok(urls) => jobs.push((index, wanted, urls)),
+            Err(error) => found(index, Err(error)),
+        }
+    }
+    run(store, &jobs, progress, &Settings::default(), &|index, result| {
+        found(index, result);
+        true
+    });
 }
 
 /// Whether the store has this file, so that [`fetch`] needs no network for it. Never so without a SHA-256.
@@ -87,49 +99,58 @@ fn fetch_with(
     settings: &Settings,
 ) -> Result<Vec<Fetched>> {
     // All of them, before the first byte moves.
-    let checked = wanted.iter().map(|w| url::check(w).map(|urls| (w, urls))).collect::<Result<Vec<_>>>()?;
-    run(store, checked.into_iter().map(Ok).collect(), progress, settings, true).into_iter().collect()
+    let job = |(index, wanted)| url::check(wanted).map(|urls| (index, wanted, urls));
+    let jobs = wanted.iter().enumerate().map(job).collect::<Result<Vec<_>>>()?;
+    let done: Mutex<Vec<Option<Fetched>>> = Mutex::new(vec![None; wanted.len()]);
+    let error: Mutex<Option<Error>> = Mutex::new(None);
+    run(store, &jobs, progress, settings, &|index, result| match result {
+        Ok(fetched) => {
+            lock(&done)[index] = Some(fetched);
+            true
+        }
+        Err(e) => {
+            lock(&error).get_or_insert(e);
+            // The others would only delay the message; what they have is kept.
+            false
+        }
+    });
+    match error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => std::mem::take(&mut *lock(&done))
+            .into_iter()
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| Error::bug("a download neither ended nor failed")),
+    }
 }
 
-/// `together`: the first failure ends all, and is the only failure in what is returned.
+/// A file by its place among those that are wanted, and its URLs, checked.
+type Checked<'a> = (usize, &'a Wanted, Vec<reqwest::Url>);
+
+/// Tells `found` what became of each file; its answer is whether the others shall go on.
 fn run(
     store: &Store,
-    checked: Vec<Result<(&Wanted, Vec<reqwest::Url>)>>,
+    jobs: &[Checked<'_>],
     progress: &dyn Progress,
     settings: &Settings,
-    together: bool,
-) -> Vec<Result<Fetched>> {
+    found: &(dyn Fn(usize, Result<Fetched>) -> bool + Sync),
+) {
     let shared = client::Shared::new(settings);
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let next = AtomicUsize::new(0);
-    let (mut done, mut jobs) = (Vec::new(), Vec::new());
-    for (index, item) in checked.into_iter().enumerate() {
-        match item {
-            Ok((wanted, urls)) => {
-                jobs.push((index, wanted, urls));
-                done.push(None);
-            }
-            Err(error) => done.push(Some(Err(error))),
-        }
-    }
-    let done = Mutex::new(done);
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(jobs.len()) {
             scope.spawn(|| {
                 while let Some((index, wanted, urls)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let job = download::Job { store, wanted, urls, progress, shared: &shared };
-                    match job.run(stopped.clone()) {
-                        Ok(Some(fetched)) => lock(&done)[*index] = Some(Ok(fetched)),
+                    let go_on = match job.run(stopped.clone()) {
+                        Ok(Some(fetched)) => found(*index, Ok(fetched)),
                         // Another one failed.
                         Ok(None) => return,
-                        Err(e) => {
-                            lock(&done)[*index] = Some(Err(e));
-                            if together {
-                                // The others would only delay the message; what they have is kept.
-                                stop.send_replace(true);
-                                return;
-                            }
-                        }
+                        Err(e) => found(*index, Err(e)),
+                    };
+                    if !go_on {
+                        stop.send_replace(true);
+                        return;
                     }
                 }
             });
@@ -137,14 +158,6 @@ fn run(
     });
     // Housekeeping: failing at it would fail a download that went well.
     let _ = store.sweep_partials(STALE);
-    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(failed) = done.iter().position(|result| matches!(result, Some(Err(_)))).filter(|_| together) {
-        done.swap(0, failed);
-        done.truncate(1);
-    }
-    let ended =
-        |result: Option<_>| result.unwrap_or_else(|| Err(Error::bug("a download neither ended nor failed")));
-    done.into_iter().map(ended).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

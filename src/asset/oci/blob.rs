@@ -5,7 +5,7 @@ use super::image::{MAX_DOCUMENT, digest_of, invalid};
 use crate::asset::http::sink::Sink;
 use crate::digest::{FieldHasher, ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
-use crate::lock::{OciLayer, OciPin};
+use crate::lock::OciLayer;
 use crate::store::{Action, Partial, Store};
 use fs_err as fs;
 use hyper::body::Bytes;
@@ -25,13 +25,6 @@ pub fn stored(store: &Store, layer: &OciLayer) -> Option<ObjectDigest> {
     let output = store.action(&key(&layer.digest))?.output;
     let there = fs::metadata(store.object_path(&output)).is_ok_and(|meta| meta.len() == layer.size);
     there.then_some(output)
-}
-
-/// Whether the store has all of an image, so that fetching it needs no network.
-pub fn have(store: &Store, pin: &OciPin) -> bool {
-    let documents = [&pin.manifest, &pin.config.digest];
-    documents.iter().all(|digest| document(store, digest).is_some())
-        && pin.layers.iter().all(|layer| stored(store, layer).is_some())
 }
 
 /// A manifest or configuration that the store has, its digest checked.

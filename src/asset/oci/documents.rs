@@ -30,6 +30,7 @@ pub(super) async fn ask(
             Manifest::Index(index) => {
                 let entry = image::for_this_platform(index.manifests(), &shown)?;
                 let (digest, size) = image::descriptor(entry, &shown)?;
+                blob::keep(store, &bytes)?;
                 bytes = manifest_by_digest(registry, place, &digest).await?;
                 check_size(place, "manifest", &bytes, size)?;
                 continue;
@@ -57,16 +58,19 @@ pub(super) fn compare<'s>(
     session: &dyn Fn() -> Result<&'s Session>,
 ) -> Result<()> {
     let shown = place.shown();
-    let manifest = match blob::document(store, &pin.manifest) {
-        Some(bytes) => bytes,
+    let by_digest = |digest: &str| match blob::document(store, digest) {
+        Some(bytes) => Ok(bytes),
         None => {
             let registry = Registry::new(session()?)?;
-            let bytes =
-                super::pull::runtime()?.block_on(manifest_by_digest(&registry, place, &pin.manifest))?;
+            let bytes = super::pull::runtime()?.block_on(manifest_by_digest(&registry, place, digest))?;
             blob::keep(store, &bytes)?;
-            bytes
+            Ok(bytes)
         }
     };
+    if meant(place, &by_digest)?.is_some_and(|meant| meant != pin.manifest) {
+        return Err(contradiction(&shown, "another manifest than its reference names"));
+    }
+    let manifest = by_digest(&pin.manifest)?;
     let Manifest::Image(parsed) = image::manifest(&manifest, &shown)? else {
         return Err(contradiction(&shown, "an index where its manifest should be"));
     };
@@ -96,6 +100,33 @@ pub(super) fn compare<'s>(
             "another command, environment, user, directory or other ports than its configuration",
         )),
     }
+}
+
+/// Whether the store has all of an image, so that fetching it needs no network.
+pub fn have(store: &Store, reference: &str, pin: &OciPin) -> bool {
+    let Ok(place) = Place::parse(reference) else { return false };
+    let here = |digest: &str| {
+        blob::document(store, digest).ok_or_else(|| Error::failed("oci.gone", "the store lacks a document"))
+    };
+    meant(&place, &here).is_ok()
+        && [&pin.manifest, &pin.config.digest].iter().all(|digest| here(digest).is_ok())
+        && pin.layers.iter().all(|layer| blob::stored(store, layer).is_some())
+}
+
+/// The manifest that a reference by digest means: itself, or what its index has for this platform.
+fn meant(place: &Place, by_digest: &dyn Fn(&str) -> Result<Vec<u8>>) -> Result<Option<String>> {
+    let shown = place.shown();
+    let Some(mut digest) = place.digest().map(str::to_owned) else { return Ok(None) };
+    for _ in 0..DEEPEST_INDEX {
+        match image::manifest(&by_digest(&digest)?, &shown)? {
+            Manifest::Image(_) => return Ok(Some(digest)),
+            Manifest::Index(index) => {
+                let entry = image::for_this_platform(index.manifests(), &shown)?;
+                digest = image::descriptor(entry, &shown)?.0;
+            }
+        }
+    }
+    Err(invalid(&shown, "its indexes list each other"))
 }
 
 fn contradiction(shown: &str, what: &str) -> Error {

@@ -18,7 +18,8 @@ mod trouble;
 #[cfg(test)]
 mod tests;
 
-pub use blob::{have, stored};
+pub use blob::stored;
+pub use documents::have;
 pub use local::{LocalImage, inspect, open_local};
 pub use pull::{fetch, resolve, resolve_each};
 pub use reference::full_reference;

@@ -24,11 +24,22 @@ pub fn resolve(store: &Store, reference: &str, progress: &dyn Progress) -> Resul
     resolve_with(store, reference, &Access::of_user(), progress)
 }
 
-/// Several of them at a time, each by itself: one that fails stops no other.
-pub fn resolve_each(store: &Store, references: &[&str], progress: &dyn Progress) -> Vec<Result<OciPin>> {
+/// Several of them at a time, each by itself: one that fails stops no other. `found` hears of each by its place among
+/// `references`, when it is done.
+pub fn resolve_each(
+    store: &Store,
+    references: &[&str],
+    progress: &dyn Progress,
+    found: &(dyn Fn(usize, Result<OciPin>) + Sync),
+) {
     let access = Access::of_user();
-    let resolve = |reference: &&str| Ok(resolve_with(store, reference, &access, progress));
-    parallel(references, resolve).unwrap_or_else(|_| Vec::new())
+    let all: Vec<(usize, &str)> = references.iter().copied().enumerate().collect();
+    let resolve = |(index, reference): &(usize, &str)| {
+        found(*index, resolve_with(store, reference, &access, progress));
+        Ok(())
+    };
+    // What fails was told.
+    let _ = parallel(&all, resolve);
 }
 
 pub(super) fn resolve_with(
@@ -92,7 +103,7 @@ pub(super) fn fetch_with(
     if !missing.is_empty() {
         let total = missing.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
         let begun = missing.iter().map(|layer| blob::begun(store, layer)).fold(0, u64::saturating_add);
-        room::check(store.home().root(), total.saturating_sub(begun))?;
+        room::check(&store.home().store(), total.saturating_sub(begun))?;
         let session = session()?;
         // The longest ones first: none is left to the end alone.
         missing.sort_by_key(|layer| std::cmp::Reverse(layer.size));

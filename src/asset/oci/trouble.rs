@@ -2,6 +2,7 @@
 
 use super::reference::Place;
 use super::settings::Settings;
+use crate::asset::behind::{self, Lookup};
 use crate::error::Error;
 use reqwest::{Response, StatusCode};
 use std::time::Duration;
@@ -48,7 +49,15 @@ impl Trouble {
         let subject = format!("cannot fetch {}", place.shown());
         // URLs of downloads may carry signatures.
         let error = error.without_url();
-        if error.is_dns() {
+        let lookup = behind::lookup(&error);
+        if lookup == Some(Lookup::NoAnswer) {
+            let message =
+                format!("{subject}: the name of the registry {registry} cannot be looked up just now");
+            return Trouble::passing(Error::failed("oci.unreachable", message).because(error).help(
+                "check this host's network and name servers; what the store has already boots with `--offline`",
+            ));
+        }
+        if lookup == Some(Lookup::NoSuchHost) {
             let message = format!("{subject}: the name of the registry {registry} cannot be resolved");
             return Trouble::lasting(Error::failed("oci.unknown-registry", message).because(error).help(
                 "check the reference and the network; what the store has already boots with `--offline`",

@@ -203,12 +203,15 @@ fn member(
     };
     let mtime = match said.mtime {
         Some(time) => time,
-        None => clamp(header.mtime().map_err(number)?.try_into().unwrap_or(i64::MAX), 0),
+        None => {
+            let seconds = filled(&header.as_old().mtime, header.mtime()).map_err(number)?;
+            clamp(seconds.try_into().unwrap_or(i64::MAX), 0)
+        }
     };
     let mut meta = Meta {
-        mode: (header.mode().map_err(number)? & 0o7777) as u16,
-        uid: id(said.uid, header.uid())?,
-        gid: id(said.gid, header.gid())?,
+        mode: (filled(&header.as_old().mode, header.mode()).map_err(number)? & 0o7777) as u16,
+        uid: id(said.uid, filled(&header.as_old().uid, header.uid()))?,
+        gid: id(said.gid, filled(&header.as_old().gid, header.gid()))?,
         mtime,
         xattrs: said.xattrs,
     };
@@ -253,6 +256,15 @@ fn member(
         return Err(damaged(archive, "a member has no name"));
     }
     Ok(Some(Entry { path, meta, kind }))
+}
+
+/// A number, or 0 where its field is blank: some writers leave fields out, and every reader but GNU tar's takes that
+/// for 0.
+fn filled<T: From<u8>>(field: &[u8], number: io::Result<T>) -> io::Result<T> {
+    match number {
+        Err(_) if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(T::from(0)),
+        number => number,
+    }
 }
 
 impl Extensions {

@@ -280,6 +280,29 @@ fn sizes_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn fields_that_are_left_blank_are_zero_and_nonsense_is_refused() {
+    let with = |blank: &[u8]| {
+        let mut tar = Tar::default().file("a", b"x").end();
+        for field in [100..108, 108..116, 116..124, 136..148] {
+            let length = field.len();
+            tar[field].copy_from_slice(&blank.repeat(12)[..length]);
+        }
+        tar[148..156].fill(b' ');
+        let sum: u32 = tar[..512].iter().map(|b| u32::from(*b)).sum();
+        tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar
+    };
+    for blank in [b"\0", b" "] {
+        let bench = Bench::new();
+        let path = bench.write("a.tar", with(blank));
+        let image = build(&bench, &path, "/app").unwrap();
+        assert_eq!(image.owner("/app/a"), (0o100000, 0, 0));
+        assert_eq!(image.inode("/app/a").mtime, 0);
+    }
+    refused(with(b"x"), "archive.damaged");
+}
+
+#[test]
 fn names_that_are_not_utf8_are_refused() {
     refused(Tar::default().raw(b"caf\xe9", b'0', 0o644, (0, 0), b"", 0, b"").end(), "archive.name-encoding");
     refused(Tar::default().pax(&[("path", b"a\0b")]).file("a", b"").end(), "archive.name-encoding");

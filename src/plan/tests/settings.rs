@@ -58,6 +58,11 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("balloon deflate-on-oom", "balloon \"64MiB\"", "balloon \"64MiB\" deflate-on-oom=#true"),
     ("balloon free-page-reporting", "balloon \"64MiB\"", "balloon \"64MiB\" free-page-reporting=#true"),
     ("cpu-template", "", "cpu-template \"T2\""),
+    (
+        "cpu-template path",
+        "vmm \"firecracker\" { path \"fc\" }; cpu-template path=\"a.json\"",
+        "vmm \"firecracker\" { path \"fc\" }; cpu-template path=\"b.json\"",
+    ),
     ("network mtu", "", "network mtu=1400"),
     ("network receive", "", "network receive=\"1MiB\""),
     ("network receive-packets", "", "network receive-packets=9"),

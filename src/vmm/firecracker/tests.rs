@@ -508,6 +508,7 @@ fn a_jailer_killed_at_any_moment_leaves_nothing() {
         vm.clean();
     }
     println!("{killed} of 10 jailers were killed at work");
+    assert!(killed > 0, "none was killed: the pauses are too long for this host");
 }
 
 #[test]

@@ -239,5 +239,5 @@ fn two_fetches_at_once_download_once() {
         }
     });
     assert_eq!(fake.asked().iter().filter(|request| is_layer(request)).count(), 1);
-    assert!(have(&s.store, &pin));
+    assert!(have(&s.store, &fake.reference(), &pin));
 }

@@ -64,7 +64,7 @@ fn an_entry_that_its_manifest_does_not_bear_out_is_refused() {
             let mut pin = pin.clone();
             edit(&mut pin);
             pin.check().unwrap();
-            assert!(!have(&s.store, &pin));
+            assert!(!have(&s.store, &fake.reference(), &pin));
             let error = fetch(&s, &fake, &pin).unwrap_err();
             assert_eq!(error.code(), "lock.contradiction", "{what}: {error}");
             let text = error.to_string();
@@ -72,7 +72,7 @@ fn an_entry_that_its_manifest_does_not_bear_out_is_refused() {
             assert!(error.help_text().unwrap().contains("firegopher update"), "{error:?}");
         }
         assert_eq!(fetch(&s, &fake, &pin).unwrap(), 2, "nothing was poisoned");
-        assert!(have(&s.store, &pin));
+        assert!(have(&s.store, &fake.reference(), &pin));
         // With all layers there, too.
         for (what, edit, _) in EDITS {
             let mut pin = pin.clone();
@@ -123,4 +123,38 @@ fn a_registry_that_serves_another_manifest_by_digest_is_found_out() {
     let error = fetch(&scratch(), &fake, &pin).unwrap_err();
     assert_eq!(error.code(), "oci.unknown-image", "{error}");
     assert!(error.help_text().unwrap().contains("firegopher update"), "{error:?}");
+}
+
+#[test]
+fn a_reference_by_digest_is_no_other_image_whatever_the_lock_says() {
+    let mut layout = Layout::default();
+    let one = layout.image("amd64", json!({ "Cmd": ["one"] }), &[LOWER]);
+    let two = layout.image("amd64", json!({ "Cmd": ["two"] }), &[UPPER]);
+    let arm = layout.image("arm64", json!({}), &[LOWER]);
+    let media = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": media, "manifests": [arm, one] });
+    let index = layout.blob(media, index.to_string().as_bytes());
+    let fake = Fake::registry(&layout, &two, |_, reply| reply);
+    let by_digest =
+        |of: &serde_json::Value| format!("{}/app@{}", fake.address, of["digest"].as_str().unwrap());
+    let access = hasty(&Logins::default());
+    let resolve = |s: &Scratch, reference: &str| resolve_with(&s.store, reference, &access, &Silent).unwrap();
+    let fetch = |s: &Scratch, reference: &str, pin: &OciPin| {
+        fetch_as(&s.store, reference, pin, &Logins::default(), &Silent).map(|_| ())
+    };
+    for reference in [by_digest(&index), by_digest(&one)] {
+        let (here, there) = (scratch(), scratch());
+        let pin = resolve(&here, &reference);
+        assert_eq!(pin.manifest, one["digest"].as_str().unwrap());
+        for s in [&here, &there] {
+            assert!(!have(&s.store, &reference, &pin));
+            fetch(s, &reference, &pin).unwrap();
+            assert!(have(&s.store, &reference, &pin), "offline from now on");
+            // An entry without a contradiction in itself, of another image.
+            let other = resolve(s, &fake.reference());
+            let error = fetch(s, &reference, &other).unwrap_err();
+            assert_eq!(error.code(), "lock.contradiction", "{error}");
+            assert!(error.to_string().contains("than its reference names"), "{error}");
+        }
+    }
 }

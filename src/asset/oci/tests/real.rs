@@ -245,11 +245,11 @@ fn a_registry_serves_the_same_image_in_both_formats_and_layers_are_downloaded_on
     }
     let pin = resolve_as(&reference("oci"), &logins, &Silent).unwrap();
     check_defaults(&pin);
-    assert!(!have(&s.store, &pin));
+    assert!(!have(&s.store, &reference("oci"), &pin));
     let counted = Counted::default();
     let layers = fetch_as(&s.store, &reference("oci"), &pin, &logins, &counted).unwrap();
     assert_eq!(counted.0.load(Ordering::Relaxed), pin.layers.iter().map(|layer| layer.size).sum::<u64>());
-    assert!(have(&s.store, &pin));
+    assert!(have(&s.store, &reference("oci"), &pin));
     assert_is_the_oracle(&build(&s.store, &layers, dir.path()), sample);
 
     let docker = resolve_as(&reference("v2s2"), &logins, &Silent).unwrap();
