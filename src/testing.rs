@@ -1,6 +1,8 @@
 //! What tests that boot real guests share: artifacts out of one store, and turns, so that two cores are not
 //! asked for ten emulated CPUs.
 
+#[path = "../tests/support/disk.rs"]
+mod disk;
 #[path = "../tests/support/skip.rs"]
 mod skipping;
 #[expect(dead_code, reason = "the benchmarks use the rest")]
@@ -10,6 +12,7 @@ pub mod web;
 pub mod programs;
 pub mod tls;
 
+pub use disk::on_small_disk;
 pub use skipping::{skip, skip_for_want_of_packages};
 
 use crate::error::{Error, Result};

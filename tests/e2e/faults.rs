@@ -1,7 +1,9 @@
 //! Hosts and guests that break: each gives an error that names what, where and how to mend it, leaves nothing
 //! behind and loses nothing.
 
-use crate::harness::{Project, free_port, guard_of, guests, lacks_packages, skip, skip_for_want_of_packages};
+use crate::harness::{
+    Project, free_port, guard_of, guests, lacks_packages, on_small_disk, skip, skip_for_want_of_packages,
+};
 use crate::traces::{
     IMAGE, SLEEP, apt_config, assert_clean, assert_objects_verify, files, home_with_packages, is_root, kill9,
     pid_of,
@@ -65,27 +67,6 @@ fn an_unknown_package_is_told_with_the_one_that_was_meant() {
 
 // --- Full disks -------------------------------------------------------------------------------------------------
 
-/// Runs `test` with a tmpfs of this many bytes at a directory that only it can see.
-fn on_small_disk(bytes: u64, test: impl FnOnce(&Path) + Send) {
-    use nix::mount::{MsFlags, mount};
-    let dir = tempfile::tempdir().unwrap();
-    std::thread::scope(|scope| {
-        // A thread of its own: the namespace ends with it and with what it started.
-        let run = scope.spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-                .unwrap();
-            let options = format!("size={bytes},mode=0700");
-            mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
-                .unwrap();
-            test(dir.path());
-        });
-        if let Err(panic) = run.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
-}
-
 /// Leaves `bytes` free.
 fn fill(dir: &Path, bytes: u64) -> PathBuf {
     let path = dir.join("filler");
@@ -97,9 +78,6 @@ fn fill(dir: &Path, bytes: u64) -> PathBuf {
 
 #[test]
 fn a_disk_that_fills_up_while_fetching_publishes_nothing() {
-    if !is_root() {
-        return skip("mounting a small disk needs root");
-    }
     on_small_disk(2 << 20, |disk| {
         let project = Project::empty().with_home(disk);
         project.manifest("vm \"a\" { run \"x\" }");
@@ -116,9 +94,6 @@ fn a_disk_that_fills_up_while_fetching_publishes_nothing() {
 
 #[test]
 fn gc_works_on_a_full_disk() {
-    if !is_root() {
-        return skip("mounting a small disk needs root");
-    }
     on_small_disk(8 << 20, |disk| {
         let project = Project::empty().with_home(disk);
         let store = Store::open(Home::new(disk)).unwrap();
@@ -138,9 +113,6 @@ fn gc_works_on_a_full_disk() {
 
 #[test]
 fn a_disk_that_fills_up_while_building_or_booting_loses_nothing() {
-    if !is_root() {
-        return skip("mounting a small disk needs root");
-    }
     let Some(_guests) = guests(1) else { return };
     on_small_disk(900 << 20, |disk| {
         let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}")).with_home(disk);

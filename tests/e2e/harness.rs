@@ -7,7 +7,8 @@ pub mod terminal;
 
 pub use command::{Command, Output};
 pub use host::{
-    guests, home, home_like_the_warm_one, lacks_packages, seed_home, skip, skip_for_want_of_packages,
+    guests, home, home_like_the_warm_one, lacks_packages, on_small_disk, seed_home, skip,
+    skip_for_want_of_packages,
 };
 pub use http::{free_port, get, try_get};
 

@@ -276,22 +276,13 @@ fn a_full_disk_is_named_and_leaves_no_image() {
     let bench = Bench::new();
     let path = bench.write("big", vec![1; 8 << 20]);
     let index = debian_index(&bench);
-    let (out, scratch) = (bench.make_dir("out"), bench.scratch());
-    let full = || -> nix::Result<Error> {
-        use nix::mount::{MsFlags, mount};
-        // A mount namespace of this thread alone: the mount is gone with it.
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-        mount(Some("tmpfs"), &out, Some("tmpfs"), MsFlags::empty(), Some("size=2M"))?;
+    let scratch = bench.scratch();
+    crate::testing::on_small_disk(2 << 20, |out| {
         let source =
             WorkloadSource::File { path: &path, digest: digest(vec![1; 8 << 20]), executable: false };
         let item = WorkloadItem { source, to: "/x", owner: (0, 0) };
-        let error = build_workload(&[item], &index, &out, &scratch).unwrap_err();
-        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
-        Ok(error)
-    };
-    match std::thread::scope(|scope| scope.spawn(full).join().unwrap()) {
-        Ok(error) => assert_eq!(error.code(), "image.disk-full", "{error}"),
-        Err(e) => crate::testing::skip(format!("no mount namespace: {e}")),
-    }
+        let error = build_workload(&[item], &index, out, &scratch).unwrap_err();
+        assert_eq!(error.code(), "image.disk-full", "{error}");
+        assert_eq!(std::fs::read_dir(out).unwrap().count(), 0);
+    });
 }

@@ -159,14 +159,8 @@ fn damage_is_found_quarantined_and_mended() {
 
 #[test]
 fn a_full_disk_publishes_nothing() {
-    use nix::mount::{MsFlags, mount};
-    // A mount namespace of this thread's own, which ends with it.
-    let outcome = std::thread::spawn(|| -> Result<(), Errno> {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-        let dir = tempfile::tempdir().unwrap();
-        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=1m,mode=700"))?;
-        let store = Store::open(crate::home::Home::new(dir.path().join("home"))).unwrap();
+    crate::testing::on_small_disk(1 << 20, |disk| {
+        let store = Store::open(crate::home::Home::new(disk.join("home"))).unwrap();
         let kept = store.publish_bytes(b"kept").unwrap();
         let big = vec![1; 2 << 20];
 
@@ -189,14 +183,7 @@ fn a_full_disk_publishes_nothing() {
         assert_consistent(&store);
         // With room again the same works.
         store.publish_bytes(&big[..100 << 10]).unwrap();
-        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH)?;
-        Ok(())
-    })
-    .join()
-    .unwrap();
-    if let Err(errno) = outcome {
-        crate::testing::skip(format!("a small file system needs a mount namespace and tmpfs: {errno}"));
-    }
+    });
 }
 
 const CHILD_HOME: &str = "FIREGOPHER_TEST_PUBLISH_HOME";

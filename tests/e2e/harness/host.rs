@@ -1,9 +1,12 @@
 //! What all tests of this process share: the warm store with its pins, turns to boot, and the count of what could
 //! not be tested here.
 
+#[path = "../../support/disk.rs"]
+mod disk;
 #[path = "../../support/skip.rs"]
 mod skipping;
 
+pub use disk::on_small_disk;
 pub use skipping::{skip, skip_for_want_of_packages};
 
 use std::path::{Path, PathBuf};

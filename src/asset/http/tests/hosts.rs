@@ -201,20 +201,8 @@ fn https_goes_through_a_proxy_and_is_checked_by_the_certificates_that_are_named(
 
 #[test]
 fn a_full_disk_publishes_nothing_and_stays_usable() {
-    if !nix::unistd::geteuid().is_root() {
-        crate::testing::skip("mounting a small disk needs root");
-        return;
-    }
-    // In a mount namespace of its own, which ends with the thread.
-    std::thread::spawn(|| {
-        use nix::mount::{MsFlags, mount};
-        let dir = tempfile::tempdir().unwrap();
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        let options = Some("size=2m,mode=0700");
-        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), options).unwrap();
-        let store = Store::open(Home::new(dir.path())).unwrap();
+    crate::testing::on_small_disk(2 << 20, |disk| {
+        let store = Store::open(Home::new(disk)).unwrap();
         let server = Server::start(|r| match r.target.as_str() {
             "/announced" => Reply::ok(bytes(24, 4 << 20)),
             "/surprising" => Reply::ok(bytes(24, 4 << 20)).chunked(),
@@ -240,7 +228,5 @@ fn a_full_disk_publishes_nothing_and_stays_usable() {
         let fetched = fetch_with(&store, &[blind(server.url("/small"))], &Silent, &hasty()).unwrap();
         assert_eq!(store.read(&fetched[0].object).unwrap(), b"small");
         assert!(store.partials().unwrap().is_empty());
-    })
-    .join()
-    .unwrap();
+    });
 }

@@ -173,20 +173,8 @@ fn silence_is_not_waited_for_and_slowness_is() {
 
 #[test]
 fn a_full_disk_publishes_no_layer_and_stays_usable() {
-    if !nix::unistd::geteuid().is_root() {
-        crate::testing::skip("mounting a small disk needs root");
-        return;
-    }
-    // In a mount namespace of its own, which ends with the thread and those that it starts.
-    std::thread::spawn(|| {
-        use nix::mount::{MsFlags, mount};
-        let dir = tempfile::tempdir().unwrap();
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        let options = Some("size=2m,mode=0700");
-        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), options).unwrap();
-        let store = Store::open(Home::new(dir.path())).unwrap();
+    crate::testing::on_small_disk(2 << 20, |disk| {
+        let store = Store::open(Home::new(disk)).unwrap();
         let fetch = |server: &Server, pin: &OciPin| {
             fetch_with(&store, &reference(server), pin, &hasty(&Logins::default()), &Silent)
         };
@@ -205,7 +193,7 @@ fn a_full_disk_publishes_no_layer_and_stays_usable() {
 
         // It would fit, but somebody else fills the disk meanwhile.
         let layer = bytes(1 << 20);
-        let filler = dir.path().join("filler");
+        let filler = disk.join("filler");
         let fill = filler.clone();
         let server = Server::start(answers(&layer, move |_, reply| {
             fs_err::write(&fill, vec![1; 1300 << 10]).unwrap();
@@ -222,9 +210,7 @@ fn a_full_disk_publishes_no_layer_and_stays_usable() {
         let layers = fetch(&server, &pin);
         // Another port is another place, not another image.
         assert_eq!(store.read(&layers.unwrap()[0]).unwrap(), layer);
-    })
-    .join()
-    .unwrap();
+    });
 }
 
 #[test]
