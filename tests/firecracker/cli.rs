@@ -49,7 +49,7 @@ impl Cli {
     pub fn manifest_of(&self, names: &[String], vm: &str) {
         let mut vm = vm.replace("DIR", self.programs[0].parent().unwrap().to_str().unwrap());
         if !vm.contains("boot-timeout") {
-            vm += "\n    boot-timeout \"60s\"";
+            vm = format!("boot-timeout \"60s\"\n    {vm}");
         }
         let mut text = "project \"fc-cli\"\n".to_owned();
         for name in names {

@@ -20,11 +20,15 @@ fn a_supervisor_killed_at_any_moment_of_its_start_leaves_nothing_after_reclaim()
 fn a_supervisor_killed_before_it_is_ready_leaves_nothing_after_reclaim() {
     let Some(project) = project() else { return };
     let mut early = 0;
-    for (n, micros) in [0, 0, 0, 0, 50, 100, 200, 400, 1000, 3000].into_iter().enumerate() {
+    // On a busy host the one who kills is not always in time.
+    for (n, micros) in [0, 0, 100, 300].into_iter().cycle().take(60).enumerate() {
+        if early == 4 {
+            break;
+        }
         let spec = project.spec(&format!("unready{n}"), "halting");
         let answer = std::thread::scope(|scope| {
             let up = scope.spawn(|| project.try_up(&spec));
-            // Its state is the first it writes, before it takes anything.
+            // Its state is the first that it writes, before it takes anything.
             let begin = Instant::now();
             let supervisor = loop {
                 if let Ok(Some(state)) = State::load(&spec.dir) {
@@ -33,7 +37,7 @@ fn a_supervisor_killed_before_it_is_ready_leaves_nothing_after_reclaim() {
                 assert!(begin.elapsed() < Duration::from_secs(20), "no supervisor started");
             };
             std::thread::sleep(Duration::from_micros(micros));
-            supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap();
+            assert!(supervisor.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap());
             up.join().unwrap()
         });
         if let Err(error) = &answer {
@@ -44,8 +48,7 @@ fn a_supervisor_killed_before_it_is_ready_leaves_nothing_after_reclaim() {
         drop(answer);
         project.assert_clean_after_reclaim(&spec);
     }
-    println!("{early} of 10 were killed before they were ready");
-    assert!(early > 0, "all were ready: the pauses are too long for this host");
+    assert!(early > 0, "all 60 were ready before they could be killed");
 }
 
 /// In the milliseconds between its word that it is ready and its first look at signals, too.
