@@ -1,34 +1,29 @@
 //! A project on this host: its manifest, name, lock and store, opened together and guarded by one lock.
 
-use crate::asset::{self, Apt, oci};
+use crate::asset::oci;
 use crate::digest::{ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::listing::Listing;
-use crate::lock::{AssetId, Lock, OciPin, Pinned};
-use crate::manifest::model::{
-    Firecracker, FirecrackerFrom, ImageSource, KernelSource, Manifest, Vm, VmmSource, Workload, WorkloadFrom,
-};
+use crate::lock::{Lock, OciPin};
+use crate::manifest::model::{ImageSource, Manifest, Vm, VmmSource};
 use crate::manifest::{self};
 use crate::name::Name;
-use crate::plan::{
-    Graph, Host, Need, ObservedVm, Plan, Running, Scan, ScannedSource, Situation, StoreView, Tools,
-    fill_defaults, needs,
-};
-use crate::step::{self, Work, resolve, tools};
-use crate::store::scan::{ScanOptions, scan_dir, scan_file};
+use crate::plan::{Host, ObservedVm, Plan, Running, Scan, Situation, StoreView, Tools, fill_defaults};
+use crate::step::{self, Work, tools};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
 use crate::supervise::{self, Observed, Status};
 use crate::ui::Ui;
-use crate::vmm::spec::firecracker_programs;
-use crate::vmm::{firecracker, probe};
+use crate::vmm::probe;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
-use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
+mod pins;
+mod scanning;
 mod vmms;
+
+pub use pins::needs_of;
 
 pub use crate::lock::FILE_NAME as LOCK_FILE;
 
@@ -73,128 +68,6 @@ impl Project {
         Ok(Project { manifest, name, home, store, lock, tools: tools(), read })
     }
 
-    /// Hashes everything on this host that the manifest names.
-    pub fn scan(&self, ui: &Ui) -> Result<Scan> {
-        let mut scan = Scan::default();
-        for vm in &self.manifest.vms {
-            if let KernelSource::Path(path) = &vm.kernel {
-                self.scan_plain(&mut scan, path)?;
-            }
-            match &vm.image {
-                ImageSource::Path { path, keep_modes } => {
-                    self.scan_base(&mut scan, path, *keep_modes, ui)?;
-                }
-                ImageSource::OciPath { path, tag } => {
-                    let id = Scan::image_id(path, tag.as_deref());
-                    if let Some(pin) = local_image(&self.manifest.dir, &vm.image)? {
-                        scan.images.insert(id, pin);
-                    }
-                }
-                ImageSource::Debian(_) | ImageSource::Url(_) | ImageSource::Oci(_) => {}
-            }
-            if !matches!(vm.vmm, VmmSource::Firecracker(_)) {
-                vm.tuning.check_qemu(vm.name.as_str())?;
-            }
-            match &vm.vmm {
-                VmmSource::QemuPath(path) => self.scan_plain(&mut scan, path)?,
-                VmmSource::Firecracker(Firecracker {
-                    from: FirecrackerFrom::Dir(dir),
-                    version: declared,
-                }) => {
-                    let [firecracker, jailer] = firecracker_programs(dir);
-                    for program in [&firecracker, &jailer] {
-                        self.scan_plain(&mut scan, program)?;
-                    }
-                    let program = self.canonical(&firecracker)?;
-                    firecracker::inspect(&program, &self.canonical(&jailer)?)?;
-                    let version = step::scanned_version(&self.store, &scan, dir)?;
-                    firecracker::version::check_declared(
-                        version,
-                        *declared,
-                        &firecracker.display().to_string(),
-                    )?;
-                    firecracker::version::check(version, &step::firecracker_needs(vm))?;
-                }
-                VmmSource::Firecracker(_)
-                | VmmSource::Auto
-                | VmmSource::Qemu
-                | VmmSource::AutoFirecracker(_) => {}
-            }
-            if let Some(file) = &vm.tuning.cpu_file {
-                self.scan_plain(&mut scan, &file.path)?;
-                step::cpu_changes(&scan, &file.path)?;
-            }
-            for workload in &vm.workloads {
-                self.scan_workload(&mut scan, workload, ui)?;
-            }
-        }
-        Ok(scan)
-    }
-
-    fn scan_plain(&self, scan: &mut Scan, path: &Path) -> Result<()> {
-        if let Entry::Vacant(entry) = scan.sources.entry(Scan::file_id(path)) {
-            entry.insert(self.file(path)?);
-        }
-        Ok(())
-    }
-
-    fn file(&self, path: &Path) -> Result<ScannedSource> {
-        let path = self.canonical(path)?;
-        let file = scan_file(&self.store, &path)?;
-        Ok(ScannedSource::File { path, digest: file.digest, executable: file.executable })
-    }
-
-    fn canonical(&self, path: &Path) -> Result<PathBuf> {
-        let full = self.manifest.dir.join(path);
-        full.canonicalize().map_err(|e| {
-            Error::usage("manifest.path", format!("cannot open {}, which the manifest names", path.display()))
-                .because(e)
-                .help("Paths are relative to the manifest's directory.")
-        })
-    }
-
-    fn scan_base(&self, scan: &mut Scan, path: &Path, keep_modes: bool, ui: &Ui) -> Result<()> {
-        let Entry::Vacant(entry) = scan.sources.entry(Scan::base_id(path, keep_modes)) else { return Ok(()) };
-        let full = self.canonical(path)?;
-        let source = if full.is_dir() {
-            self.directory(full, &ScanOptions { ignore: &[], keep_modes }, ui)?
-        } else if keep_modes {
-            return Err(Error::usage(
-                "manifest.unused-property",
-                format!("`keep=\"modes\"` is for directories, and {} is none", path.display()),
-            )
-            .help("Remove it: archives and images keep their own modes."));
-        } else {
-            self.file(path)?
-        };
-        entry.insert(source);
-        Ok(())
-    }
-
-    fn directory(&self, path: PathBuf, options: &ScanOptions<'_>, ui: &Ui) -> Result<ScannedSource> {
-        let scanned = scan_dir(&self.store, &path, options)?;
-        scanned.warnings.iter().for_each(|w| ui.warning(w));
-        let digest = scanned.listing.digest();
-        Ok(ScannedSource::Dir { path, listing: scanned.listing, digest })
-    }
-
-    fn scan_workload(&self, scan: &mut Scan, workload: &Workload, ui: &Ui) -> Result<()> {
-        let id = Scan::workload_id(workload);
-        let WorkloadFrom::Path(path) = &workload.source else { return Ok(()) };
-        if scan.sources.contains_key(&id) {
-            return Ok(());
-        }
-        let path = self.canonical(path)?;
-        let source = if path.is_dir() {
-            let options = ScanOptions { ignore: &workload.ignore, keep_modes: workload.keep_modes };
-            self.directory(path, &options, ui)?
-        } else {
-            self.file(&path)?
-        };
-        scan.sources.insert(id, source);
-        Ok(())
-    }
-
     /// What runs of this project, by its state on this host.
     pub fn observed(&self) -> Result<Vec<Observed>> {
         supervise::observe(&self.home, &self.name)
@@ -221,83 +94,6 @@ impl Project {
             store: &View { store: &self.store, project: &self.name, elsewhere: self.store_is_elsewhere() },
             observed: &observed,
         })
-    }
-
-    /// Pins what the manifest needs and the lock lacks; returns whether anything was added. Uses the network.
-    /// `trust` lets a download without a digest in the manifest be pinned to whatever comes.
-    pub fn pin_missing(&mut self, ui: &Ui, locked: bool, offline: bool, trust: bool) -> Result<bool> {
-        let graph = Graph::of(&self.manifest);
-        let mut missing = needs_of(&graph);
-        missing.retain(|need| need.pinned(&self.lock).is_none());
-        let Some(first) = missing.first() else { return Ok(false) };
-        if locked {
-            let names: Vec<String> = missing
-                .iter()
-                .map(|need| match self.lock.pinned(&need.id) {
-                    Some(_) => format!("{} with the digest of the manifest", need.id),
-                    None => need.id.to_string(),
-                })
-                .collect();
-            return Err(Error::usage("lock.missing", format!("{LOCK_FILE} lacks: {}", names.join("; ")))
-                .help("Run `firegopher lock` without --locked and check the file in."));
-        }
-        if offline {
-            return Err(offline_error(&format!("{LOCK_FILE} lacks {}", first.id)));
-        }
-        if let (false, Some(need)) = (trust, missing.iter().find(|need| need.is_blind())) {
-            return Err(Error::usage(
-                "lock.no-digest",
-                format!("{} has no `sha256` in the manifest and no pin in {LOCK_FILE}", need.id),
-            )
-            .help(
-                "Write sha256=\"…\" as its publisher names it behind the url, or run `firegopher lock`, which \
-                 downloads it once and pins what comes.",
-            ));
-        }
-        self.pin(&missing, ui)?;
-        Ok(true)
-    }
-
-    /// Resolves assets anew and writes each pin when it is found. Uses the network.
-    ///
-    /// # Errors
-    /// The first of those that cannot be resolved. The others are pinned all the same.
-    pub fn pin(&mut self, wanted: &[Need<'_>], ui: &Ui) -> Result<()> {
-        for need in wanted {
-            let trust = if need.is_blind() { ", trusting what comes: check its sha256" } else { "" };
-            ui.note(&format!("pinning {} in {LOCK_FILE}{trust}", need.id));
-        }
-        let (debian, others): (Vec<&Need<'_>>, Vec<_>) = wanted.iter().partition(|n| n.id.is_debian());
-        let pinning = Pinning {
-            path: self.manifest.dir.join(LOCK_FILE),
-            state: Mutex::new((self.lock.clone(), Vec::new(), 0)),
-        };
-        if !debian.is_empty() {
-            let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
-            let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
-            let resolved = asset::resolve_all(&self.store, &apt, &assets, ui);
-            pinning.found(
-                resolved.map(|pins| assets.into_iter().zip(pins.into_iter().map(Pinned::from)).collect()),
-            );
-        }
-        resolve(&others, &self.store, ui, &|ids, pinned| {
-            pinning.found(pinned.map(|pinned| ids.iter().cloned().map(|id| (id, pinned.clone())).collect()));
-        });
-        let (lock, errors, kept) =
-            pinning.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if errors.is_empty() || kept > 0 {
-            lock.save(&self.manifest.dir.join(LOCK_FILE))?;
-            self.lock = lock;
-        }
-        let mut errors = errors.into_iter();
-        let Some(first) = errors.next() else { return fill(&mut self.manifest, &self.lock) };
-        ui.clear();
-        if kept > 0 {
-            ui.note(&format!("{LOCK_FILE} has {kept} of {} pins; the rest failed", wanted.len()));
-        }
-        // One of them ends the command; each of the others would be what ends the next one.
-        errors.for_each(|error| ui.warning(&error.to_string()));
-        Err(first)
     }
 
     /// What steps work with.
@@ -338,39 +134,6 @@ impl Project {
             self.name = name;
         }
     }
-}
-
-/// A lock that is written whenever a pin is found: a command that is killed loses none.
-struct Pinning {
-    path: PathBuf,
-    /// The lock, what went wrong, and how many pins were found.
-    state: Mutex<(Lock, Vec<Error>, usize)>,
-}
-
-impl Pinning {
-    fn found(&self, pins: Result<Vec<(AssetId, Pinned)>>) {
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (lock, errors, kept) = &mut *state;
-        let keep = || {
-            for (id, pinned) in pins? {
-                lock.set(id, pinned)?;
-                *kept += 1;
-            }
-            lock.save(&self.path).map(|_| ())
-        };
-        errors.extend(keep().err());
-    }
-}
-
-/// The assets that a graph needs pins for, each once.
-pub fn needs_of(graph: &Graph) -> Vec<Need<'_>> {
-    let mut all: Vec<Need<'_>> = Vec::new();
-    for need in graph.nodes.iter().flat_map(|node| needs(&node.task)) {
-        if !all.iter().any(|other| other.id == need.id) {
-            all.push(need);
-        }
-    }
-    all
 }
 
 /// A manifest with its lock, and with what only this host and the lock know filled in.

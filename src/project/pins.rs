@@ -1,0 +1,123 @@
+//! What the lock lacks: which pins a manifest needs, and how they get into `firegopher.lock`.
+
+use super::{LOCK_FILE, Project, fill, offline_error};
+use crate::asset::{self, Apt};
+use crate::error::{Error, Result};
+use crate::lock::{AssetId, Lock, Pinned};
+use crate::plan::{Graph, Need, needs};
+use crate::step::resolve;
+use crate::ui::Ui;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+impl Project {
+    /// Pins what the manifest needs and the lock lacks; returns whether anything was added. Uses the network.
+    /// `trust` lets a download without a digest in the manifest be pinned to whatever comes.
+    pub fn pin_missing(&mut self, ui: &Ui, locked: bool, offline: bool, trust: bool) -> Result<bool> {
+        let graph = Graph::of(&self.manifest);
+        let mut missing = needs_of(&graph);
+        missing.retain(|need| need.pinned(&self.lock).is_none());
+        let Some(first) = missing.first() else { return Ok(false) };
+        if locked {
+            let names: Vec<String> = missing
+                .iter()
+                .map(|need| match self.lock.pinned(&need.id) {
+                    Some(_) => format!("{} with the digest of the manifest", need.id),
+                    None => need.id.to_string(),
+                })
+                .collect();
+            return Err(Error::usage("lock.missing", format!("{LOCK_FILE} lacks: {}", names.join("; ")))
+                .help("Run `firegopher lock` without --locked and check the file in."));
+        }
+        if offline {
+            return Err(offline_error(&format!("{LOCK_FILE} lacks {}", first.id)));
+        }
+        if let (false, Some(need)) = (trust, missing.iter().find(|need| need.is_blind())) {
+            return Err(Error::usage(
+                "lock.no-digest",
+                format!("{} has no `sha256` in the manifest and no pin in {LOCK_FILE}", need.id),
+            )
+            .help(
+                "Write sha256=\"…\" as its publisher names it behind the url, or run `firegopher lock`, which \
+                 downloads it once and pins what comes.",
+            ));
+        }
+        self.pin(&missing, ui)?;
+        Ok(true)
+    }
+
+    /// Resolves assets anew and writes each pin when it is found. Uses the network.
+    ///
+    /// # Errors
+    /// The first of those that cannot be resolved. The others are pinned all the same.
+    pub fn pin(&mut self, wanted: &[Need<'_>], ui: &Ui) -> Result<()> {
+        for need in wanted {
+            let trust = if need.is_blind() { ", trusting what comes: check its sha256" } else { "" };
+            ui.note(&format!("pinning {} in {LOCK_FILE}{trust}", need.id));
+        }
+        let (debian, others): (Vec<&Need<'_>>, Vec<_>) = wanted.iter().partition(|n| n.id.is_debian());
+        let pinning = Pinning {
+            path: self.manifest.dir.join(LOCK_FILE),
+            state: Mutex::new((self.lock.clone(), Vec::new(), 0)),
+        };
+        if !debian.is_empty() {
+            let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
+            let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
+            let resolved = asset::resolve_all(&self.store, &apt, &assets, ui);
+            pinning.found(
+                resolved.map(|pins| assets.into_iter().zip(pins.into_iter().map(Pinned::from)).collect()),
+            );
+        }
+        resolve(&others, &self.store, ui, &|ids, pinned| {
+            pinning.found(pinned.map(|pinned| ids.iter().cloned().map(|id| (id, pinned.clone())).collect()));
+        });
+        let (lock, errors, kept) =
+            pinning.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if errors.is_empty() || kept > 0 {
+            lock.save(&self.manifest.dir.join(LOCK_FILE))?;
+            self.lock = lock;
+        }
+        let mut errors = errors.into_iter();
+        let Some(first) = errors.next() else { return fill(&mut self.manifest, &self.lock) };
+        ui.clear();
+        if kept > 0 {
+            ui.note(&format!("{LOCK_FILE} has {kept} of {} pins; the rest failed", wanted.len()));
+        }
+        // One of them ends the command; each of the others would be what ends the next one.
+        errors.for_each(|error| ui.warning(&error.to_string()));
+        Err(first)
+    }
+}
+
+/// A lock that is written whenever a pin is found: a command that is killed loses none.
+struct Pinning {
+    path: PathBuf,
+    /// The lock, what went wrong, and how many pins were found.
+    state: Mutex<(Lock, Vec<Error>, usize)>,
+}
+
+impl Pinning {
+    fn found(&self, pins: Result<Vec<(AssetId, Pinned)>>) {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (lock, errors, kept) = &mut *state;
+        let keep = || {
+            for (id, pinned) in pins? {
+                lock.set(id, pinned)?;
+                *kept += 1;
+            }
+            lock.save(&self.path).map(|_| ())
+        };
+        errors.extend(keep().err());
+    }
+}
+
+/// The assets that a graph needs pins for, each once.
+pub fn needs_of(graph: &Graph) -> Vec<Need<'_>> {
+    let mut all: Vec<Need<'_>> = Vec::new();
+    for need in graph.nodes.iter().flat_map(|node| needs(&node.task)) {
+        if !all.iter().any(|other| other.id == need.id) {
+            all.push(need);
+        }
+    }
+    all
+}

@@ -1,0 +1,139 @@
+//! What the manifest names on this host, hashed and checked.
+
+use super::{Project, local_image};
+use crate::error::{Error, Result};
+use crate::manifest::model::{
+    Firecracker, FirecrackerFrom, ImageSource, KernelSource, VmmSource, Workload, WorkloadFrom,
+};
+use crate::plan::{Scan, ScannedSource};
+use crate::step;
+use crate::store::scan::{ScanOptions, scan_dir, scan_file};
+use crate::ui::Ui;
+use crate::vmm::firecracker;
+use crate::vmm::spec::firecracker_programs;
+use std::collections::btree_map::Entry;
+use std::path::{Path, PathBuf};
+
+impl Project {
+    /// Hashes everything on this host that the manifest names.
+    pub fn scan(&self, ui: &Ui) -> Result<Scan> {
+        let mut scan = Scan::default();
+        for vm in &self.manifest.vms {
+            if let KernelSource::Path(path) = &vm.kernel {
+                self.scan_plain(&mut scan, path)?;
+            }
+            match &vm.image {
+                ImageSource::Path { path, keep_modes } => {
+                    self.scan_base(&mut scan, path, *keep_modes, ui)?;
+                }
+                ImageSource::OciPath { path, tag } => {
+                    let id = Scan::image_id(path, tag.as_deref());
+                    if let Some(pin) = local_image(&self.manifest.dir, &vm.image)? {
+                        scan.images.insert(id, pin);
+                    }
+                }
+                ImageSource::Debian(_) | ImageSource::Url(_) | ImageSource::Oci(_) => {}
+            }
+            if !matches!(vm.vmm, VmmSource::Firecracker(_)) {
+                vm.tuning.check_qemu(vm.name.as_str())?;
+            }
+            match &vm.vmm {
+                VmmSource::QemuPath(path) => self.scan_plain(&mut scan, path)?,
+                VmmSource::Firecracker(Firecracker {
+                    from: FirecrackerFrom::Dir(dir),
+                    version: declared,
+                }) => {
+                    let [firecracker, jailer] = firecracker_programs(dir);
+                    for program in [&firecracker, &jailer] {
+                        self.scan_plain(&mut scan, program)?;
+                    }
+                    let program = self.canonical(&firecracker)?;
+                    firecracker::inspect(&program, &self.canonical(&jailer)?)?;
+                    let version = step::scanned_version(&self.store, &scan, dir)?;
+                    firecracker::version::check_declared(
+                        version,
+                        *declared,
+                        &firecracker.display().to_string(),
+                    )?;
+                    firecracker::version::check(version, &step::firecracker_needs(vm))?;
+                }
+                VmmSource::Firecracker(_)
+                | VmmSource::Auto
+                | VmmSource::Qemu
+                | VmmSource::AutoFirecracker(_) => {}
+            }
+            if let Some(file) = &vm.tuning.cpu_file {
+                self.scan_plain(&mut scan, &file.path)?;
+                step::cpu_changes(&scan, &file.path)?;
+            }
+            for workload in &vm.workloads {
+                self.scan_workload(&mut scan, workload, ui)?;
+            }
+        }
+        Ok(scan)
+    }
+
+    fn scan_plain(&self, scan: &mut Scan, path: &Path) -> Result<()> {
+        if let Entry::Vacant(entry) = scan.sources.entry(Scan::file_id(path)) {
+            entry.insert(self.file(path)?);
+        }
+        Ok(())
+    }
+
+    fn file(&self, path: &Path) -> Result<ScannedSource> {
+        let path = self.canonical(path)?;
+        let file = scan_file(&self.store, &path)?;
+        Ok(ScannedSource::File { path, digest: file.digest, executable: file.executable })
+    }
+
+    fn canonical(&self, path: &Path) -> Result<PathBuf> {
+        let full = self.manifest.dir.join(path);
+        full.canonicalize().map_err(|e| {
+            Error::usage("manifest.path", format!("cannot open {}, which the manifest names", path.display()))
+                .because(e)
+                .help("Paths are relative to the manifest's directory.")
+        })
+    }
+
+    fn scan_base(&self, scan: &mut Scan, path: &Path, keep_modes: bool, ui: &Ui) -> Result<()> {
+        let Entry::Vacant(entry) = scan.sources.entry(Scan::base_id(path, keep_modes)) else { return Ok(()) };
+        let full = self.canonical(path)?;
+        let source = if full.is_dir() {
+            self.directory(full, &ScanOptions { ignore: &[], keep_modes }, ui)?
+        } else if keep_modes {
+            return Err(Error::usage(
+                "manifest.unused-property",
+                format!("`keep=\"modes\"` is for directories, and {} is none", path.display()),
+            )
+            .help("Remove it: archives and images keep their own modes."));
+        } else {
+            self.file(path)?
+        };
+        entry.insert(source);
+        Ok(())
+    }
+
+    fn directory(&self, path: PathBuf, options: &ScanOptions<'_>, ui: &Ui) -> Result<ScannedSource> {
+        let scanned = scan_dir(&self.store, &path, options)?;
+        scanned.warnings.iter().for_each(|w| ui.warning(w));
+        let digest = scanned.listing.digest();
+        Ok(ScannedSource::Dir { path, listing: scanned.listing, digest })
+    }
+
+    fn scan_workload(&self, scan: &mut Scan, workload: &Workload, ui: &Ui) -> Result<()> {
+        let id = Scan::workload_id(workload);
+        let WorkloadFrom::Path(path) = &workload.source else { return Ok(()) };
+        if scan.sources.contains_key(&id) {
+            return Ok(());
+        }
+        let path = self.canonical(path)?;
+        let source = if path.is_dir() {
+            let options = ScanOptions { ignore: &workload.ignore, keep_modes: workload.keep_modes };
+            self.directory(path, &options, ui)?
+        } else {
+            self.file(&path)?
+        };
+        scan.sources.insert(id, source);
+        Ok(())
+    }
+}
