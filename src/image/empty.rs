@@ -34,7 +34,7 @@ pub fn create_empty(path: &Path, size: u64, role: Role) -> Result<()> {
     };
     let done = (|| {
         layout.writer(&mut sink).map_err(wrong)?.finish().map_err(wrong)?;
-        sink.flush().map_err(|e| write_error(path, e))
+        sink.finish().map_err(|e| write_error(path, e))
     })();
     if done.is_err() {
         let _ = fs::remove_file(path);

@@ -183,23 +183,25 @@ fn set_xattrs(builder: &mut FsBuilder, handle: InodeHandle, meta: &Meta) -> mkex
 }
 
 fn fill(layout: &Layout, files: &[Pending<'_>], file: &fs::File, out: &Path) -> Result<()> {
-    let mut sink = CoalescingSink::new(file);
     let wrong = |e: mkext4::Error| match e {
         mkext4::Error::Io(e) => write_error(out, e),
         e => Error::bug(format!("cannot write the image {}", out.display())).because(e),
     };
-    let mut writer = layout.writer(&mut sink).map_err(wrong)?;
-    for pending in files {
-        let mismatch = |cause| pending.content.mismatch(&pending.path, cause);
-        let mut reader = pending.content.open(pending.size).map_err(|e| mismatch(Some(e)))?;
-        match writer.fill(pending.handle, &mut reader) {
-            Ok(()) => reader.finish().map_err(mismatch)?,
-            // Either side may have failed: the writer passes on only the text of a reader's error.
-            Err(e) => return Err(reader.fault().map_or_else(|| wrong(e), mismatch)),
+    std::thread::scope(|scope| {
+        let mut sink = CoalescingSink::beside(file, scope);
+        let mut writer = layout.writer(&mut sink).map_err(wrong)?;
+        for pending in files {
+            let mismatch = |cause| pending.content.mismatch(&pending.path, cause);
+            let mut reader = pending.content.open(pending.size).map_err(|e| mismatch(Some(e)))?;
+            match writer.fill(pending.handle, &mut reader) {
+                Ok(()) => reader.finish().map_err(mismatch)?,
+                // Either side may have failed: the writer passes on only the text of a reader's error.
+                Err(e) => return Err(reader.fault().map_or_else(|| wrong(e), mismatch)),
+            }
         }
-    }
-    writer.finish().map_err(wrong)?;
-    sink.finish().map_err(|e| write_error(out, e))
+        writer.finish().map_err(wrong)?;
+        sink.finish().map_err(|e| write_error(out, e))
+    })
 }
 
 /// What a tree will need, counted before the layout.
