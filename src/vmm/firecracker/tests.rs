@@ -111,6 +111,17 @@ fn heard(launched: &Launched) -> String {
     String::from_utf8_lossy(&all).into_owned()
 }
 
+impl Drop for Vm {
+    /// A test that fails half-way must not leave its cgroups and processes behind.
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(jail) = &self.spec.jail
+        {
+            drop(jail::clean(jail));
+        }
+    }
+}
+
 impl Vm {
     fn launch(&self, ns: Option<&Netns>) -> Launched {
         let launched = backend(&self.spec).launch(&self.spec, ns).unwrap();

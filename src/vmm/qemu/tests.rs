@@ -110,6 +110,17 @@ struct Running {
     console: std::thread::JoinHandle<String>,
 }
 
+impl Drop for Vm {
+    /// A test that fails half-way must not leave its cgroups and processes behind.
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(jail) = &self.spec.jail
+        {
+            drop(crate::vmm::jail::clean(jail));
+        }
+    }
+}
+
 impl Vm {
     fn start(&self, ns: Option<&Netns>) -> Running {
         let begin = Instant::now();
