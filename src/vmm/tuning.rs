@@ -147,6 +147,7 @@ impl Tuning {
         let used = [
             (Need::HugePages, self.huge_pages == Some(HugePages::Reserved)),
             (Need::TransparentHugePages, self.huge_pages == Some(HugePages::Transparent)),
+            (Need::Balloon, self.balloon.is_some()),
             (Need::FreePages, self.balloon.is_some_and(|balloon| balloon.free_page_reporting)),
         ];
         used.into_iter().filter_map(|(need, used)| used.then_some(need)).collect()

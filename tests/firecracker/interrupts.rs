@@ -1,6 +1,6 @@
 //! Ctrl-C while a VM is being stopped or booted, and replacements that could not start: what runs is not lost.
 
-use super::cli::{Cli, cli, stderr};
+use super::cli::{Cli, cli, cli_since, stderr};
 use super::stopping::Init;
 use super::*;
 use firegopher_protocol::{ExitRecord, FromGuest, ToGuest};
@@ -147,7 +147,7 @@ fn an_impatient_stop_becomes_a_kill() {
 #[test]
 fn a_successor_that_cannot_start_does_not_cost_the_vm_it_would_replace() {
     let vm = |size: &str, more: &str| format!("{VM}; volume \"data\" at=\"/data\" size=\"{size}\"; {more}");
-    let Some(cli) = cli(Stub::Halt, &vm("32MiB", "")) else { return };
+    let Some(cli) = cli_since((1, 7), Stub::Halt, &vm("32MiB", "")) else { return };
     let (mut init, before) = up(&cli);
     for (manifest, code, says) in [
         (vm("64MiB", ""), 64, "a volume keeps its size"),

@@ -39,8 +39,9 @@ fn a_jailed_vmm_has_the_limits_of_its_machine() {
         let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
         line[name.len()..].split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
     };
-    // Soft and hard: the scratch disk is the largest file that it may write.
-    assert_eq!(limit("Max file size"), [(64_u64 << 20).to_string(), (64_u64 << 20).to_string()]);
+    // Soft and hard: nothing larger than its largest drive, or its memory, which old versions have in a file.
+    let largest = spec.vm_spec.memory.max(64 << 20).to_string();
+    assert_eq!(limit("Max file size"), [largest.clone(), largest]);
     assert_eq!(limit("Max open files"), ["4096", "4096"]);
     assert_eq!(limit("Max core file size"), ["0", "0"]);
 

@@ -56,7 +56,9 @@ impl Order<'_> {
             arg("--netns", &format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd()));
         }
         arg("--resource-limit", &format!("no-file={MAX_FILES}"));
-        arg("--resource-limit", &format!("fsize={}", self.largest.max(LEAST_FILE_SIZE)));
+        // Old versions keep the guest's memory in a file without a name, for which the limit holds as well.
+        let largest = self.largest.max(self.spec.memory).max(LEAST_FILE_SIZE);
+        arg("--resource-limit", &format!("fsize={largest}"));
         argv.extend(self.cgroups.iter().cloned());
         argv.extend(["--new-pid-ns", "--"].map(OsString::from));
         let ours = [("--config-file", CONFIG), ("--api-sock", API_SOCKET), ("--log-path", LOG)];

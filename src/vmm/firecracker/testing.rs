@@ -72,6 +72,10 @@ pub fn stub_config(dir: &std::path::Path, args: &str) -> Config {
 }
 
 impl Bare {
+    pub fn version(&self) -> super::version::Version {
+        super::version::of(&self.firecracker).unwrap()
+    }
+
     pub fn prepare(stub: Stub, args: &str) -> Option<Bare> {
         let firecracker = binary()?;
         let dir = TempDir::new().unwrap();

@@ -41,6 +41,8 @@ pub enum Need {
     HugePages,
     /// `huge_pages` with transparent huge pages.
     TransparentHugePages,
+    /// A balloon whose memory the host gets.
+    Balloon,
     /// `free_page_reporting` of the balloon.
     FreePages,
 }
@@ -50,6 +52,8 @@ impl Need {
     fn since(self) -> ((u32, u32), &'static str) {
         match self {
             Need::HugePages => ((1, 7), "it cannot back guest memory with huge pages"),
+            // Seen with 1.6.0, which keeps guest memory in a memfd; from 1.7 on vhost-user devices alone need one.
+            Need::Balloon => ((1, 7), "its balloon gives the host no memory back"),
             Need::Acpi => ((1, 8), "it has no ACPI, so a kernel whose drivers are modules finds no devices"),
             Need::FreePages => ((1, 14), "its balloon does not learn of pages that the guest frees"),
             Need::TransparentHugePages => ((1, 17), "it does not use transparent huge pages"),

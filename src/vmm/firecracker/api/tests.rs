@@ -168,6 +168,9 @@ fn every_device_is_taken_and_can_be_changed() {
     config.network_interfaces.clear();
     config.machine_config = config::Machine { huge_pages: None, cpu_template: None, ..config.machine_config };
     config.cpu_config = None;
+    if let Err(e) = crate::vmm::firecracker::version::check(bare.version(), &config.needs()) {
+        return crate::testing::skip(e);
+    }
     bare.configure(&config);
     let mut child = bare.start(&["--api-sock", "api.sock"]);
     bare.wait_for("devices=1");

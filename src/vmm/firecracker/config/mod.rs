@@ -100,6 +100,7 @@ impl Config {
         let used = [
             (Need::HugePages, huge_pages == Some(HugePages::Hugetlbfs2M)),
             (Need::TransparentHugePages, huge_pages == Some(HugePages::Transparent)),
+            (Need::Balloon, balloon.is_some()),
             (Need::FreePages, balloon.is_some_and(|b| b.free_page_reporting.is_some())),
         ];
         used.into_iter().filter_map(|(need, used)| used.then_some(need)).collect()

@@ -100,7 +100,7 @@ fn settings_and_the_file_they_become_need_the_same_version() {
             seen.extend(needs);
         }
     }
-    for need in [Need::HugePages, Need::TransparentHugePages, Need::FreePages] {
+    for need in [Need::HugePages, Need::TransparentHugePages, Need::Balloon, Need::FreePages] {
         assert!(seen.contains(&need), "{need:?}");
     }
 }
@@ -129,5 +129,5 @@ fn what_firecracker_cannot_do_is_refused() {
 fn a_plain_vm_needs_nothing_new_and_a_full_one_does() {
     assert_eq!(config(&spec(), &paths(), "").unwrap().needs(), []);
     let all = crate::vmm::firecracker::schema_tests::full().needs();
-    assert_eq!(all, [Need::HugePages, Need::FreePages]);
+    assert_eq!(all, [Need::HugePages, Need::Balloon, Need::FreePages]);
 }
