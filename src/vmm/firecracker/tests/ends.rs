@@ -30,7 +30,7 @@ fn what_a_killed_supervisor_leaves_is_found_and_ended() {
     let mut supervisor = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "vmm::firecracker::tests::what_a_killed_supervisor_leaves_is_found_and_ended",
+            "vmm::firecracker::tests::ends::what_a_killed_supervisor_leaves_is_found_and_ended",
             "--nocapture",
         ])
         .env(CHILD, "1")
