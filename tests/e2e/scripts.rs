@@ -57,7 +57,12 @@ fn a_full_system_is_pinned_built_and_boots_and_a_user_with_subordinate_ids_build
     theirs.write("firegopher.lock", &lock);
     let plain = build(&theirs, &["--locked", "--offline"]);
     if plain.code == Some(69) {
-        plain.says("nobody").says("subordinate ids").says("help:");
+        // What is lacking first is what is told.
+        let lacking = match Path::new("/usr/bin/newuidmap").exists() {
+            true => "subordinate ids",
+            false => "no newuidmap",
+        };
+        plain.says("nobody").says(lacking).says("help:");
     }
     let Some(built_by_user) = with_subordinate_ids(&theirs, public.path()) else { return };
     assert_eq!(outputs(&built_by_user.expect(0)), outputs(&built));
