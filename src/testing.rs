@@ -141,6 +141,23 @@ fn fetch_pinned(anew: bool) -> Result<Artifacts> {
     Ok(Artifacts { kernel: object(0), qemu: object(1) })
 }
 
+/// Starts a process that downloads into `store` and kills it when more than `least` bytes have arrived; how many had.
+pub fn killed_after(process: &mut std::process::Command, store: &Store, least: u64) -> u64 {
+    let mut process = process.spawn().unwrap();
+    let arrived = || store.partials().unwrap().iter().map(|partial| partial.size).sum::<u64>();
+    for _ in 0..1000 {
+        if arrived() > least {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let had = arrived();
+    assert!(had > least, "{had}");
+    had
+}
+
 /// Leave to boot; given back when dropped.
 pub struct Turn;
 

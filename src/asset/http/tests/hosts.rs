@@ -113,18 +113,7 @@ fn what_a_killed_process_began_the_next_one_goes_on_with() {
             if r.nth == 0 { reply.stall(2 << 20) } else { reply }
         });
         let wanted = if known { pinned(server.url("/x"), &body) } else { blind(server.url("/x")) };
-        let mut first = child(s.store.home(), &wanted).spawn().unwrap();
-        let arrived = || s.store.partials().unwrap().iter().map(|p| p.size).sum::<u64>();
-        for _ in 0..1000 {
-            if arrived() > 1 << 20 {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        first.kill().unwrap();
-        first.wait().unwrap();
-        let had = arrived();
-        assert!(had > 1 << 20, "{had}");
+        let had = crate::testing::killed_after(&mut child(s.store.home(), &wanted), &s.store, 1 << 20);
         assert!(s.store.objects().unwrap().is_empty());
 
         ended_well(child(s.store.home(), &wanted).spawn().unwrap());

@@ -91,18 +91,7 @@ fn what_a_killed_process_began_the_next_one_goes_on_with() {
         0 => reply.stall(2 << 20),
         _ => reply,
     }));
-    let mut first = child(s.store.home(), &server).spawn().unwrap();
-    let arrived = || s.store.partials().unwrap().iter().map(|p| p.size).sum::<u64>();
-    for _ in 0..1000 {
-        if arrived() > 1 << 20 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    first.kill().unwrap();
-    first.wait().unwrap();
-    let had = arrived();
-    assert!(had > 1 << 20, "{had}");
+    let had = crate::testing::killed_after(&mut child(s.store.home(), &server), &s.store, 1 << 20);
     assert!(child(s.store.home(), &server).status().unwrap().success());
     assert_eq!(asked_from(&server, &layer), [None, Some(had as usize)]);
     assert_eq!(s.store.read(&blake3::hash(&layer).into()).unwrap(), layer);
