@@ -9,11 +9,18 @@ use std::path::PathBuf;
 /// At most this many are named.
 const NAMED: usize = 3;
 
+/// How often the kernel's list is read until it has somebody. It comes a page at a time, and locks that are released
+/// between two pages make others slip past the reader.
+const READS: usize = 5;
+
 /// Such as `firegopher up (pid 71)`; empty if the kernel does not tell.
 pub(super) fn of(file: &File) -> Vec<String> {
     let Ok(meta) = file.metadata() else { return Vec::new() };
-    let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    let mut pids: Vec<u32> = table.lines().filter_map(|line| holder(line, meta.ino())).collect();
+    let read = |_| {
+        let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        table.lines().filter_map(|line| holder(line, meta.ino())).collect()
+    };
+    let mut pids: Vec<u32> = (0..READS).map(read).find(|pids: &Vec<u32>| !pids.is_empty()).unwrap_or_default();
     pids.sort_unstable();
     pids.dedup();
     let more = pids.len().saturating_sub(NAMED);
