@@ -54,12 +54,8 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         .iter()
         .filter(|o| args.vms.is_empty() || args.vms.iter().any(|n| n == o.state.vm.as_str()))
         .collect();
-    for vm in &chosen {
-        // Without a handler Ctrl-C ends this command; the VM ends by itself then.
-        let wish = || if args.kill { Wish::Kill } else { Wish::Wait };
-        remove_vm(&home, &name, &vm.state.vm, &wish)?;
-        ui.note(&format!("{} is down", vm.state.vm));
-    }
+    let names: Vec<&Name> = chosen.iter().map(|o| &o.state.vm).collect();
+    remove_all(&home, &name, &names, args.kill, &ui)?;
     if chosen.is_empty() {
         ui.note(&format!("Nothing to do: project {name} has no VMs."));
     }
@@ -68,6 +64,29 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         ui.note("deleted the project's volumes");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes VMs side by side, so that none waits for another one's end. A failure keeps no other VM up.
+///
+/// # Errors
+/// The first failure by the order of `vms`; the others are warnings.
+fn remove_all(home: &Home, project: &Name, vms: &[&Name], kill: bool, ui: &Ui) -> Result<()> {
+    // Without a handler Ctrl-C ends this command; the VMs end by themselves then.
+    let wish = || if kill { Wish::Kill } else { Wish::Wait };
+    let remove = |vm: &Name| {
+        remove_vm(home, project, vm, &wish)?;
+        ui.note(&format!("{vm} is down"));
+        Ok(())
+    };
+    let results: Vec<Result<()>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = vms.iter().map(|vm| scope.spawn(|| remove(vm))).collect();
+        let panicked = |_| Err(Error::bug("a thread that stopped a VM panicked"));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+    });
+    let mut failures = results.into_iter().filter_map(Result::err);
+    let Some(first) = failures.next() else { return Ok(()) };
+    failures.for_each(|error| ui.warning(&error.to_string()));
+    Err(first)
 }
 
 /// The project in `dir`: by its manifest, or, when that is gone or broken, by who claimed the directory.

@@ -20,7 +20,8 @@ pub(super) fn of(file: &File) -> Vec<String> {
         let table = std::fs::read_to_string("/proc/locks").unwrap_or_default();
         table.lines().filter_map(|line| holder(line, meta.ino())).collect()
     };
-    let mut pids: Vec<u32> = (0..READS).map(read).find(|pids: &Vec<u32>| !pids.is_empty()).unwrap_or_default();
+    let mut pids: Vec<u32> =
+        (0..READS).map(read).find(|pids: &Vec<u32>| !pids.is_empty()).unwrap_or_default();
     pids.sort_unstable();
     pids.dedup();
     let more = pids.len().saturating_sub(NAMED);

@@ -131,7 +131,9 @@ fn busy(subject: &dyn Fn() -> String) -> Error {
 /// locked a volume keeps it open. (/proc/locks would name the holder, but misses some while others come and go.)
 fn has_open(pid: i32, file: &File) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let (Ok(own), Ok(open)) = (file.metadata(), std::fs::read_dir(format!("/proc/{pid}/fd"))) else { return false };
+    let (Ok(own), Ok(open)) = (file.metadata(), std::fs::read_dir(format!("/proc/{pid}/fd"))) else {
+        return false;
+    };
     let mut seen = open.flatten().filter_map(|fd| std::fs::metadata(fd.path()).ok());
     seen.any(|meta| meta.ino() == own.ino() && meta.dev() == own.dev())
 }

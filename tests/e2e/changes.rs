@@ -1,7 +1,8 @@
 //! What a second `up` does after a change, or after none.
 
-use crate::harness::{Output, Project, free_port, guests};
+use crate::harness::{Output, PATIENCE, Project, free_port, guests};
 use serde_json::Value;
+use std::time::{Duration, Instant};
 
 fn web() -> Project {
     let port = free_port();
@@ -117,6 +118,29 @@ fn vms_of_a_project_come_and_go_one_by_one() {
     project.up(&["-d"]).says("right left the manifest: stopping it");
     assert_eq!(project.ps("right"), None);
     assert_eq!(pid("left"), left);
+}
+
+#[test]
+fn a_guest_that_does_not_end_keeps_no_other_one_up() {
+    let Some(_turns) = guests(2) else { return };
+    let deaf = "trap '' TERM; echo ready; while true; do sleep 1; done";
+    let project = Project::new(&format!(
+        "vm \"deaf\" {{ grace \"10m\"; run \"sh\" \"-c\" \"{deaf}\" }}\n{}",
+        sleepers(&["second"])
+    ));
+    project.up(&["-d"]);
+    project.wait_log("deaf", "ready");
+    let down = project.command(&["down"]).spawn();
+    let begun = Instant::now();
+    while project.ps("second").is_some() {
+        assert!(begun.elapsed() < PATIENCE, "second waits for deaf");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(project.ps("deaf").unwrap()["status"], "running");
+    // Whoever waits may be sent away; the VM goes on ending, and can be hurried.
+    down.signal(libc::SIGINT);
+    down.wait(PATIENCE).says("second is down");
+    project.ok(&["down", "--kill"]).says("deaf is down");
 }
 
 #[test]

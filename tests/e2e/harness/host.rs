@@ -175,13 +175,16 @@ pub fn seed_home(to: &Path, uid: u32) {
 /// A home of one's own that holds what the warm one does, in files of its own. Belongs to `uid` if there is one.
 pub fn home_like_the_warm_one(to: &Path, uid: Option<u32>) {
     let (from, into) = (home().join("v1"), to.join("v1"));
-    for area in ["objects", "actions"] {
+    // Records first: others may be filling the warm store, and a record comes after what it names.
+    for area in ["actions", "objects"] {
         clone_tree(&from.join(area), &into.join(area), area == "objects" && uid.is_none());
     }
     private(to);
     if let Some(uid) = uid {
         super::chown_tree(to, uid);
     }
+    // What is still to be written out may take other blocks than it said, and gc counts them.
+    nix::unistd::syncfs(std::fs::File::open(to).unwrap()).unwrap();
 }
 
 /// Copies a tree with its modes and links, files by hard link if they may be shared.
