@@ -83,10 +83,8 @@ pub fn check_volumes(vm: &Name, volumes: &[VolumeSpec], ending: &[i32]) -> Resul
             other => other.or_failed("supervise.volume", || format!("cannot open {}", subject()))?,
         };
         check_size(&file, volume, &subject)?;
-        if !lock_volume(&file, &subject)? {
-            if !ending.iter().any(|pid| has_open(*pid, &file)) {
-                return Err(busy(&subject));
-            }
+        if !lock_volume(&file, &subject)? && !ending.iter().any(|pid| has_open(*pid, &file)) {
+            return Err(busy(&subject));
         }
     }
     Ok(())
