@@ -1,8 +1,9 @@
-//! Where firegopher keeps things on this host. Names every path once; `store` creates and guards them.
+//! Where firegopher keeps things on this host. Names every path once; `store` creates them.
 
 use crate::error::{Context, Error, Result};
 use crate::name::Name;
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The root of all that firegopher keeps: `$FIREGOPHER_HOME`, else `/var/lib/firegopher` for root and
@@ -11,10 +12,17 @@ use std::path::{Path, PathBuf};
 pub struct Home(PathBuf);
 
 impl Home {
-    /// The home that the environment names; see [`Home`]. `home.unknown` if nothing names one.
+    /// The home that the environment names; see [`Home`]. It need not exist.
+    ///
+    /// # Errors
+    /// `home.unknown` if nothing names one; `store.foreign-home` and `store.open-home` if others own or may enter it.
     pub fn from_env() -> Result<Self> {
         let root = nix::unistd::geteuid().is_root();
-        Self::resolve(root, |name| std::env::var_os(name).filter(|value| !value.is_empty()))
+        let home = Self::resolve(root, |name| std::env::var_os(name).filter(|value| !value.is_empty()))?;
+        if home.root().is_dir() {
+            guard(home.root())?;
+        }
+        Ok(home)
     }
 
     fn resolve(root: bool, var: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
@@ -67,6 +75,28 @@ impl Home {
     pub fn volumes(&self, project: &Name) -> PathBuf {
         self.0.join("volumes").join(project)
     }
+}
+
+/// Refuses a directory of another user, or one that others may enter: they could swap what we run as ourselves.
+pub(crate) fn guard(dir: &Path) -> Result<()> {
+    let meta =
+        std::fs::metadata(dir).or_failed("store.io", || format!("cannot examine {}", dir.display()))?;
+    let euid = nix::unistd::geteuid().as_raw();
+    if meta.uid() != euid {
+        let message =
+            format!("{} belongs to uid {}, and firegopher runs as uid {euid}", dir.display(), meta.uid());
+        return Err(Error::failed("store.foreign-home", message).help(
+            "each user has a home of their own: set FIREGOPHER_HOME to a directory of yours, or unset it",
+        ));
+    }
+    if meta.mode() & 0o077 != 0 {
+        let message = format!("{} is open to other users (mode {:04o})", dir.display(), meta.mode() & 0o7777);
+        return Err(Error::failed("store.open-home", message).help(format!(
+            "if it is firegopher's alone, run `chmod 700 {}`; else set FIREGOPHER_HOME to a directory of its own",
+            dir.display()
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

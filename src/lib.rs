@@ -14,6 +14,7 @@ pub mod net;
 pub mod packages;
 pub mod plan;
 pub mod project;
+pub mod reference;
 mod replace;
 pub mod step;
 pub mod store;

@@ -17,6 +17,8 @@ use crate::ui::Ui;
 use crate::vmm::probe;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 mod pins;
@@ -24,12 +26,13 @@ mod scanning;
 mod vmms;
 
 pub use pins::needs_of;
+pub use vmms::graph_of_any_host;
 
 pub use crate::lock::FILE_NAME as LOCK_FILE;
 
 /// An opened project.
 pub struct Project {
-    /// The checked manifest.
+    /// The checked manifest, with what this host makes of it.
     pub manifest: Manifest,
     /// Its name on this host.
     pub name: Name,
@@ -52,7 +55,19 @@ struct Texts([Option<Vec<u8>>; 2]);
 impl Texts {
     fn read(dir: &Path) -> Texts {
         // What cannot be read is told by whoever parses it.
-        Texts([manifest::FILE_NAME, LOCK_FILE].map(|name| fs::read(dir.join(name)).ok()))
+        Texts([manifest::FILE_NAME, LOCK_FILE].map(|name| Self::of(&dir.join(name)).ok().flatten()))
+    }
+
+    /// The start of a file, which is all of a valid manifest or lock; nothing of a pipe, which would be waited for.
+    fn of(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+        let mut options = std::fs::File::options();
+        let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        file.take(Lock::BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
     }
 }
 

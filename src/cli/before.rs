@@ -3,10 +3,26 @@
 use crate::error::Result;
 use crate::manifest::model::{Port, Vm};
 use crate::plan::{Action, Host, Plan, StepKind};
-use crate::project::Project;
+use crate::project::{self, Project};
 use crate::step::boot;
 use crate::supervise::{self, Observed};
 use crate::vmm::tuning::{HugePages, PAGE, huge_pages_of};
+
+/// The VMs that are not there and will be started whatever else is found: what fails for them anyway is told before
+/// anything is fetched and built. Ports of the project's VMs may become free.
+pub(super) fn check_new(project: &Project, observed: &[Observed]) -> Result<()> {
+    let alive: Vec<&Observed> = observed.iter().filter(|o| o.alive).collect();
+    let is_new = |vm: &&Vm| !alive.iter().any(|o| o.state.vm == vm.name);
+    let new: Vec<&Vm> = project.manifest.vms.iter().filter(is_new).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let host = project::host(&project.manifest);
+    new.into_iter().try_for_each(|vm| {
+        boot::check_startable(vm, host)?;
+        check_ports(vm, &alive)
+    })
+}
 
 /// The VMs that `plan` starts, against what it will have stopped by then.
 pub(super) fn check(project: &Project, plan: &Plan, host: Host, observed: &[Observed]) -> Result<()> {

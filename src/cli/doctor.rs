@@ -10,6 +10,7 @@ use crate::manifest::{
 };
 use crate::project::{self, LOCK_FILE};
 use crate::step::proof;
+use crate::ui::Ui;
 use crate::vmm::probe::{self, Check, Status, Vmms};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -34,7 +35,13 @@ struct Document<'a> {
 /// What is there to be tried: the Firecracker that was named or that the manifest here names, and the store's QEMU.
 fn vmms(dir: &Path, home: &Home, named: Option<&Path>) -> Vmms {
     // A doctor may come before the first manifest and the first build; it makes no store either.
-    let manifest = manifest::load(dir).ok();
+    let manifest = manifest::load(dir)
+        .inspect_err(|error| {
+            if error.code() != "manifest.missing" {
+                Ui::stderr().warning(&format!("what the manifest names is not looked at: {error}"));
+            }
+        })
+        .ok();
     let store = home.store().is_dir().then(|| project::open_store(home).ok()).flatten();
     let lock = Lock::load(&dir.join(LOCK_FILE)).unwrap_or_default();
     let of_manifest = || {

@@ -8,7 +8,7 @@ use crate::manifest::model::{Restart, Vm};
 use crate::name::Name;
 use crate::plan::Graph;
 use crate::project::{self, Project};
-use crate::step::boot::BootOptions;
+use crate::step::boot::{self, BootOptions};
 use crate::step::execute;
 use crate::supervise::{Client, Wish};
 use crate::ui::Ui;
@@ -37,15 +37,17 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let signals = signals::Signals::block(&project.store);
     let early = Early::begin(&project);
     let guard = project.guard(&ui)?;
-    let vm = throw_away(choose(&mut project, args.vm.as_deref())?, &args.command)?;
-    project.manifest.vms = vec![vm];
+    let chosen = choose(&mut project, args.vm.as_deref())?;
+    project.manifest.vms = vec![throw_away(chosen.clone(), &args.command)?];
+    let host = project::host(&project.manifest);
+    // By the name that its user knows it by.
+    boot::check_startable(&Vm { name: chosen.name, ..project.manifest.vms[0].clone() }, host)?;
     let scan = project.scan(&ui)?;
     project.pin_missing(&ui, args.locked, args.offline, false)?;
     let graph = Graph::of(&project.manifest);
     let work = project.work(&scan, args.offline, &ui);
     let done = execute(&graph, &work)?;
     ui.clear();
-    let host = project::host(&project.manifest);
     let (vm, nodes) = (&project.manifest.vms[0], &graph.vms[0]);
     up::announce(vm, host, &ui);
     let namespace = match host.root {

@@ -40,8 +40,9 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let guard = project.guard(&ui)?;
     let selected = target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
-    project.pin_missing(&ui, args.locked, args.offline, false)?;
     let observed = selected.observed(&project)?;
+    before::check_new(&project, &observed)?;
+    project.pin_missing(&ui, args.locked, args.offline, false)?;
     let until = if args.detach { Until::Running } else { Until::Ended };
     let plan = project.plan(&scan, &observed);
     if !plan.has_changes() {

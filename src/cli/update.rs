@@ -4,8 +4,8 @@ use super::{print, print_json, signals};
 use crate::asset::oci;
 use crate::error::{Error, Result};
 use crate::lock::{AssetId, Lock, Pin, Pinned};
-use crate::plan::{Graph, Need};
-use crate::project::{LOCK_FILE, Project, needs_of};
+use crate::plan::Need;
+use crate::project::{LOCK_FILE, Project, graph_of_any_host, needs_of};
 use crate::ui::Ui;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let mut project = Project::open(dir)?;
     let signals = signals::Signals::block(&project.store);
     let guard = project.guard(&ui)?;
-    let graph = Graph::of(&project.manifest);
+    let graph = graph_of_any_host(&project.manifest);
     let all = needs_of(&graph);
     for wanted in &args.assets {
         if !all.iter().any(|need| is_meant(need, wanted)) {

@@ -10,7 +10,7 @@ use std::path::Path;
 const TEMPORARY: &str = ".firegopher.lock.";
 
 /// A lock of a thousand packages has 250 kB.
-const MAX_BYTES: u64 = 4 << 20;
+pub(super) const MAX_BYTES: u64 = 4 << 20;
 
 /// The file's text, `None` if there is no file.
 pub(super) fn read(path: &Path) -> Result<Option<String>> {

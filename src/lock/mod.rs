@@ -26,6 +26,9 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// Larger files are no locks, in bytes.
+    pub const BYTES_MAX: u64 = file::MAX_BYTES;
+
     /// Reads a lock file; an absent one is an empty lock.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ pub(super) struct Decoder<'a> {
     /// Canonical.
     pub dir: &'a Path,
     problems: RefCell<Vec<Problem>>,
+    /// Whether files and directories that are named have to be there.
+    pub existing: bool,
     /// First addresses of downloads, with the digest that stands behind them.
     pub digests: RefCell<Vec<(String, Spanned<String>)>>,
 }
@@ -43,7 +45,7 @@ fn range(span: miette::SourceSpan) -> Range<usize> {
 
 impl<'a> Decoder<'a> {
     pub fn new(text: &'a str, dir: &'a Path) -> Self {
-        Decoder { text, dir, problems: RefCell::default(), digests: RefCell::default() }
+        Decoder { text, dir, problems: RefCell::default(), existing: false, digests: RefCell::default() }
     }
 
     pub fn into_problems(self) -> Vec<Problem> {

@@ -4,6 +4,7 @@ use super::decode::{Decoder, Setting, Spanned, Wrong};
 use super::diagnostic::Problem;
 use super::model::UrlSource;
 use super::units;
+use crate::reference::{self, is_loopback};
 use url::Url;
 
 /// Longer ones are refused by servers and proxies.
@@ -39,11 +40,34 @@ impl Decoder<'_> {
         };
         let urls = urls.filter(|all| !all.is_empty())?;
         let sha256 = sha256?;
+        if sha256.is_none() {
+            self.no_blind_http(setting, &urls)?;
+        }
         if let (Some(digest), Some(entry)) = (&sha256, setting.prop("sha256")) {
             let digest = Spanned { value: digest.clone(), span: self.entry_span(entry) };
             self.digests.borrow_mut().push((urls[0].clone(), digest));
         }
         Some(UrlSource { urls, sha256, member: member?, max: max? })
+    }
+
+    /// Refuses bytes that anybody on the way may exchange and nothing checks.
+    fn no_blind_http(&self, setting: Setting<'_>, urls: &[String]) -> Option<()> {
+        let open = |url: &str| {
+            Url::parse(url)
+                .is_ok_and(|url| url.scheme() == "http" && !url.host_str().is_some_and(is_loopback))
+        };
+        match setting.args().zip(urls).find(|(_, url)| open(url)) {
+            None => Some(()),
+            Some((entry, _)) => self.report(
+                Problem::new(
+                    "manifest.unverified-url",
+                    self.entry_span(entry),
+                    "comes unencrypted",
+                    "this comes unencrypted and without a `sha256`: anybody on the way could exchange it",
+                )
+                .help("use https, or add the sha256 of the file that you trust"),
+            ),
+        }
     }
 
     /// A property that may be missing. `None`: it is wrong, which has been reported.
@@ -138,16 +162,11 @@ fn member(text: &str) -> Result<String, Wrong> {
     Err(Wrong::new("not a member", format!("{text:?} cannot be a file in an archive"), help))
 }
 
-/// Only what every reference must be; the registry's client knows the rest.
 fn reference(text: &str) -> Result<(), Wrong> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@[]".contains(&b);
-    let good = !text.is_empty() && text.len() <= 512 && text.bytes().all(allowed);
-    let clean = !text.starts_with(['/', ':', '@', '-', '.']) && !text.ends_with(['/', ':', '@']);
-    if good && clean {
-        return Ok(());
-    }
     let help = "a reference is [registry/]name[:tag][@digest], such as \"docker.io/library/python:3\"";
-    Err(Wrong::new("not a reference", format!("{text:?} is not the reference of an image"), help))
+    let wrong =
+        |why| Wrong::new("not a reference", format!("{text:?} names no image of a registry: {why}"), help);
+    reference::parse(text).map(drop).map_err(wrong)
 }
 
 #[cfg(test)]
@@ -183,10 +202,11 @@ mod tests {
 
     #[test]
     fn references_have_no_spaces_and_no_scheme() {
-        for good in ["alpine", "docker.io/library/python:3.12-slim", "[::1]:5000/a/b@sha256:00"] {
+        let pinned = format!("localhost:5000/a/b@sha256:{}", "0a".repeat(32));
+        for good in ["alpine", "docker.io/library/python:3.12-slim", &pinned] {
             assert_eq!(reference(good), Ok(()), "{good}");
         }
-        for bad in ["", "a b", "/a", "a:", "a\n"] {
+        for bad in ["", "a b", "/a", "a:", "a\n", "Alpine", "a@sha256:1234"] {
             assert!(reference(bad).is_err(), "{bad}");
         }
     }

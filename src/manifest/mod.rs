@@ -52,12 +52,22 @@ const REPORT_WIDTH: usize = 100;
 /// `Kind::Usage` if there is no such file, or with a rendered report if it is not valid;
 /// `Kind::Failed` if it cannot be read.
 pub fn load(dir: &Path) -> Result<Manifest> {
+    load_with(dir, false)
+}
+
+/// What `load` would say if it looked for the files and directories that the manifest names: each that is missing, with
+/// its place. `None` if all are there.
+pub fn missing_files(dir: &Path) -> Option<Error> {
+    load_with(dir, true).err()
+}
+
+fn load_with(dir: &Path, existing: bool) -> Result<Manifest> {
     let file = dir.join(FILE_NAME);
     let text = read(dir, &file)?;
     let dir = fs::canonicalize(dir)
         .or_failed("manifest.unreadable", || format!("cannot resolve the directory {}", dir.display()))?;
     let shown = file.strip_prefix("./").unwrap_or(&file).display().to_string();
-    parse(&text, &shown, &dir).map_err(|diagnostics| {
+    parse_with(&text, &shown, &dir, existing).map_err(|diagnostics| {
         let colours =
             std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let code = match diagnostics.problems() {
@@ -122,6 +132,10 @@ fn not_utf8(file: &Path, bytes: &[u8], at: usize) -> Error {
 /// # Errors
 /// Every problem that was found.
 pub fn parse(text: &str, file_name: &str, dir: &Path) -> Result<Manifest, Diagnostics> {
+    parse_with(text, file_name, dir, false)
+}
+
+fn parse_with(text: &str, file_name: &str, dir: &Path, existing: bool) -> Result<Manifest, Diagnostics> {
     let fail = |problems| Diagnostics::new(file_name, text, problems);
     if text.len() as u64 > SIZE_MAX {
         let problem = Problem::new(
@@ -134,7 +148,8 @@ pub fn parse(text: &str, file_name: &str, dir: &Path) -> Result<Manifest, Diagno
     }
     let clean = prescan::prescan(text).map_err(fail)?;
     let doc = kdl::KdlDocument::parse_v2(&clean).map_err(|e| fail(from_kdl(&e, text)))?;
-    let decoder = decode::Decoder::new(text, dir);
+    let mut decoder = decode::Decoder::new(text, dir);
+    decoder.existing = existing;
     let manifest = project::decode(&decoder, &doc);
     let problems = decoder.into_problems();
     match manifest {

@@ -31,6 +31,8 @@ pub struct Vm {
     pub image: ImageSource,
     /// Which VMM boots it, and where that comes from.
     pub vmm: VmmSource,
+    /// What `vmm "auto"` means on hosts that differ from this one; the lock covers it, too.
+    pub vmm_elsewhere: Option<VmmSource>,
     /// What is placed over the base image, in order.
     pub workloads: Vec<Workload>,
     /// The argument vector; never split. Empty only while an OCI image's own program is not known.

@@ -11,6 +11,25 @@ const NAME_MAX: usize = 255;
 impl Decoder<'_> {
     /// A path on the host, normalised, relative to the project unless it is absolute, which `absolute` allows.
     pub fn host_path(&self, subject: &str, text: &Spanned<String>, absolute: bool) -> Option<PathBuf> {
+        let path = self.allowed_path(subject, text, absolute)?;
+        let found = if self.existing { self.found(subject, &path) } else { Ok(()) };
+        self.checked("manifest.no-such-file", &text.span, found).map(|()| path)
+    }
+
+    fn found(&self, subject: &str, path: &Path) -> Result<(), Wrong> {
+        let Err(e) = self.dir.join(path).metadata() else { return Ok(()) };
+        let why = match e.kind() {
+            std::io::ErrorKind::NotFound => "is not there".to_owned(),
+            _ => format!("cannot be opened: {e}"),
+        };
+        let help = match path.is_absolute() {
+            true => "paths that start with a slash are this host's".to_owned(),
+            false => format!("paths start at the manifest, in {}", self.dir.display()),
+        };
+        Err(Wrong::new("nothing here", format!("{subject} leads nowhere: {} {why}", path.display()), help))
+    }
+
+    fn allowed_path(&self, subject: &str, text: &Spanned<String>, absolute: bool) -> Option<PathBuf> {
         let path = self.checked("manifest.bad-path", &text.span, host_path(subject, &text.value))?;
         if path.is_absolute() {
             if absolute {

@@ -104,6 +104,7 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
             kernel: kernel?,
             image: image?,
             vmm: vmm?,
+            vmm_elsewhere: None,
             workloads: workloads.iter().map(|w| w.value.clone()).collect(),
             run: run?,
             workdir: workdir?,

@@ -14,7 +14,7 @@ impl Project {
     /// Pins what the manifest needs and the lock lacks; returns whether anything was added. Uses the network.
     /// `trust` lets a download without a digest in the manifest be pinned to whatever comes.
     pub fn pin_missing(&mut self, ui: &Ui, locked: bool, offline: bool, trust: bool) -> Result<bool> {
-        let graph = Graph::of(&self.manifest);
+        let graph = super::graph_of_any_host(&self.manifest);
         let mut missing = needs_of(&graph);
         missing.retain(|need| need.pinned(&self.lock).is_none());
         let Some(first) = missing.first() else { return Ok(false) };

@@ -2,9 +2,12 @@
 
 use super::{Project, local_image};
 use crate::error::{Error, Result};
+use crate::lock::AssetId;
+use crate::manifest;
 use crate::manifest::model::{
     Firecracker, FirecrackerFrom, ImageSource, KernelSource, VmmSource, Workload, WorkloadFrom,
 };
+use crate::packages::PackageSet;
 use crate::plan::{Scan, ScannedSource};
 use crate::step;
 use crate::store::scan::{ScanOptions, scan_dir, scan_file};
@@ -14,9 +17,22 @@ use crate::vmm::spec::firecracker_programs;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
+/// The code for a path that leads nowhere.
+const NOT_THERE: &str = "manifest.no-such-file";
+
 impl Project {
     /// Hashes everything on this host that the manifest names.
+    ///
+    /// # Errors
+    /// Usage with a report of everything that is not there; else the first thing that cannot be read or used.
     pub fn scan(&self, ui: &Ui) -> Result<Scan> {
+        self.scan_all(ui).map_err(|error| match error.code() {
+            NOT_THERE => manifest::missing_files(&self.manifest.dir).unwrap_or(error),
+            _ => error,
+        })
+    }
+
+    fn scan_all(&self, ui: &Ui) -> Result<Scan> {
         let mut scan = Scan::default();
         for vm in &self.manifest.vms {
             if let KernelSource::Path(path) = &vm.kernel {
@@ -32,7 +48,8 @@ impl Project {
                         scan.images.insert(id, pin);
                     }
                 }
-                ImageSource::Debian(_) | ImageSource::Url(_) | ImageSource::Oci(_) => {}
+                ImageSource::Debian(set) => self.find_keyrings(set)?,
+                ImageSource::Url(_) | ImageSource::Oci(_) => {}
             }
             if !matches!(vm.vmm, VmmSource::Firecracker(_)) {
                 vm.tuning.check_qemu(vm.name.as_str())?;
@@ -43,6 +60,12 @@ impl Project {
                     from: FirecrackerFrom::Dir(dir),
                     version: declared,
                 }) => {
+                    if self.manifest.dir.join(dir).is_file() {
+                        let text =
+                            format!("{} is a file, not a directory with Firecracker in it", dir.display());
+                        return Err(Error::usage("manifest.path", text)
+                            .help("name the directory that holds `firecracker` and `jailer`"));
+                    }
                     let [firecracker, jailer] = firecracker_programs(dir);
                     for program in [&firecracker, &jailer] {
                         self.scan_plain(&mut scan, program)?;
@@ -89,10 +112,17 @@ impl Project {
     fn canonical(&self, path: &Path) -> Result<PathBuf> {
         let full = self.manifest.dir.join(path);
         full.canonicalize().map_err(|e| {
-            Error::usage("manifest.path", format!("cannot open {}, which the manifest names", path.display()))
+            Error::usage(NOT_THERE, format!("cannot open {}, which the manifest names", path.display()))
                 .because(e)
-                .help("Paths are relative to the manifest's directory.")
         })
+    }
+
+    /// Keyrings of sources whose packages are still to be looked up: later they may be needed no more.
+    fn find_keyrings(&self, set: &PackageSet) -> Result<()> {
+        match self.lock.get(&AssetId::Image(set.clone())) {
+            Some(_) => Ok(()),
+            None => set.sources.iter().try_for_each(|s| self.canonical(Path::new(&s.keyring)).map(drop)),
+        }
     }
 
     fn scan_base(&self, scan: &mut Scan, path: &Path, keep_modes: bool, ui: &Ui) -> Result<()> {

@@ -1,7 +1,8 @@
 //! What `vmm "auto"` means on this host.
 
 use crate::error::Result;
-use crate::manifest::model::{Firecracker, Manifest, VmmSource};
+use crate::manifest::model::{Firecracker, Manifest, Vm, VmmSource};
+use crate::plan::Graph;
 use crate::ui::Ui;
 
 /// Puts what `vmm "auto"` means on this host in its place. Firecracker's jailer needs root as well as hardware, and
@@ -14,17 +15,29 @@ pub(super) fn decide(
 ) {
     for vm in &mut manifest.vms {
         let VmmSource::AutoFirecracker(source) = &vm.vmm else { continue };
-        vm.vmm = match (root && hardware()).then(|| proof(source)) {
-            Some(Ok(())) => VmmSource::Firecracker(source.clone()),
+        let firecracker = VmmSource::Firecracker(source.clone());
+        (vm.vmm, vm.vmm_elsewhere) = match (root && hardware()).then(|| proof(source)) {
+            Some(Ok(())) => (firecracker, Some(VmmSource::Auto)),
             Some(Err(e)) => {
                 let cause =
                     std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
                 Ui::stderr().warning(&format!("VM {}: `vmm \"auto\"` takes QEMU: {e}{cause}", vm.name));
-                VmmSource::Auto
+                (VmmSource::Auto, Some(firecracker))
             }
-            None => VmmSource::Auto,
+            None => (VmmSource::Auto, Some(firecracker)),
         };
     }
+}
+
+/// The graph of what any host may make of a manifest: what the lock has to cover, so that all write the same one.
+pub fn graph_of_any_host(manifest: &Manifest) -> Graph {
+    let mut all = manifest.clone();
+    for vm in &manifest.vms {
+        if let Some(vmm) = &vm.vmm_elsewhere {
+            all.vms.push(Vm { vmm: vmm.clone(), ..vm.clone() });
+        }
+    }
+    Graph::of(&all)
 }
 
 #[cfg(test)]
@@ -33,6 +46,26 @@ mod tests {
     use crate::error::Error;
     use crate::manifest;
     use fs_err as fs;
+
+    #[test]
+    fn a_lock_covers_both_of_what_auto_may_become() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = "https://example.com/firecracker.tgz";
+        let text = format!(
+            r#"vm "a" {{ run "true"; vmm "auto" version="1.16.1" {{ url "{url}" sha256="{:064}" }}; }}"#,
+            1
+        );
+        fs::write(dir.path().join(manifest::FILE_NAME), text).unwrap();
+        for hardware in [true, false] {
+            let mut manifest = manifest::load(dir.path()).unwrap();
+            decide(&mut manifest, true, || hardware, |_| Ok(()));
+            let graph = graph_of_any_host(&manifest);
+            let needs = crate::project::needs_of(&graph);
+            let vmms = needs.iter().filter(|need| need.id.kind() == "vmm");
+            let vmms: std::collections::BTreeSet<String> = vmms.map(|need| need.id.to_string()).collect();
+            assert_eq!(vmms, ["vmm qemu".to_owned(), format!("vmm {url}")].into());
+        }
+    }
 
     #[test]
     fn auto_is_firecracker_for_root_on_hardware_and_qemu_otherwise() {

@@ -273,7 +273,7 @@ fn secrets(vm: &Vm) -> Result<Vec<(String, String)>> {
                     vm.name, secret.name, secret.env
                 ),
             )
-            .help(format!("Set it for this command: {}=… firegopher up", secret.env))
+            .help(format!("Set it for this command, as in `{}=… firegopher up`", secret.env))
         })?;
         values.push((secret.name.clone(), value));
     }

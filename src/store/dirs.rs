@@ -1,10 +1,10 @@
 //! Creates and guards the store's directories, and words the errors of writing into them.
 
-use crate::error::{Context, Error, Result};
-use crate::home::Home;
+use crate::error::{Error, Result};
+use crate::home::{Home, guard};
 use std::fmt::Display;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 /// Subdirectories of `v1/`.
@@ -52,28 +52,6 @@ pub(super) fn prepare(home: &Home) -> Result<()> {
     guard(&home.store())
 }
 
-/// Refuses a directory of another user, or one that others may enter: they could swap what we run as ourselves.
-fn guard(dir: &Path) -> Result<()> {
-    let meta =
-        std::fs::metadata(dir).or_failed("store.io", || format!("cannot examine {}", dir.display()))?;
-    let euid = nix::unistd::geteuid().as_raw();
-    if meta.uid() != euid {
-        let message =
-            format!("{} belongs to uid {}, and firegopher runs as uid {euid}", dir.display(), meta.uid());
-        return Err(Error::failed("store.foreign-home", message).help(
-            "each user has a home of their own: set FIREGOPHER_HOME to a directory of yours, or unset it",
-        ));
-    }
-    if meta.mode() & 0o077 != 0 {
-        let message = format!("{} is open to other users (mode {:04o})", dir.display(), meta.mode() & 0o7777);
-        return Err(Error::failed("store.open-home", message).help(format!(
-            "if it is firegopher's alone, run `chmod 700 {}`; else set FIREGOPHER_HOME to a directory of its own",
-            dir.display()
-        )));
-    }
-    Ok(())
-}
-
 /// Makes the names in `dir` survive a power cut.
 pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     std::fs::File::open(dir)
@@ -85,6 +63,7 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::store::Store;
+    use std::os::unix::fs::MetadataExt;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

@@ -32,15 +32,21 @@ pub(super) fn bind_ports(spec: &SuperviseSpec) -> Result<Vec<(TcpListener, Port)
 pub fn bind_port(port: &Port, vm: &Name) -> Result<TcpListener> {
     let address = SocketAddr::new(port.address, port.host);
     TcpListener::bind(address).map_err(|e| {
-        let what = match e.kind() {
-            io::ErrorKind::AddrInUse => "is taken by another process",
-            io::ErrorKind::AddrNotAvailable => "cannot be published: this host does not have that address",
-            io::ErrorKind::PermissionDenied => "may only be published by root",
-            _ => "cannot be published",
+        let (what, help) = match e.kind() {
+            io::ErrorKind::AddrInUse => (
+                "is taken by another process",
+                "end that process (`ss -ltnp` names it), or publish another host port: port HOST to=GUEST",
+            ),
+            io::ErrorKind::AddrNotAvailable => (
+                "cannot be published: this host does not have that address",
+                "publish it on an address of this host, such as 127.0.0.1 or 0.0.0.0",
+            ),
+            io::ErrorKind::PermissionDenied => {
+                ("may only be published by root", "publish a host port from 1024 on: port HOST to=GUEST")
+            }
+            _ => ("cannot be published", "publish another host port: port HOST to=GUEST"),
         };
-        Error::failed("supervise.port", format!("port {address} of VM {vm} {what}"))
-            .because(e)
-            .help("end that process, or publish another host port: port HOST to=GUEST")
+        Error::failed("supervise.port", format!("port {address} of VM {vm} {what}")).because(e).help(help)
     })
 }
 

@@ -74,16 +74,115 @@ fn homes_that_others_own_or_enter_are_refused() {
     fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).unwrap();
     let project = Project::empty().with_home(&at);
     project.manifest("vm \"a\" { run \"x\" }");
-    project.run(&["up"]).expect(1).says("is open to other users (mode 0755)").says("chmod 700");
+    let commands: [&[&str]; 10] = [
+        &["up"],
+        &["plan"],
+        &["down"],
+        &["ps"],
+        &["logs", "a"],
+        &["run"],
+        &["gc"],
+        &["verify"],
+        &["store"],
+        &["doctor"],
+    ];
+    let refused = |command: &[&str]| match command {
+        // How `run` says that the code is not the workload's.
+        ["run"] => project.run(command).expect(125),
+        _ => project.run(command).expect(1),
+    };
+    for command in commands {
+        refused(command).says("is open to other users (mode 0755)").says("chmod 700");
+    }
     assert_eq!(fs::read_dir(&at).unwrap().count(), 0);
     if is_root() {
         fs::set_permissions(&at, fs::Permissions::from_mode(0o700)).unwrap();
         std::os::unix::fs::chown(&at, Some(1234), None).unwrap();
-        project.run(&["up"]).expect(1).says("belongs to uid 1234").says("FIREGOPHER_HOME");
+        for command in commands {
+            refused(command).says("belongs to uid 1234").says("FIREGOPHER_HOME");
+        }
     }
     let nowhere = Project::empty().with_home(Path::new("/dev/null/home"));
     nowhere.manifest("vm \"a\" { run \"x\" }");
     nowhere.run(&["up"]).expect(1).says("/dev/null/home").says("FIREGOPHER_HOME");
+}
+
+#[test]
+fn pipes_and_huge_files_are_no_manifests_or_locks_and_nobody_waits_for_them() {
+    let project = Project::empty();
+    let manifest = project.path().join("firegopher.kdl");
+    let pipe = |path: &Path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    pipe(&manifest);
+    for command in ["plan", "up", "ps", "lock"] {
+        project.run(&[command]).expect(64).says("firegopher.kdl is not a regular file");
+    }
+    fs::remove_file(&manifest).unwrap();
+    // Far more than may be held in memory: read whole, it would fail otherwise.
+    fs::File::create(&manifest).unwrap().set_len(64 << 30).unwrap();
+    project.run(&["plan"]).expect(64).says("is larger than 1MiB");
+    project.manifest("vm \"a\" { run \"x\" }");
+    let lock = project.path().join("firegopher.lock");
+    pipe(&lock);
+    project.run(&["plan"]).expect(64).says("firegopher.lock is no regular file");
+    fs::remove_file(&lock).unwrap();
+    fs::File::create(&lock).unwrap().set_len(64 << 30).unwrap();
+    project.run(&["plan"]).expect(64).says("is larger than 4 MiB");
+}
+
+#[test]
+fn all_files_that_are_not_there_are_told_at_once_with_their_places() {
+    let project = Project::empty();
+    project.manifest(
+        r#"vm "a" {
+    kernel { path "vmlinux" }
+    image { path "/nowhere/root.tar" }
+    workload "app" to="/app"
+    workload "there" to="/there"
+    run "x"
+}
+vm "b" {
+    image {
+        debian "bash" {
+            source "https://example.com/ubuntu" "jammy" "main" keyring="keys/absent.gpg"
+        }
+    }
+    vmm "qemu" { path "/nowhere/qemu" }
+    workload "two.zip" to="/app"
+    run "x"
+}
+"#,
+    );
+    project.write("there/file", "");
+    for command in ["plan", "up", "build", "run"] {
+        // 125 is how `run` says that the code is not the workload's.
+        let (args, code): (&[&str], i32) =
+            if command == "run" { (&["run", "b"], 125) } else { (&[command], 64) };
+        let output = project.run(args).expect(code);
+        let problems = output.stderr.matches("manifest.no-such-file").count();
+        assert_eq!(problems, 6, "{command}: {output:?}");
+        output.says("vmlinux is not there").says("keys/absent.gpg").says("firegopher.kdl:15").says("two.zip");
+    }
+    // What is stopped or looked at needs none of them.
+    project.ok(&["ps"]);
+    project.ok(&["down"]);
+    project.manifest("vm \"a\" { vmm \"firecracker\" { path \"/bin/sh\" }; run \"x\" }");
+    project.run(&["plan"]).expect(64).says("/bin/sh is a file").says("name the directory that holds");
+}
+
+#[test]
+fn what_cannot_be_started_is_told_before_anything_is_fetched() {
+    let home = tempfile::tempdir().unwrap();
+    let project = Project::empty().with_home(&home.path().join("home"));
+    project.manifest(&format!("vm \"a\" {{ {SLEEP}; secret \"KEY\" env=\"FIREGOPHER_TEST_UNSET\" }}"));
+    for (command, code) in [(&["up"][..], 64), (&["up", "-d"], 64), (&["run"], 125)] {
+        project.run(command).expect(code).says("$FIREGOPHER_TEST_UNSET, which is not set");
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let number = port.local_addr().unwrap().port();
+    project.manifest(&format!("vm \"a\" {{ {SLEEP}; port {number} to=80 }}"));
+    project.run(&["up"]).expect(1).says("is taken by another process").says("publish another host port");
+    assert!(!project.path().join("firegopher.lock").exists(), "something was pinned");
+    assert_eq!(fs::read_dir(project.home().join("v1/objects")).unwrap().count(), 0);
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn hostile_manifests_are_refused_quickly() {
 fn a_manifest_that_names_what_is_not_there_says_so() {
     let project = Project::empty();
     project.manifest("vm \"web\" { run \"true\"; workload \"./nothing\" to=\"/app\" }");
-    project.run(&["plan"]).expect(64).says("cannot open nothing").says("because: ");
+    project.run(&["plan"]).expect(64).says("nothing is not there");
 }
 
 /// Nothing built, nothing pinned, nothing running: what every command says then.

@@ -202,18 +202,29 @@ impl Job<'_> {
     fn is_wanted(&self, hashed: &Hashed) -> bool {
         let right =
             self.wanted.sha256.as_ref().is_none_or(|sha256| sha256.eq_ignore_ascii_case(&hashed.sha256));
-        right && self.wanted.size.is_none_or(|size| size == hashed.size) && hashed.size <= self.wanted.max
+        let sized = self.wanted.size.is_none_or(|size| size == hashed.size);
+        right && sized && (1..=self.wanted.max).contains(&hashed.size)
     }
 
     fn unwanted(&self, url: &Url, hashed: &Hashed) -> Failure {
         if let Some(size) = self.wanted.size.filter(|size| *size != hashed.size) {
             return other_size(url, size, hashed.size);
         }
+        if hashed.size == 0 {
+            return Failure::lasting("http.empty", url, "it has no bytes at all".to_owned())
+                .help("the address may be a page that hands out nothing: look at it with `curl -IL`");
+        }
         let wanted = self.wanted.sha256.as_deref().unwrap_or_default();
         let why = format!("its sha256 is {}, not {}", hashed.sha256, wanted.to_ascii_lowercase());
-        Failure::lasting("http.digest", url, why).help(
-            "if its source is trusted, `firegopher update` pins what it serves now; else find out who changed it",
-        )
+        // A pin says the size, too; the manifest's digest comes alone.
+        Failure::lasting("http.digest", url, why).help(match self.wanted.size {
+            Some(_) => {
+                "if its source is trusted, `firegopher update` pins what it serves now; else find out who changed it"
+            }
+            None => {
+                "if its source is trusted, write this sha256 into the manifest; else find out who changed the file"
+            }
+        })
     }
 
     fn record(&self, fetched: &Fetched, took: Duration) -> Result<()> {

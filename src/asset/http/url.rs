@@ -2,6 +2,7 @@
 
 use super::Wanted;
 use crate::error::{Error, Result};
+use crate::reference::is_loopback;
 use reqwest::Url;
 use std::path::PathBuf;
 
@@ -52,7 +53,8 @@ pub(super) fn check(wanted: &Wanted) -> Result<Vec<Url>> {
         return Err(too_long(first, size, wanted.max));
     }
     if wanted.sha256.is_none()
-        && let Some(url) = urls.iter().find(|url| url.scheme() == "http" && !is_loopback(url))
+        && let Some(url) =
+            urls.iter().find(|url| url.scheme() == "http" && !url.host_str().is_some_and(is_loopback))
     {
         return Err(Error::usage(
             "http.unverified",
@@ -99,17 +101,6 @@ pub(super) fn path(url: &Url) -> Option<PathBuf> {
         return None;
     }
     url.to_file_path().ok()
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host_str() {
-        Some("localhost") => true,
-        Some(host) => {
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        }
-        None => false,
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::image::digest_of;
 use crate::error::{Error, Result};
-use crate::lock::is_digest;
+use crate::reference::{self, is_loopback};
 use oci_spec::distribution::Reference;
 
 /// What answers for docker.io.
@@ -31,23 +31,7 @@ impl Place {
     }
 
     fn parse_text(text: &str) -> std::result::Result<Self, String> {
-        if let Some((scheme, rest)) = text.split_once("://") {
-            return Err(format!("leave {scheme}:// out: {rest}"));
-        }
-        let reference: Reference = text.parse().map_err(|e| {
-            // The pattern of the parser knows no reason.
-            if text.bytes().any(|b| b.is_ascii_uppercase()) {
-                "names are written in lower case".to_owned()
-            } else {
-                format!("{e}")
-            }
-        })?;
-        match reference.digest() {
-            Some(digest) if !is_digest(digest) => {
-                Err(format!("the digest {digest} is not of the kind sha256"))
-            }
-            _ => Ok(Place { reference }),
-        }
+        reference::parse(text).map(|reference| Place { reference })
     }
 
     /// The full reference.
@@ -110,14 +94,6 @@ impl Place {
             _ => Ok(()),
         }
     }
-}
-
-/// Whether a host name or address is this machine by definition, whatever a name server says.
-pub(super) fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || host.ends_with(".localhost")
-        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

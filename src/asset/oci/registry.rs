@@ -2,10 +2,11 @@
 //! whatever their headers say; plain http is spoken with this machine only.
 
 use super::login::Login;
-use super::reference::{Place, is_loopback};
+use super::reference::Place;
 use super::settings::Settings;
 use super::trouble::{Trouble, What, needs_login};
 use crate::error::{Error, Result};
+use crate::reference::is_loopback;
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE,
 };

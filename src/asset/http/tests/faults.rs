@@ -19,7 +19,25 @@ fn wrong_bytes_are_not_published_and_not_asked_for_again() {
     let (error, asked) = refused(|_| Reply::ok(*b"wrong"));
     assert_eq!((error.code(), asked), ("http.digest", 1));
     assert!(error.to_string().contains(&sha256(b"wrong")), "{error}");
-    assert!(error.help_text().unwrap().contains("firegopher update"));
+    // The digest is the manifest's: no pin says a size.
+    assert!(error.help_text().unwrap().contains("into the manifest"));
+    let s = scratch();
+    let server = Server::start(|_| Reply::ok(*b"wrong"));
+    let locked = Wanted { size: Some(5), ..pinned(server.url("/x"), b"right") };
+    let error = get(&s, locked).unwrap_err();
+    assert!(error.help_text().unwrap().contains("`firegopher update`"));
+}
+
+#[test]
+fn nothing_at_all_is_no_file() {
+    for digest in [Some(sha256(b"right")), None] {
+        let s = scratch();
+        let server = Server::start(|_| Reply::ok(*b""));
+        let error = get(&s, Wanted { sha256: digest, ..blind(server.url("/x")) }).unwrap_err();
+        assert_eq!(error.code(), "http.empty");
+        assert!(error.to_string().contains("no bytes at all") && error.help_text().is_some(), "{error}");
+        assert_nothing(&s);
+    }
 }
 
 #[test]
@@ -46,15 +64,15 @@ fn what_passes_is_tried_again_but_not_for_ever() {
 #[test]
 fn a_server_that_asks_for_patience_gets_it_within_reason() {
     let s = scratch();
-    // 1 s is asked for, and `hasty` grants 400 ms.
+    // An hour is asked for, and `hasty` grants 400 ms.
     let server = Server::start(|r| match r.nth {
-        0 => Reply::status(429).header("retry-after", "1"),
+        0 => Reply::status(429).header("retry-after", "3600"),
         _ => Reply::ok(*b"right"),
     });
     let begin = Instant::now();
     get(&s, pinned(server.url("/x"), b"right")).unwrap();
     let took = begin.elapsed();
-    assert!(took >= Duration::from_millis(400) && took < Duration::from_millis(990), "{took:?}");
+    assert!(took >= Duration::from_millis(400) && took < Duration::from_secs(60), "{took:?}");
 }
 
 #[test]
