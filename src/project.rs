@@ -9,10 +9,13 @@ use crate::lock::{Lock, OciPin};
 use crate::manifest::model::{ImageSource, Manifest, Vm, VmmSource};
 use crate::manifest::{self};
 use crate::name::Name;
-use crate::plan::{Host, ObservedVm, Plan, Running, Scan, Situation, StoreView, Tools, fill_defaults};
+use crate::net::netns::Netns;
+use crate::plan::{
+    Host, ObservedVm, Plan, Running, Scan, Situation, StepKind, StoreView, Tools, fill_defaults,
+};
 use crate::step::{self, Work, tools};
 use crate::store::{Action, FileLock, Last, Store, create_private_dir};
-use crate::supervise::{self, Observed, Status};
+use crate::supervise::{self, Drift, Observed, Status};
 use crate::ui::Ui;
 use crate::vmm::probe;
 use fs_err as fs;
@@ -98,8 +101,12 @@ impl Project {
 
     /// Plans against what is observed.
     pub fn plan(&self, scan: &Scan, observed: &[Observed]) -> Plan {
-        let observed: Vec<ObservedVm> =
-            observed.iter().filter(|o| !o.state.ephemeral).map(observed_vm).collect();
+        let any = observed.iter().any(|o| o.alive);
+        // What cannot be looked at is not known to have drifted.
+        let namespace =
+            any.then(|| supervise::project_netns(&self.home, &self.name).ok().flatten()).flatten();
+        let lasting = observed.iter().filter(|o| !o.state.ephemeral);
+        let observed: Vec<ObservedVm> = lasting.map(|o| self.observed_vm(o, namespace.as_ref())).collect();
         crate::plan::plan(&Situation {
             project: &self.name,
             manifest: &self.manifest,
@@ -109,6 +116,26 @@ impl Project {
             store: &View { store: &self.store, project: &self.name, elsewhere: self.store_is_elsewhere() },
             observed: &observed,
         })
+    }
+
+    fn observed_vm(&self, observed: &Observed, namespace: Option<&Netns>) -> ObservedVm {
+        let state = &observed.state;
+        let running = match (observed.alive, state.status) {
+            (true, Status::Starting | Status::Running | Status::Restarting) => Running::Yes,
+            (_, Status::Exited | Status::Failed) => {
+                let how = state.outcome().map(|o| o.describe()).unwrap_or_default();
+                Running::Ended(how.lines().next().unwrap_or_default().to_owned())
+            }
+            (true, Status::Unknown) => Running::Yes,
+            (false, _) => Running::Lost,
+        };
+        let drift = supervise::drift(&self.home, &self.name, observed, namespace);
+        let drift = drift.unwrap_or_default().into_iter().map(|drift| match drift {
+            Drift::Jail => (StepKind::Jail, "its directory is gone".to_owned()),
+            Drift::Tap(name) => (StepKind::Tap, format!("{name} is gone")),
+        });
+        let drift = drift.collect();
+        ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running, drift }
     }
 
     /// What steps work with.
@@ -220,20 +247,6 @@ fn claim(path: &Path, name: &Name, dir: &Path) -> Result<()> {
     let text =
         serde_json::to_vec(&Claim { directory: dir.to_owned() }).map_err(|e| Error::bug(e.to_string()))?;
     fs::write(path, text).or_failed("state.create", || format!("cannot claim the project name {name}"))
-}
-
-fn observed_vm(observed: &Observed) -> ObservedVm {
-    let state = &observed.state;
-    let running = match (observed.alive, state.status) {
-        (true, Status::Starting | Status::Running | Status::Restarting) => Running::Yes,
-        (_, Status::Exited | Status::Failed) => {
-            let how = state.outcome().map(|o| o.describe()).unwrap_or_default();
-            Running::Ended(how.lines().next().unwrap_or_default().to_owned())
-        }
-        (true, Status::Unknown) => Running::Yes,
-        (false, _) => Running::Lost,
-    };
-    ObservedVm { name: state.vm.clone(), boot_key: state.boot_key, running }
 }
 
 /// What this host allows to VMs of this manifest. Making a VM to ask KVM for its worth takes some milliseconds: spared

@@ -78,6 +78,11 @@ pub(crate) fn create_here(ns: &Netns, config: &TapConfig) -> Result<OwnedFd> {
     Ok(tap)
 }
 
+/// Whether there is a device of this name in the namespace.
+pub fn exists(ns: &Netns, name: &str) -> Result<bool> {
+    ns.run_in(|| nix::net::if_::if_nametoindex(name).is_ok())
+}
+
 /// Removes a device by name; one that is gone already is no error.
 pub fn remove(ns: &Netns, name: &str) -> Result<()> {
     let index = match ns.run_in(|| nix::net::if_::if_nametoindex(name))? {
@@ -144,7 +149,7 @@ mod tests {
     }
 
     fn exists(ns: &Netns, name: &str) -> bool {
-        ns.run_in(|| nix::net::if_::if_nametoindex(name).is_ok()).unwrap()
+        super::exists(ns, name).unwrap()
     }
 
     #[test]

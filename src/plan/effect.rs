@@ -180,7 +180,8 @@ fn plan_vm(
             .flatten()
             .collect();
     let runs = found.filter(|f| f.running == Running::Yes);
-    let same = matches!((&wanted, runs), (Ok(w), Some(f)) if f.boot_key == w.boot_key());
+    let drift = runs.map_or(&[][..], |f| f.drift.as_slice());
+    let same = drift.is_empty() && matches!((&wanted, runs), (Ok(w), Some(f)) if f.boot_key == w.boot_key());
     let last = situation.store.last(&vm.name);
     for (offset, kind) in EFFECTS.into_iter().enumerate() {
         let needs = match kind {
@@ -221,6 +222,12 @@ fn plan_vm(
                     None => vec![Reason::note("what it was made from is not on record")],
                 };
             }
+        }
+        let drifted = drift.iter().filter(|(of, _)| *of == kind);
+        let drifted: Vec<Reason> = drifted.map(|(_, what)| Reason::note(format!("drift: {what}"))).collect();
+        if !drifted.is_empty() {
+            step.action = Action::Replace;
+            step.reasons = drifted;
         }
         if kind == StepKind::Jail && matches!(step.action, Action::Create | Action::Replace) {
             step.reasons.extend(copies(vm, nodes, situation, steps));

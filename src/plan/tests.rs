@@ -67,6 +67,21 @@ fn comments_and_spacing_change_nothing() {
 }
 
 #[test]
+fn drift_is_told_as_such_and_replaces_the_vm() {
+    let mut world = World::new(WEB);
+    world.up_plainly();
+    world.observed[0].drift = vec![(StepKind::Tap, "fg-1 is gone".to_owned())];
+    let plan = world.plan();
+    let told = |kind| {
+        let step = plan.step(kind, &world.observed[0].name).unwrap();
+        (step.action, step.reasons.clone())
+    };
+    assert_eq!(told(StepKind::Tap), (Action::Replace, vec![Reason::note("drift: fg-1 is gone")]));
+    assert_eq!(told(StepKind::Jail), (Action::Replace, vec![Reason::note("made anew with its VM")]));
+    assert_eq!(told(StepKind::Boot), (Action::Replace, vec![Reason::note("made anew with its VM")]));
+}
+
+#[test]
 fn an_ended_vm_is_created_again_and_says_how_it_ended() {
     let mut world = World::new(WEB);
     world.up_plainly();

@@ -1,5 +1,6 @@
 //! What a plan may know of the world, as plain data and one read-only trait.
 
+use super::StepKind;
 use crate::digest::{ObjectDigest, StepKey};
 use crate::listing::Listing;
 use crate::lock::OciPin;
@@ -84,6 +85,8 @@ pub struct ObservedVm {
     pub boot_key: StepKey,
     /// Whether it runs.
     pub running: Running,
+    /// The effects of a running VM that are not as it made them, each with what is wrong.
+    pub drift: Vec<(StepKind, String)>,
 }
 
 /// Whether an observed VM runs.

@@ -84,6 +84,11 @@ impl Journal {
     }
 
     /// What stands, oldest first.
+    pub fn into_effects(self) -> Vec<Effect> {
+        self.effects
+    }
+
+    /// What stands, oldest first.
     #[cfg(test)]
     pub fn effects(&self) -> &[Effect] {
         &self.effects

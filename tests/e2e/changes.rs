@@ -1,6 +1,9 @@
 //! What a second `up` does after a change, or after none.
 
-use crate::harness::{Output, PATIENCE, Project, free_port, guests};
+use crate::harness::{Output, PATIENCE, Project, free_port, guests, skip};
+use crate::traces::{assert_clean, is_root, pid_of};
+use firegopher::name::{Name, VmId};
+use firegopher::net::netns::Netns;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -141,6 +144,38 @@ fn a_guest_that_does_not_end_keeps_no_other_one_up() {
     down.signal(libc::SIGINT);
     down.wait(PATIENCE).says("second is down");
     project.ok(&["down", "--kill"]).says("deaf is down");
+}
+
+#[test]
+fn what_vanishes_from_under_a_running_vm_is_drift_and_up_mends_it() {
+    if !is_root() {
+        return skip("jails and taps need root");
+    }
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new(&sleepers(&["box"]));
+    project.up(&["-d"]);
+    project.run(&["plan", "--detailed-exitcode"]).expect(0);
+    let state = project.state("box");
+    let supervisor = pid_of(&state, "supervisor");
+    let namespace = std::fs::File::open(format!("/proc/{supervisor}/fd/{}", state["netns_fd"])).unwrap();
+    let name = Name::new(state["project"].as_str().unwrap()).unwrap();
+    let tap = VmId::derive(&name, &Name::new("box").unwrap()).tap_name();
+    firegopher::net::tap::remove(&Netns::from_fd(namespace.into()), &tap).unwrap();
+    let plan = project.run(&["plan", "--detailed-exitcode"]).expect(2);
+    plan.prints("replace tap           box\n")
+        .prints(&format!("drift: {tap} is gone"))
+        .prints("replace boot          box\n");
+    project.up(&["-d"]).says("stopping box to replace it");
+    project.run(&["plan", "--detailed-exitcode"]).expect(0);
+    let journal = std::fs::read(project.state_dir().join("box/journal.json")).unwrap();
+    let journal: Value = serde_json::from_slice(&journal).unwrap();
+    let jail = journal["effects"].as_array().unwrap().iter().find(|e| e["effect"] == "jail").unwrap();
+    std::fs::remove_dir_all(jail["jail"]["root"].as_str().unwrap()).unwrap();
+    project.run(&["plan", "--detailed-exitcode"]).expect(2).prints("drift: its directory is gone");
+    project.up(&["-d"]);
+    project.run(&["plan", "--detailed-exitcode"]).expect(0);
+    project.ok(&["down"]);
+    assert_clean(&project);
 }
 
 #[test]

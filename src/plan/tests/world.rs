@@ -204,6 +204,7 @@ impl World {
                 name: vm.name.clone(),
                 boot_key: desired.boot_key(),
                 running: Running::Yes,
+                drift: vec![],
             });
         }
     }
