@@ -122,6 +122,20 @@ impl Decoder<'_> {
     }
 
     fn mounts(&self, vm: &Decoded) {
+        for workload in &vm.workloads {
+            let to = workload.value.to.trim_end_matches('/');
+            if let Some(tree) = RESERVED_TREES.iter().find(|tree| beneath(to, tree)) {
+                self.report::<()>(
+                    Problem::new(
+                        "manifest.hidden-workload",
+                        workload.span.clone(),
+                        "hidden there",
+                        format!("the guest's own {tree} would hide the workload at {to}"),
+                    )
+                    .help("place it where the guest mounts nothing, such as \"/app\""),
+                );
+            }
+        }
         for (i, mount) in vm.mounts.iter().enumerate() {
             let (at, span) = (&mount.value.at, &mount.span);
             let bad = |label: &str, message: String, help: &str| {

@@ -330,12 +330,22 @@ fn firecracker_is_named_by_its_directory() {
 }
 
 #[test]
+fn workloads_are_not_placed_where_the_guest_mounts_its_own() {
+    for to in ["/proc/x", "/sys", "/dev/x"] {
+        let text = format!("vm \"a\" {{ run \"x\"; workload \"./app\" to=\"{to}\"; }}");
+        assert_eq!(codes(&text), ["manifest.hidden-workload"], "{to}");
+    }
+    assert_eq!(codes("vm \"a\" { run \"x\"; workload \"./app\" to=\"/process\"; }"), [""; 0]);
+}
+
+#[test]
 fn a_machine_is_tuned_within_bounds() {
     let of = |text: &str| codes(&format!("vm \"a\" {{ run \"x\"; {text}; }}"));
     assert_eq!(of("memory \"65MiB\"; huge-pages \"2MiB\""), ["manifest.out-of-range"]);
     assert_eq!(of("huge-pages \"1GiB\""), ["manifest.unknown-value"]);
     assert_eq!(of("console \"loud\""), ["manifest.unknown-value"]);
     assert_eq!(of("balloon"), ["manifest.unused-setting"]);
+    assert_eq!(of("network"), ["manifest.unused-setting"]);
     assert_eq!(of("balloon \"0MiB\" deflate-on-oom=#true"), ["manifest.unused-setting"]);
     assert_eq!(of("balloon \"64.5MiB\""), ["manifest.bad-size"]);
     assert_eq!(of("balloon \"100KiB\""), ["manifest.out-of-range"]);

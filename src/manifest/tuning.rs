@@ -46,6 +46,17 @@ pub(super) fn decode(
         Some(setting) => d.cpu_template(setting),
         None => Some((None, None)),
     };
+    if let Some(setting) = one("network").filter(|setting| setting.node.entries().is_empty()) {
+        d.report::<()>(
+            Problem::new(
+                "manifest.unused-setting",
+                setting.span(),
+                "has no use",
+                "this `network` sets nothing",
+            )
+            .help("give it a property, such as `network mtu=1400`, or remove it"),
+        );
+    }
     let mtu = match one("network").and_then(|s| s.prop("mtu")) {
         Some(entry) => d.number_of("`mtu`", entry, MTU.0, MTU.1).map(|n| u16::try_from(n.value).ok()),
         None => Some(None),

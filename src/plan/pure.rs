@@ -8,7 +8,9 @@ use crate::listing::{Change, Listing};
 use crate::lock::{AssetId, FileRole, Lock, Pinned};
 use crate::manifest::model::{ImageSource, KernelSource, UrlSource, Workload, WorkloadFrom};
 use crate::name::Name;
+
 use crate::step::run_config;
+use crate::store::LastStep;
 
 /// At most this many changed files are named; the rest are counted.
 const FILES_NAMED: usize = 12;
@@ -219,7 +221,8 @@ pub(super) fn plan_nodes(graph: &Graph, situation: &Situation<'_>) -> Vec<Planne
             Err(Missing::Pin(_)) => step.reasons.push(Reason::note("not in firegopher.lock yet")),
             Err(Missing::Parents(parents)) => {
                 step.action = Action::Unknown;
-                step.reasons = parents.iter().map(|&p| condition(&graph.nodes[p])).collect();
+                let known = last_of(node, situation).is_some();
+                step.reasons = parents.iter().map(|&p| condition(&graph.nodes[p], known)).collect();
             }
             Ok(inputs) => {
                 let key = inputs.key(kind);
@@ -248,8 +251,13 @@ pub(super) fn plan_nodes(graph: &Graph, situation: &Situation<'_>) -> Vec<Planne
     steps
 }
 
-fn condition(parent: &Node) -> Reason {
-    Reason::note(format!("runs if {} {} gives another output", parent.task.kind(), parent.subject))
+/// What decides whether a step runs whose parent runs first. `known`: it ran before, with another parent perhaps.
+fn condition(parent: &Node, known: bool) -> Reason {
+    let parent = format!("{} {}", parent.task.kind(), parent.subject);
+    Reason::note(match known {
+        true => format!("runs if {parent} gives another output"),
+        false => format!("follows {parent}"),
+    })
 }
 
 fn explain_miss(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Vec<Reason> {
@@ -263,13 +271,7 @@ fn explain_miss(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Vec<
 /// Compares a step's inputs with those that a running VM of it was booted with, else with those of the last time that
 /// one of its VMs needed it; `None` if none did.
 fn changes_since_last(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Option<Vec<Reason>> {
-    let kind = node.task.kind();
-    let runs = |vm: &Name| situation.observed.iter().any(|o| o.name == *vm && o.running == Running::Yes);
-    let before = node.vms.iter().find_map(|vm| {
-        let mut last = situation.store.last(vm)?;
-        let booted = if runs(vm) { last.booted.remove(kind.label()) } else { None };
-        booted.or_else(|| last.steps.remove(kind.label()))
-    })?;
+    let before = last_of(node, situation)?;
     let mut reasons = Vec::new();
     for change in inputs.changes_since(&before.inputs) {
         match file_changes(node, &change, &before.listings, situation) {
@@ -278,6 +280,17 @@ fn changes_since_last(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -
         }
     }
     Some(reasons)
+}
+
+/// The step as a running VM of it was booted with, else as one of its VMs needed it last.
+fn last_of(node: &Node, situation: &Situation<'_>) -> Option<LastStep> {
+    let kind = node.task.kind();
+    let runs = |vm: &Name| situation.observed.iter().any(|o| o.name == *vm && o.running == Running::Yes);
+    node.vms.iter().find_map(|vm| {
+        let mut last = situation.store.last(vm)?;
+        let booted = if runs(vm) { last.booted.remove(kind.label()) } else { None };
+        booted.or_else(|| last.steps.remove(kind.label()))
+    })
 }
 
 /// For a changed workload directory: the files that differ.

@@ -116,6 +116,9 @@ impl State {
         serde_json::from_slice(&text)
             .map(Some)
             .or_failed("supervise.state-broken", || format!("{} is not the state of a VM", path.display()))
+            .map_err(|e| {
+                e.help("remove that file if the VM does not run: the next `firegopher up` cleans up what it left")
+            })
     }
 
     /// Replaces the state on disk.
