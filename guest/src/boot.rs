@@ -5,7 +5,7 @@ use crate::failure::{Context, Failure, Result};
 use crate::shutdown::{self, End};
 use crate::trace::Trace;
 use crate::workload::Launch;
-use crate::{console, identity, modules, mounts, net, oom, root, supervise, user, volumes};
+use crate::{console, identity, limits, modules, mounts, net, oom, root, supervise, user, volumes};
 use firegopher_protocol::{EXIT_LINE, ExitRecord, FromGuest, PROTOCOL, RunConfig, ToGuest};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -89,6 +89,8 @@ impl Guest {
         for message in warnings {
             self.control.send(&FromGuest::Warning { message });
         }
+        // After the network, whose parameters come with its devices.
+        limits::set_sysctls(&config.sysctls, Path::new("/proc/sys"))?;
         let signals = child_signals()?;
         let killed_before = oom::kills();
         let workload = Launch::new(&config, &account)?.start()?;
@@ -178,6 +180,8 @@ pub mod tests {
             layers: vec![Disk { index: 0, read_only: true }],
             scratch: None,
             volumes: vec![],
+            sysctls: vec![],
+            limits: vec![],
             grace_ms: 1000,
             clock_ms: 0,
             stdin: false,
