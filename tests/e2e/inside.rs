@@ -146,6 +146,41 @@ fn a_user_has_no_more_rights_than_it_needs_and_all_the_mounts_it_expects() {
 }
 
 #[test]
+fn root_keeps_what_servers_need_and_nothing_that_reaches_the_kernel() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new(
+        r##"vm "a" {
+            image { debian "busybox-static" }
+            run "/bin/busybox" "sh" "-c" #"""
+                b=/bin/busybox
+                $b grep -E '^(Cap|NoNewPrivs|Groups|Uid|Gid)' /proc/self/status
+                $b chown 7:7 /tmp && echo "an owner"
+                $b mount -t tmpfs none /mnt 2>/dev/null || echo "no mount"
+                $b date -s @0 >/dev/null 2>&1; [ $($b date +%Y) -gt 2000 ] && echo "no clock"
+                $b dd if=/dev/mem count=1 of=/dev/null 2>/dev/null || echo "no memory"
+                $b readlink /proc/1/exe || echo "no tracing of PID 1"
+            """#
+        }"##,
+    );
+    let told = project.ok(&["run"]).stdout;
+    // chown, dac_override, dac_read_search, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service,
+    // net_admin, net_raw, ipc_lock, sys_chroot, sys_nice, sys_resource, mknod, audit_write and setfcap.
+    let kept = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 13, 14, 18, 23, 24, 27, 29, 31];
+    let kept = kept.iter().fold(0_u64, |set, capability| set | 1 << capability);
+    assert_eq!(kept, 0xa984_75ff);
+    let none = 0;
+    assert_eq!(
+        told,
+        format!(
+            "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t0 \n\
+             CapInh:\t{none:016x}\nCapPrm:\t{kept:016x}\nCapEff:\t{kept:016x}\nCapBnd:\t{kept:016x}\n\
+             CapAmb:\t{none:016x}\nNoNewPrivs:\t0\n\
+             an owner\nno mount\nno clock\nno memory\nno tracing of PID 1\n"
+        )
+    );
+}
+
+#[test]
 fn a_volume_that_cannot_be_mounted_ends_the_boot_by_name() {
     let Some(_turn) = guests(1) else { return };
     let project = Project::new(
