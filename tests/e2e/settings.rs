@@ -1,6 +1,6 @@
 //! Settings of the manifest, as the guest sees them.
 
-use crate::harness::{Project, guests};
+use crate::harness::{Project, free_port, guests, skip, try_get};
 use std::collections::BTreeMap;
 
 /// `name=value` lines.
@@ -138,6 +138,28 @@ fn a_workload_over_base_directories_follows_the_image() {
     project.write("tree/tmp/ignored", "x");
     project.write("tree/etc/added", "added\n");
     assert_eq!(project.ok(&["run"]).stdout, "library\n1777:0\n755:0\nadded\nkept\n");
+}
+
+#[test]
+fn the_first_client_waits_for_a_server_that_listens_late() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("without root QEMU publishes ports, and hangs up where nobody listens yet");
+    }
+    let Some(_turn) = guests(1) else { return };
+    let port = free_port();
+    let project = Project::new(&format!(
+        r#"vm "late" {{
+            image {{ debian "busybox-static" }}
+            workload "./page" to="/srv/"
+            run "/bin/busybox" "sh" "-c" "/bin/busybox sleep 2; exec /bin/busybox httpd -f -p 8000 -h /srv"
+            port {port} to=8000
+        }}"#
+    ));
+    project.write("page", "at last\n");
+    let up = project.up(&["-d"]);
+    let answer = try_get(port, "/page");
+    assert_eq!(answer.unwrap(), "at last\n", "{up:?}");
+    project.ok(&["down"]);
 }
 
 #[test]
