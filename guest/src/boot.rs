@@ -5,7 +5,7 @@ use crate::failure::{Context, Failure, Result};
 use crate::shutdown::{self, End};
 use crate::trace::Trace;
 use crate::workload::Launch;
-use crate::{console, identity, modules, mounts, net, oom, root, supervise, user, volumes};
+use crate::{console, identity, limits, modules, mounts, net, oom, root, supervise, user, volumes};
 use firegopher_protocol::{EXIT_LINE, ExitRecord, FromGuest, PROTOCOL, RunConfig, ToGuest};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -35,8 +35,13 @@ struct Guest {
     traced: bool,
 }
 
-/// All of PID 1. Every path ends in `shutdown`.
+/// All of PID 1.
 pub fn run() -> ! {
+    live_and_end(Guest::live)
+}
+
+/// Lives a life and ends the machine: every path ends in `shutdown`.
+fn live_and_end(life: impl FnOnce(&mut Guest) -> Result<ExitRecord>) -> ! {
     std::panic::set_hook(Box::new(|info| {
         // The payload might quote data; the place is enough to find the defect.
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
@@ -53,7 +58,7 @@ pub fn run() -> ! {
     let end = End::from_command_line(&command_line);
     RESET.store(end == End::Reset, Ordering::Relaxed);
     guest.traced = command_line.split_whitespace().any(|word| word == "firegopher.trace");
-    let record = early.and_then(|()| guest.live()).unwrap_or_else(|failure| ExitRecord {
+    let record = early.and_then(|()| life(&mut guest)).unwrap_or_else(|failure| ExitRecord {
         failed: Some(failure.into_message()),
         ..ExitRecord::default()
     });
@@ -89,6 +94,8 @@ impl Guest {
         for message in warnings {
             self.control.send(&FromGuest::Warning { message });
         }
+        // After the network, whose parameters come with its devices.
+        limits::set_sysctls(&config.sysctls, Path::new("/proc/sys"))?;
         let signals = child_signals()?;
         let killed_before = oom::kills();
         let workload = Launch::new(&config, &account)?.start()?;
@@ -161,7 +168,50 @@ pub fn child_signals() -> Result<SignalFd> {
 
 #[cfg(test)]
 pub mod tests {
-    use firegopher_protocol::{Disk, RunConfig, RunUser};
+    use super::*;
+    use crate::testing::{TempDir, as_pid_1, root};
+    use firegopher_protocol::{Disk, RunUser};
+    use nix::errno::Errno;
+    use nix::mount::{MsFlags, mount};
+    use nix::sys::wait::WaitStatus;
+
+    /// Runs a life that panics as PID 1; how it ended and what its console shows.
+    fn panics(reset: bool) -> (WaitStatus, String) {
+        let dir = TempDir::new();
+        let console = dir.path().join("console");
+        fs::write(&console, "").unwrap();
+        let ended = as_pid_1(|| {
+            // What is mounted already is not mounted again, so the console stays where PID 1 looks.
+            match mount(Some("devtmpfs"), "/dev", Some("devtmpfs"), MsFlags::empty(), None::<&str>) {
+                Ok(()) | Err(Errno::EBUSY) => {}
+                Err(errno) => panic!("/dev: {errno}"),
+            }
+            mount(Some(&console), "/dev/console", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+            live_and_end(|_| {
+                // The kernel command line is the host's here.
+                RESET.store(reset, Ordering::Relaxed);
+                panic!("a secret of {}", "the workload")
+            })
+        });
+        (ended, fs::read_to_string(console).unwrap())
+    }
+
+    #[test]
+    fn a_panic_is_reported_by_its_place_and_ends_the_machine() {
+        if !root("a PID namespace") {
+            return;
+        }
+        // reboot(2): of a PID namespace, a power-off is SIGINT to its first process, and a restart SIGHUP.
+        for (reset, signal) in [(false, Signal::SIGINT), (true, Signal::SIGHUP)] {
+            let (ended, console) = panics(reset);
+            assert!(matches!(ended, WaitStatus::Signaled(_, by, _) if by == signal), "{ended:?}: {console}");
+            let record = console.strip_prefix(EXIT_LINE).unwrap_or_else(|| panic!("{console:?}"));
+            let record: ExitRecord = serde_json::from_str(record).unwrap();
+            let failed = record.failed.unwrap();
+            assert!(failed.starts_with("this is a bug in firegopher's guest init, at "), "{failed}");
+            assert!(failed.contains("src/boot.rs:") && !console.contains("secret"), "{console}");
+        }
+    }
 
     /// The least a guest can be told.
     pub fn config() -> RunConfig {
@@ -178,6 +228,8 @@ pub mod tests {
             layers: vec![Disk { index: 0, read_only: true }],
             scratch: None,
             volumes: vec![],
+            sysctls: vec![],
+            limits: vec![],
             grace_ms: 1000,
             clock_ms: 0,
             stdin: false,

@@ -1,16 +1,13 @@
 //! What the workload may do: identity, capabilities, limits. Runs in the child, between fork and exec.
 
 use crate::failure::{Context, Result};
+use crate::limits;
 use crate::user::Account;
+use firegopher_protocol::Limit;
 use nix::errno::Errno;
 use nix::sys::prctl::set_no_new_privs;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-
-/// Open files: the soft limit leaves room for any server without making programs that close every possible descriptor
-/// crawl; the hard one is the kernel's own ceiling (fs.nr_open).
-const NOFILE: (u64, u64) = (65_536, 1_048_576);
 
 // linux/capability.h
 const CHOWN: u32 = 0;
@@ -66,9 +63,9 @@ const _: () = {
 };
 
 /// Turns this process into the workload's user with no more rights than it needs.
-pub fn confine(account: &Account) -> Result<()> {
+pub fn confine(account: &Account, limits: &[Limit]) -> Result<()> {
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    limit_files().context(|| format!("setting the limit of open files to {}", NOFILE.1))?;
+    limits::set_limits(limits)?;
     let keep: &[u32] = if account.is_root() { ROOT } else { &[] };
     drop_bounding(keep).context(|| "dropping capabilities".to_owned())?;
     let gid = Gid::from_raw(account.gid);
@@ -81,17 +78,6 @@ pub fn confine(account: &Account) -> Result<()> {
         set_no_new_privs().context(|| "setting no_new_privs".to_owned())?;
     }
     Ok(())
-}
-
-/// Where the ceiling cannot be raised, what there is will do.
-fn limit_files() -> nix::Result<()> {
-    match setrlimit(Resource::RLIMIT_NOFILE, NOFILE.0, NOFILE.1) {
-        Err(Errno::EPERM) => {
-            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-            setrlimit(Resource::RLIMIT_NOFILE, NOFILE.0.min(hard), hard)
-        }
-        other => other,
-    }
 }
 
 /// Empties the bounding set but for `keep`, so that no exec ever brings anything back.

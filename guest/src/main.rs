@@ -9,6 +9,7 @@ mod control;
 mod environment;
 mod failure;
 mod identity;
+mod limits;
 mod lookup;
 mod modules;
 mod mounts;

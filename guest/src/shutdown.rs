@@ -68,7 +68,48 @@ pub fn machine(end: End) -> ! {
 
 #[cfg(test)]
 mod tests {
-    use super::End;
+    use super::*;
+    use crate::testing::{TempDir, as_pid_1_then, root};
+    use nix::sys::signal::Signal;
+    use nix::sys::statvfs::{FsFlags, statvfs};
+    use nix::sys::wait::WaitStatus;
+    use nix::unistd::{chdir, chroot};
+    use std::path::Path;
+
+    #[test]
+    fn the_root_is_read_only_and_volumes_are_unmounted_before_the_machine_ends() {
+        if !root("a PID namespace") {
+            return;
+        }
+        let dir = TempDir::new();
+        let at = dir.path();
+        let tmpfs = |at: &Path| {
+            std::fs::create_dir_all(at).unwrap();
+            mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        };
+        let read_only = |at: &Path| statvfs(at).unwrap().flags().contains(FsFlags::ST_RDONLY);
+        for busy in [false, true] {
+            // PID 1 mounts them; they are looked at from outside of its PID namespace.
+            let (ended, whole) = as_pid_1_then(
+                || {
+                    tmpfs(at);
+                    tmpfs(&at.join("data"));
+                    std::fs::write(at.join("data/file"), "x").unwrap();
+                    chroot(at).unwrap();
+                    chdir(if busy { "/data" } else { "/" }).unwrap();
+                    assert!(!read_only(Path::new("/")));
+                    now(End::PowerOff, &[PathBuf::from("/data")])
+                },
+                || {
+                    let data = at.join("data");
+                    let gone = !data.join("file").exists();
+                    read_only(at) && if busy { read_only(&data) && !gone } else { gone }
+                },
+            );
+            assert!(matches!(ended, WaitStatus::Signaled(_, Signal::SIGINT, _)), "{ended:?}");
+            assert!(whole, "in use: {busy}");
+        }
+    }
 
     #[test]
     fn the_command_line_decides_and_the_last_word_counts() {

@@ -5,7 +5,7 @@ use crate::environment::Environment;
 use crate::failure::{Context, Failure, Result};
 use crate::lookup;
 use crate::user::Account;
-use firegopher_protocol::RunConfig;
+use firegopher_protocol::{Limit, RunConfig};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
@@ -21,6 +21,7 @@ pub struct Launch<'a> {
     candidates: Vec<String>,
     environment: Vec<CString>,
     account: &'a Account,
+    limits: &'a [Limit],
     workdir: &'a str,
     stdin: bool,
 }
@@ -57,6 +58,7 @@ impl<'a> Launch<'a> {
             candidates: lookup::candidates(program, environment.get("PATH").unwrap_or_default()),
             environment: environment.to_c()?,
             account,
+            limits: &config.limits,
             workdir: &config.workdir,
             stdin: config.stdin,
         })
@@ -117,7 +119,7 @@ impl<'a> Launch<'a> {
         unsafe { sigaction(Signal::SIGPIPE, &default) }.context(|| "resetting SIGPIPE".to_owned())?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
             .context(|| "resetting the signal mask".to_owned())?;
-        caps::confine(self.account)?;
+        caps::confine(self.account, self.limits)?;
         // As the user, who may not be let in.
         chdir(self.workdir).context(|| format!("entering the working directory {:?}", self.workdir))?;
         Err(self.execute())

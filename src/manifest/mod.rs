@@ -7,6 +7,7 @@ mod debian;
 mod decode;
 mod download;
 mod excerpt;
+mod limits;
 mod path;
 mod prescan;
 mod project;

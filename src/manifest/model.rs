@@ -5,6 +5,7 @@ use crate::name::Name;
 use crate::packages::PackageSet;
 use crate::vmm::firecracker::version::Version;
 use crate::vmm::tuning::Tuning;
+use firegopher_protocol::Limit;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,6 +70,10 @@ pub struct Vm {
     pub boot_timeout: Duration,
     /// The guest's host name; the VM's name unless set.
     pub hostname: String,
+    /// Kernel parameters of the guest, in order: a path below /proc/sys and its text.
+    pub sysctls: Vec<(String, String)>,
+    /// Resource limits of the workload's processes, each resource at most once.
+    pub limits: Vec<Limit>,
     /// How its machine differs from the plain one.
     pub tuning: Tuning,
 }

@@ -67,6 +67,10 @@ const fn number(name: &'static str, about: &'static str) -> Prop {
     Prop { name, needed: false, kind: Kind::Number, about }
 }
 
+const fn value(name: &'static str, about: &'static str) -> Prop {
+    Prop { name, needed: false, kind: Kind::TextOrNumber, about }
+}
+
 const fn truth(name: &'static str, about: &'static str) -> Prop {
     Prop { name, needed: false, kind: Kind::Truth, about }
 }
@@ -357,6 +361,30 @@ pub(super) const VM: &[Node] = &[
             number("send-packets", "How many packets the guest may send each second; Firecracker only"),
         ],
         ..node("network", (0, 0), "", "The guest's network device")
+    },
+    Node {
+        kind: Kind::TextOrNumber,
+        many: true,
+        ..node(
+            "sysctl",
+            (2, 2),
+            "a name and a value",
+            "A parameter of the guest's kernel, by its path below /proc/sys with dots or slashes",
+        )
+    },
+    Node {
+        kind: Kind::TextOrNumber,
+        props: &[
+            value("soft", "What holds; needs `hard` beside it"),
+            value("hard", "How far a process may raise what holds; needs `soft` beside it"),
+        ],
+        many: true,
+        ..node(
+            "limit",
+            (1, 2),
+            "a name and a value",
+            "A resource limit of setrlimit(2), soft and hard: a number, a size of what is counted in bytes, or \"unlimited\"",
+        )
     },
     node("grace", (1, 1), "a duration", "Time between SIGTERM and SIGKILL"),
     node("boot-timeout", (1, 1), "a duration", "Time in which the guest must report"),

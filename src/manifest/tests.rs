@@ -4,6 +4,7 @@ use super::*;
 use crate::packages::PackageSet;
 use crate::vmm::firecracker::config::CpuTemplate;
 use crate::vmm::tuning::{Balloon, Console, CpuFile, HugePages, Rate, Tuning};
+use firegopher_protocol::{Limit, Resource};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -45,6 +46,7 @@ fn a_vm_needs_only_run() {
     assert_eq!((vm.grace, vm.boot_timeout), (Duration::from_secs(10), Duration::from_secs(60)));
     assert!(vm.workloads.is_empty() && vm.env.is_empty() && vm.secrets.is_empty());
     assert!(vm.ports.is_empty() && vm.volumes.is_empty());
+    assert!(vm.sysctls.is_empty() && vm.limits.is_empty());
 }
 
 #[test]
@@ -70,6 +72,20 @@ fn the_example_means_what_its_comments_say() {
     assert_eq!(web.secrets, [Secret { name: "API_KEY".into(), env: "MY_API_KEY".into() }]);
     assert_eq!(web.ports, [Port { address: "127.0.0.1".parse().unwrap(), host: 8080, guest: 8000 }]);
     assert_eq!(web.root, Root::Scratch(4 << 30));
+    let sysctl = |path: &str, value: &str| (path.to_owned(), value.to_owned());
+    assert_eq!(
+        web.sysctls,
+        [sysctl("net/core/somaxconn", "1024"), sysctl("net/ipv4/ip_local_port_range", "20000 60000")]
+    );
+    let limit = |resource, soft, hard| Limit { resource, soft, hard };
+    assert_eq!(
+        web.limits,
+        [
+            limit(Resource::Nofile, Some(4096), Some(65_536)),
+            limit(Resource::Memlock, Some(64 << 20), Some(64 << 20)),
+            limit(Resource::Core, None, None),
+        ]
+    );
     assert_eq!(web.restart, Restart::OnFailure { max: Some(5) });
     assert_eq!(web.volumes[0].size, 1 << 30);
     assert_eq!(worker.kernel, KernelSource::Path("boot/vmlinux".into()));
@@ -372,6 +388,22 @@ fn a_balloon_is_a_size_or_reports_what_is_free() {
     assert_eq!(of("balloon free-page-reporting=#true"), Some(reporting));
     assert_eq!(of("balloon \"192MiB\" deflate-on-oom=#false"), Some(plain));
     assert_eq!(of("cpus 1"), None);
+}
+
+#[test]
+fn limits_have_their_own_units_and_bounds() {
+    let of = |text: &str| good(&format!("vm \"a\" {{ run \"x\"; {text}; }}")).vms[0].limits.clone();
+    let limit = |resource, soft, hard| vec![Limit { resource, soft, hard }];
+    assert_eq!(of("limit \"stack\" \"0B\""), limit(Resource::Stack, Some(0), Some(0)));
+    assert_eq!(of("limit \"nice\" 40"), limit(Resource::Nice, Some(40), Some(40)));
+    assert_eq!(of("limit \"as\" soft=\"1GiB\" hard=\"unlimited\""), limit(Resource::As, Some(1 << 30), None));
+    // What the kernel takes for "unlimited" (RLIM_INFINITY) is no number.
+    let most = u64::MAX - 1;
+    assert_eq!(of(&format!("limit \"nproc\" {most}")), limit(Resource::Nproc, Some(most), Some(most)));
+    assert_eq!(
+        codes(&format!("vm \"a\" {{ run \"x\"; limit \"nproc\" {}; }}", u64::MAX)),
+        ["manifest.out-of-range"]
+    );
 }
 
 /// `FIREGOPHER_UPDATE_SCHEMA=1 cargo test` writes the file anew.

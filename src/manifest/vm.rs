@@ -5,7 +5,7 @@ use super::diagnostic::Problem;
 use super::model::{Egress, ImageSource, Port, Restart, Root, Secret, Vm, Volume};
 use super::source::{Sources, default_image, default_kernel};
 use super::table::{self, Block};
-use super::{model, tuning, units};
+use super::{limits, model, tuning, units};
 use crate::name::Name;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -91,6 +91,8 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
         one("boot-timeout").map_or(Some(DEFAULT_BOOT_TIMEOUT), |s| d.duration(s, Duration::from_secs(1)));
     let hostname = one("hostname").map(|s| d.hostname(s));
 
+    let sysctls = limits::sysctls(d, &settings);
+    let limits = limits::limits(d, &settings);
     let tuning = {
         let volumes: Vec<&Volume> = mounts.iter().map(|m| &m.value).collect();
         tuning::decode(d, &settings, &volumes, memory, root)
@@ -121,6 +123,8 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
             restart: restart?,
             grace: grace?,
             boot_timeout: boot_timeout?,
+            sysctls: sysctls?,
+            limits: limits?,
             tuning: tuning?,
         })
     })();

@@ -4,7 +4,8 @@
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -18,13 +19,43 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors or memory, so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a client may wait for a backend that has been started and has not answered anybody yet.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Between attempts to reach such a one: the first pause, each twice the one before, and the longest.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
+
+/// How often the backend was started. A server takes a while until it listens, and its first clients wait for that.
+#[derive(Clone, Default)]
+pub struct Starts(Arc<AtomicU32>);
+
+impl Starts {
+    /// The backend is being started.
+    pub fn again(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn so_far(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How the backend is reached.
+struct Backend<C> {
+    connect: C,
+    starts: Starts,
+    /// The start after which it answered last.
+    answered: AtomicU32,
+    patience: Duration,
+}
+
 /// Serves until dropped; every connection ends with it. `connect` starts one non-blocking connection to the
-/// backend (`Netns::connect`). A backend that refuses or stays silent gets the client a reset.
-pub async fn serve<C>(listener: TcpListener, connect: C) -> io::Result<()>
+/// backend (`Netns::connect`). A backend that refuses or stays silent gets the client a reset: at once if it has
+/// answered anybody since its last start, else after `patience`.
+pub async fn serve<C>(listener: TcpListener, connect: C, starts: Starts, patience: Duration) -> io::Result<()>
 where
     C: Fn() -> io::Result<std::net::TcpStream> + Send + Sync + 'static,
 {
-    let connect = Arc::new(connect);
+    let backend = Arc::new(Backend { connect, starts, answered: AtomicU32::new(0), patience });
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -37,9 +68,9 @@ where
                 continue;
             }
         };
-        let connect = Arc::clone(&connect);
+        let backend = Arc::clone(&backend);
         connections.spawn(async move {
-            pump(client, &*connect).await;
+            pump(client, &backend).await;
             drop(slot);
         });
         while connections.try_join_next().is_some() {}
@@ -51,8 +82,11 @@ fn is_fatal(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
 }
 
-async fn pump(mut client: TcpStream, connect: &(impl Fn() -> io::Result<std::net::TcpStream> + Sync)) {
-    let Ok(mut backend) = reach(connect).await else {
+async fn pump<C>(mut client: TcpStream, backend: &Backend<C>)
+where
+    C: Fn() -> io::Result<std::net::TcpStream> + Sync,
+{
+    let Ok(mut backend) = backend.reach().await else {
         reset(&client);
         return;
     };
@@ -69,12 +103,34 @@ async fn pump(mut client: TcpStream, connect: &(impl Fn() -> io::Result<std::net
     }
 }
 
-async fn reach(connect: &impl Fn() -> io::Result<std::net::TcpStream>) -> io::Result<TcpStream> {
-    let stream = TcpStream::from_std(connect()?)?;
-    tokio::time::timeout(CONNECT_TIMEOUT, stream.writable()).await??;
-    match stream.take_error()? {
-        Some(e) => Err(e),
-        None => Ok(stream),
+impl<C: Fn() -> io::Result<std::net::TcpStream> + Sync> Backend<C> {
+    /// Connects, again and again while it may still be on its way.
+    async fn reach(&self) -> io::Result<TcpStream> {
+        let end = Instant::now() + self.patience;
+        let (mut pause, longest) = RETRY_PAUSES;
+        loop {
+            let start = self.starts.so_far();
+            match self.try_once().await {
+                Ok(stream) => {
+                    self.answered.store(start, Ordering::Relaxed);
+                    return Ok(stream);
+                }
+                Err(e) if self.answered.load(Ordering::Relaxed) == start || Instant::now() >= end => {
+                    return Err(e);
+                }
+                Err(_) => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    async fn try_once(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::from_std((self.connect)()?)?;
+        tokio::time::timeout(CONNECT_TIMEOUT, stream.writable()).await??;
+        match stream.take_error()? {
+            Some(e) => Err(e),
+            None => Ok(stream),
+        }
     }
 }
 

@@ -39,6 +39,8 @@ pub fn template(vm: &Vm) -> RunConfig {
                 at: volume.at.clone(),
             })
             .collect(),
+        sysctls: vm.sysctls.clone(),
+        limits: vm.limits.clone(),
         grace_ms: vm.grace.as_millis() as u64,
         clock_ms: 0,
         stdin: false,
@@ -68,7 +70,15 @@ pub fn fields(config: &RunConfig) -> Vec<(String, String)> {
     let value = serde_json::to_value(config).expect("invariant: a run configuration has only string keys");
     let mut fields: Vec<(String, String)> =
         config.env.iter().map(|(k, v)| (format!("env {k}"), v.clone())).collect();
-    let settings = value.as_object().into_iter().flatten().filter(|(name, _)| *name != "env");
+    // Their order counts too: one may need the one before it.
+    fields.extend(config.sysctls.iter().map(|(path, value)| (format!("sysctl {path}"), value.clone())));
+    let text = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |n| n.to_string());
+    fields.extend(config.limits.iter().map(|limit| {
+        (format!("limit {}", limit.resource.name()), format!("{}:{}", text(limit.soft), text(limit.hard)))
+    }));
+    let one_by_one = ["env", "sysctls", "limits"];
+    let settings =
+        value.as_object().into_iter().flatten().filter(|(name, _)| !one_by_one.contains(&name.as_str()));
     fields.extend(settings.map(|(name, value)| (name.clone(), value.to_string())));
     fields
 }

@@ -24,13 +24,15 @@ const SLIRP_GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// This host, and the project's network namespace.
 pub(super) struct Host {
     netns: Option<Netns>,
+    /// How often the guest was started, for those who wait for what it publishes.
+    starts: proxy::Starts,
 }
 
 impl Host {
     /// Without a namespace nothing can be launched that has a tap, but everything can be undone: taps end with the
     /// processes that hold them.
     pub fn new(netns: Option<Netns>) -> Self {
-        Host { netns }
+        Host { netns, starts: proxy::Starts::default() }
     }
 }
 
@@ -54,8 +56,10 @@ impl Platform for Host {
             listener.set_nonblocking(true).or_failed("supervise.port", failed)?;
             let listener = tokio::net::TcpListener::from_std(listener).or_failed("supervise.port", failed)?;
             let to = SocketAddrV4::new(guest, port.guest);
+            let starts = self.starts.clone();
             proxies.spawn(async move {
-                if let Err(e) = proxy::serve(listener, move || netns.connect(to)).await {
+                let connect = move || netns.connect(to);
+                if let Err(e) = proxy::serve(listener, connect, starts, proxy::PATIENCE).await {
                     super::log_line(&format!("port {} is published no longer: {e}", port.host));
                 }
             });
@@ -87,6 +91,7 @@ impl Platform for Host {
     }
 
     fn launch(&self, spec: &SuperviseSpec, journal: &mut Journal) -> Result<Machine> {
+        self.starts.again();
         let scratch = effects::scratch_path(spec).map(|path| Effect::File { path });
         let jail = spec.vm_spec.jail.clone().map(|jail| Effect::Jail { jail });
         let tap = match &spec.vm_spec.net {

@@ -104,7 +104,8 @@ impl Progress for Ui {
             None => ProgressBar::new_spinner(),
         });
         let template = match total {
-            Some(_) => "  {msg} {bar:24} {bytes}/{total_bytes}",
+            // The message gives way where the terminal is narrow, never the figures.
+            Some(_) => "  {wide_msg} {bar:20} {bytes}/{total_bytes} {percent:>3}%",
             None => "  {spinner} {msg}",
         };
         bar.set_style(

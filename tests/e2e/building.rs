@@ -3,6 +3,8 @@
 use crate::harness::terminal::{on_terminal, read_all, wait_end};
 use crate::harness::{Project, guests};
 use crate::traces::{SLEEP, home_with_packages};
+use crate::web::{Reply, Server};
+use sha2::{Digest, Sha256};
 use std::os::unix::fs::PermissionsExt;
 
 const ONE_VM: &str = "vm \"box\" { workload \"./app\" to=\"/app\"; run \"true\" }";
@@ -76,7 +78,7 @@ fn a_copied_tree_builds_the_same_outputs() {
 }
 
 #[test]
-fn steps_and_transfers_have_bars_on_a_terminal_and_plain_lines_elsewhere() {
+fn steps_have_bars_on_a_terminal_and_plain_lines_elsewhere() {
     let Some(_turn) = guests(1) else { return };
     let own = tempfile::tempdir().unwrap();
     let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}")).with_home(&own.path().join("home"));
@@ -104,4 +106,78 @@ fn steps_and_transfers_have_bars_on_a_terminal_and_plain_lines_elsewhere() {
         let lines = piped.stderr.lines().filter(|line| line.starts_with(step) && line.ends_with(" s)"));
         assert_eq!(lines.count(), 1, "{step}: {}", piped.stderr);
     }
+}
+
+/// Where the terminal shows this transfer under way, each time with the bytes that are there and their percentage.
+fn under_way(shown: &str, name: &str) -> Vec<(usize, u32, u64)> {
+    let mut all = Vec::new();
+    for (at, line) in shown.match_indices(name).map(|(at, _)| (at, &shown[at..])) {
+        let line = line.split(['\r', '\n', '\x1b']).next().unwrap_or_default();
+        // `a.bin ###----- 1.25 MiB/2.00 MiB  62%`
+        let Some((bytes, rest)) = line.split_once("/2.00 MiB") else { continue };
+        let mut words = bytes.split_whitespace().rev();
+        let unit = match words.next().unwrap_or_default() {
+            "B" => 1.0,
+            "KiB" => 1024.0,
+            "MiB" => 1048576.0,
+            _ => continue,
+        };
+        let bytes =
+            words.next().unwrap_or_default().parse::<f64>().unwrap_or_else(|e| panic!("{line:?}: {e}"));
+        // Where lines are as wide as the terminal, nothing stands between them.
+        let percent = rest
+            .split('%')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .parse()
+            .unwrap_or_else(|e| panic!("{line:?}: {e}"));
+        all.push((at, percent, (bytes * unit) as u64));
+    }
+    all
+}
+
+#[test]
+fn transfers_have_bars_on_a_terminal_side_by_side_and_plain_lines_elsewhere() {
+    let Some(_turn) = guests(1) else { return };
+    const SIZE: usize = 2 << 20;
+    // Different ones: what is the same is downloaded once.
+    let body = |name: &str| name.as_bytes().iter().copied().cycle().take(SIZE).collect::<Vec<u8>>();
+    let server = Server::start(move |request| {
+        Reply::ok(body(request.target.trim_start_matches('/'))).rate(SIZE as u64 / 2)
+    });
+    let workload = |name: &str| {
+        let digest: String = Sha256::digest(body(name)).iter().map(|byte| format!("{byte:02x}")).collect();
+        let url = server.url(&format!("/{name}"));
+        format!("workload to=\"/opt/{name}\" {{ url \"{url}\" sha256=\"{digest}\" }}")
+    };
+    let manifest = |a, b| format!("vm \"a\" {{ {}; {}; run \"true\" }}", workload(a), workload(b));
+    let own = tempfile::tempdir().unwrap();
+    let project = Project::new(&manifest("a.bin", "b.bin")).with_home(&own.path().join("home"));
+    home_with_packages(project.home());
+    let (terminal, mut build) = on_terminal(&project, &["build"]);
+    let shown = read_all(&terminal);
+    assert_eq!(wait_end(&mut build), Some(0), "{shown}");
+    let [a, b] = ["a.bin", "b.bin"].map(|name| {
+        let seen = under_way(&shown, name);
+        let half: Vec<_> = seen.into_iter().filter(|(_, percent, _)| (1..100).contains(percent)).collect();
+        assert!(half.len() > 4, "{name} is not seen on its way: {shown:?}");
+        assert!(half.is_sorted_by_key(|(_, percent, _)| *percent), "{name} goes forward: {half:?}");
+        for (_, percent, bytes) in &half {
+            let exact = *bytes as f64 * 100.0 / SIZE as f64;
+            assert!((exact - f64::from(*percent)).abs() < 2.0, "{bytes} bytes are {percent}%");
+        }
+        half
+    });
+    let (first, last) = (|of: &[(usize, u32, u64)]| of[0].0, |of: &[(usize, u32, u64)]| of[of.len() - 1].0);
+    assert!(first(&a) < last(&b) && first(&b) < last(&a), "one after the other: {a:?} {b:?}");
+
+    // Others, into a pipe: one line each.
+    project.manifest(&manifest("c.bin", "d.bin"));
+    let piped = project.ok(&["build"]).stderr;
+    for name in ["c.bin", "d.bin"] {
+        let lines = piped.lines().filter(|line| line.starts_with("downloading ") && line.contains(name));
+        assert_eq!(lines.count(), 1, "{name}: {piped}");
+    }
+    assert!(!piped.contains('\x1b'), "{piped:?}");
 }

@@ -97,6 +97,7 @@ fn a_user_has_no_more_rights_than_it_needs_and_all_the_mounts_it_expects() {
         ("/dev/pts", "devpts", "gid=5,mode=620,ptmxmode=666"),
         ("/dev/shm", "tmpfs", "nosuid,nodev"),
         ("/dev/mqueue", "mqueue", "nosuid,nodev,noexec"),
+        ("/dev/hugepages", "hugetlbfs", "nosuid,nodev"),
         ("/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec"),
         ("/run", "tmpfs", "nosuid,nodev"),
         ("/data", "ext4", "nodev"),
@@ -143,6 +144,79 @@ fn a_user_has_no_more_rights_than_it_needs_and_all_the_mounts_it_expects() {
     }
     project.ok(&["down", "--volumes"]);
     assert_clean(&project);
+}
+
+#[test]
+fn root_keeps_what_servers_need_and_nothing_that_reaches_the_kernel() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new(
+        r##"vm "a" {
+            image { debian "busybox-static" }
+            run "/bin/busybox" "sh" "-c" #"""
+                b=/bin/busybox
+                $b grep -E '^(Cap|NoNewPrivs|Groups|Uid|Gid)' /proc/self/status
+                $b chown 7:7 /tmp && echo "an owner"
+                $b mount -t tmpfs none /mnt 2>/dev/null || echo "no mount"
+                $b date -s @0 >/dev/null 2>&1; [ $($b date +%Y) -gt 2000 ] && echo "no clock"
+                $b dd if=/dev/mem count=1 of=/dev/null 2>/dev/null || echo "no memory"
+                $b readlink /proc/1/exe || echo "no tracing of PID 1"
+            """#
+        }"##,
+    );
+    let told = project.ok(&["run"]).stdout;
+    // chown, dac_override, dac_read_search, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service,
+    // net_admin, net_raw, ipc_lock, sys_chroot, sys_nice, sys_resource, mknod, audit_write and setfcap.
+    let kept = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 13, 14, 18, 23, 24, 27, 29, 31];
+    let kept = kept.iter().fold(0_u64, |set, capability| set | 1 << capability);
+    assert_eq!(kept, 0xa984_75ff);
+    let none = 0;
+    assert_eq!(
+        told,
+        format!(
+            "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nGroups:\t0 \n\
+             CapInh:\t{none:016x}\nCapPrm:\t{kept:016x}\nCapEff:\t{kept:016x}\nCapBnd:\t{kept:016x}\n\
+             CapAmb:\t{none:016x}\nNoNewPrivs:\t0\n\
+             an owner\nno mount\nno clock\nno memory\nno tracing of PID 1\n"
+        )
+    );
+}
+
+/// Whether an ext4 file system was left whole: state and incompatible features of its superblock (fs/ext4/ext4.h).
+fn was_unmounted(image: &std::path::Path) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut superblock = [0; 1024];
+    std::fs::File::open(image).unwrap().read_exact_at(&mut superblock, 1024).unwrap();
+    let word = |at: usize| u32::from_le_bytes(superblock[at..at + 4].try_into().unwrap());
+    assert_eq!(word(0x38) & 0xffff, 0xef53, "no ext4");
+    let (state, incompat) = (word(0x38) >> 16, word(0x60));
+    // EXT4_VALID_FS alone, and no EXT4_FEATURE_INCOMPAT_RECOVER.
+    state == 1 && incompat & 4 == 0
+}
+
+#[test]
+fn a_volume_is_left_whole_by_a_workload_that_has_to_be_killed() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new(
+        r##"vm "a" {
+            image { debian "busybox-static" }
+            run "/bin/busybox" "sh" "-c" #"""
+                trap '' TERM
+                exec 3>/data/open
+                echo writing
+                while :; do echo x >&3; echo x >/data/new; done
+            """#
+            volume "data" at="/data" size="32MiB"
+            grace "1s"
+        }"##,
+    );
+    project.up(&["-d"]);
+    project.wait_log("a", "writing");
+    assert!(!was_unmounted(&volume(&project, "data")), "it is in use");
+    let begun = std::time::Instant::now();
+    project.ok(&["down"]);
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(1), "it was given its grace");
+    assert!(was_unmounted(&volume(&project, "data")));
+    project.ok(&["down", "--volumes"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Settings of the manifest, as the guest sees them.
 
-use crate::harness::{Project, guests};
+use crate::harness::{Project, free_port, guests, skip, try_get};
 use std::collections::BTreeMap;
 
 /// `name=value` lines.
@@ -52,6 +52,78 @@ fn user_workdir_env_hostname_and_root_are_what_the_manifest_says() {
 }
 
 #[test]
+fn sysctls_and_limits_hold_in_the_guest() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new(
+        r##"
+        vm "set" {
+            user "app"
+            sysctl "net.core.somaxconn" 1234
+            sysctl "net/ipv4/ip_local_port_range" "20000 60000"
+            sysctl "net.ipv4.conf.eth0.arp_ignore" 1
+            sysctl "fs.nr_open" 2000000
+            limit "nofile" soft=2000 hard=2000000
+            limit "memlock" "64MiB"
+            limit "core" "unlimited"
+            limit "nproc" 77
+            run "sh" "-c" #"""
+                cd /proc/sys
+                echo $(cat net/core/somaxconn net/ipv4/ip_local_port_range net/ipv4/conf/eth0/arp_ignore)
+                while read -r first second third rest; do
+                    case "$first $second" in Max\ *) echo "$first $second $third $rest";; esac
+                done < /proc/self/limits
+            """#
+        }
+        vm "plain" {
+            run "sh" "-c" "ulimit -n; ulimit -Hn; ulimit -c; cat /proc/sys/vm/swappiness"
+        }
+        "##,
+    );
+    let told = project.ok(&["run", "set"]).stdout;
+    assert_eq!(told.lines().next(), Some("1234 20000 60000 1"));
+    for limit in [
+        ["Max open files", "2000", "2000000", "files"],
+        ["Max locked memory", "67108864", "67108864", "bytes"],
+        ["Max core file size", "unlimited", "unlimited", "bytes"],
+        ["Max processes", "77", "77", "processes"],
+    ] {
+        let limit: Vec<&str> = limit.iter().flat_map(|text| text.split(' ')).collect();
+        let found = told.lines().any(|line| line.split_whitespace().eq(limit.iter().copied()));
+        assert!(found, "no {limit:?} in {told}");
+    }
+    assert_eq!(project.ok(&["run", "plain"]).stdout, "65536\n1048576\n0\n60\n");
+}
+
+#[test]
+fn a_sysctl_or_limit_that_cannot_be_set_fails_the_vm_by_name() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new("vm \"a\" { run \"true\" }");
+    for (setting, why) in [
+        (
+            "sysctl \"net.core.nonsense\" 1",
+            "setting the sysctl net.core.nonsense to \"1\": the guest's kernel has no such parameter",
+        ),
+        (
+            "sysctl \"vm.swappiness\" \"much\"",
+            "setting the sysctl vm.swappiness to \"much\": Invalid argument",
+        ),
+        (
+            "sysctl \"kernel.ostype\" \"Plan9\"",
+            "setting the sysctl kernel.ostype to \"Plan9\": Permission denied",
+        ),
+        (
+            "limit \"nofile\" soft=9 hard=2000000",
+            "setting the limit nofile to 9 (soft) and 2000000 (hard) (the kernel's ceiling is the sysctl fs.nr_open)",
+        ),
+    ] {
+        project.manifest(&format!("vm \"a\" {{ {setting}; run \"echo\" \"ran\" }}"));
+        let up = project.run(&["up"]).expect(1).says(why);
+        assert_eq!(up.stdout, "", "{setting}");
+        assert_eq!(project.ps("a").unwrap()["status"], "failed");
+    }
+}
+
+#[test]
 fn a_workload_over_base_directories_follows_the_image() {
     let Some(_turn) = guests(1) else { return };
     let project = Project::new(
@@ -66,6 +138,28 @@ fn a_workload_over_base_directories_follows_the_image() {
     project.write("tree/tmp/ignored", "x");
     project.write("tree/etc/added", "added\n");
     assert_eq!(project.ok(&["run"]).stdout, "library\n1777:0\n755:0\nadded\nkept\n");
+}
+
+#[test]
+fn the_first_client_waits_for_a_server_that_listens_late() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("without root QEMU publishes ports, and hangs up where nobody listens yet");
+    }
+    let Some(_turn) = guests(1) else { return };
+    let port = free_port();
+    let project = Project::new(&format!(
+        r#"vm "late" {{
+            image {{ debian "busybox-static" }}
+            workload "./page" to="/srv/"
+            run "/bin/busybox" "sh" "-c" "/bin/busybox sleep 2; exec /bin/busybox httpd -f -p 8000 -h /srv"
+            port {port} to=8000
+        }}"#
+    ));
+    project.write("page", "at last\n");
+    let up = project.up(&["-d"]);
+    let answer = try_get(port, "/page");
+    assert_eq!(answer.unwrap(), "at last\n", "{up:?}");
+    project.ok(&["down"]);
 }
 
 #[test]

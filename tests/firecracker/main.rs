@@ -107,6 +107,8 @@ impl Project {
                 layers: Vec::new(),
                 scratch: Some(Disk { index: 0, read_only: false }),
                 volumes: Vec::new(),
+                sysctls: Vec::new(),
+                limits: Vec::new(),
                 grace_ms: 1000,
                 clock_ms: 0,
                 stdin: false,

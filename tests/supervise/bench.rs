@@ -99,6 +99,8 @@ pub fn bench(vm: &str) -> Option<Bench> {
             layers: vec![Disk { index: 0, read_only: true }],
             scratch: Some(Disk { index: 1, read_only: false }),
             volumes: Vec::new(),
+            sysctls: Vec::new(),
+            limits: Vec::new(),
             grace_ms: 5000,
             clock_ms: 0,
             stdin: false,

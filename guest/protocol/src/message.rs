@@ -121,6 +121,10 @@ pub struct RunConfig {
     pub scratch: Option<Disk>,
     /// Mounted inside the root, parents first.
     pub volumes: Vec<VolumeMount>,
+    /// Kernel parameters in the order of setting: a path below /proc/sys and its text.
+    pub sysctls: Vec<(String, String)>,
+    /// The workload's resource limits, each resource at most once.
+    pub limits: Vec<Limit>,
     /// Time between SIGTERM and SIGKILL in milliseconds.
     pub grace_ms: u64,
     /// The host's clock, in milliseconds since the epoch, at the time of sending.
@@ -146,6 +150,8 @@ impl fmt::Debug for RunConfig {
             .field("layers", &self.layers)
             .field("scratch", &self.scratch)
             .field("volumes", &self.volumes)
+            .field("sysctls", &self.sysctls)
+            .field("limits", &self.limits)
             .field("grace_ms", &self.grace_ms)
             .field("clock_ms", &self.clock_ms)
             .field("stdin", &self.stdin)
@@ -196,6 +202,83 @@ pub struct VolumeMount {
     pub at: String,
 }
 
+/// A resource limit of the workload's processes. `None` is no limit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Limit {
+    /// What is limited.
+    pub resource: Resource,
+    /// What holds, in the unit of setrlimit(2).
+    pub soft: Option<u64>,
+    /// How far a process may raise what holds.
+    pub hard: Option<u64>,
+}
+
+/// What setrlimit(2) limits. Without `locks` and `rss`, which Linux has not looked at since 2.4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resource {
+    /// Address space of a process, in bytes.
+    As,
+    /// Core dump, in bytes.
+    Core,
+    /// Processor time of a process, in seconds.
+    Cpu,
+    /// Data of a process, in bytes.
+    Data,
+    /// A file that is written, in bytes.
+    Fsize,
+    /// Locked memory, in bytes.
+    Memlock,
+    /// POSIX message queues of a user, in bytes.
+    Msgqueue,
+    /// 20 less the lowest nice value.
+    Nice,
+    /// One more than the highest descriptor of a process.
+    Nofile,
+    /// Threads of a user.
+    Nproc,
+    /// The highest real-time priority.
+    Rtprio,
+    /// Real-time processor time without a blocking call, in microseconds.
+    Rttime,
+    /// Queued signals of a user.
+    Sigpending,
+    /// The stack of a process, in bytes.
+    Stack,
+}
+
+impl Resource {
+    /// All of them with their names.
+    pub const ALL: [(&'static str, Resource); 14] = [
+        ("as", Resource::As),
+        ("core", Resource::Core),
+        ("cpu", Resource::Cpu),
+        ("data", Resource::Data),
+        ("fsize", Resource::Fsize),
+        ("memlock", Resource::Memlock),
+        ("msgqueue", Resource::Msgqueue),
+        ("nice", Resource::Nice),
+        ("nofile", Resource::Nofile),
+        ("nproc", Resource::Nproc),
+        ("rtprio", Resource::Rtprio),
+        ("rttime", Resource::Rttime),
+        ("sigpending", Resource::Sigpending),
+        ("stack", Resource::Stack),
+    ];
+
+    /// Its name of setrlimit(2), in small letters and without `RLIMIT_`.
+    pub fn name(self) -> &'static str {
+        let found = Resource::ALL.iter().find(|(_, resource)| *resource == self);
+        found.expect("invariant: ALL has every resource, as a test says").0
+    }
+
+    /// Whether it is counted in bytes.
+    pub fn in_bytes(self) -> bool {
+        use Resource::{As, Core, Data, Fsize, Memlock, Msgqueue, Stack};
+        matches!(self, As | Core | Data | Fsize | Memlock | Msgqueue | Stack)
+    }
+}
+
 /// eth0's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -236,6 +319,8 @@ mod tests {
                 disk: Disk { index: 1, read_only: false },
                 at: "/v".into(),
             }],
+            sysctls: vec![("vm/swappiness".into(), "10".into())],
+            limits: vec![Limit { resource: Resource::Nofile, soft: Some(64), hard: None }],
             grace_ms: 1,
             clock_ms: 2,
             stdin: true,
@@ -247,6 +332,16 @@ mod tests {
         let text = format!("{:?}", ToGuest::Start(Box::new(config())));
         assert!(text.contains("API_KEY") && text.contains("hello"), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn every_resource_has_the_name_it_has_on_the_wire() {
+        for (name, resource) in Resource::ALL {
+            assert_eq!(serde_json::to_value(resource).unwrap(), name);
+            assert_eq!(resource.name(), name);
+        }
+        // The last one by order of declaration is the last of as many.
+        assert_eq!(Resource::ALL.len(), Resource::Stack as usize + 1);
     }
 
     #[test]

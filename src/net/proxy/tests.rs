@@ -14,12 +14,22 @@ fn proxy_to(backend: SocketAddr) -> SocketAddr {
 }
 
 fn proxy(connect: impl Fn() -> io::Result<std::net::TcpStream> + Send + Sync + 'static) -> SocketAddr {
+    proxy_waiting(Starts::default(), Duration::ZERO, connect)
+}
+
+fn proxy_waiting(
+    starts: Starts,
+    patience: Duration,
+    connect: impl Fn() -> io::Result<std::net::TcpStream> + Send + Sync + 'static,
+) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { serve(TcpListener::from_std(listener).unwrap(), connect).await }).unwrap();
+        let serving =
+            async { serve(TcpListener::from_std(listener).unwrap(), connect, starts, patience).await };
+        runtime.block_on(serving).unwrap();
     });
     address
 }
@@ -110,6 +120,54 @@ fn a_backend_that_refuses_resets_the_client() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut client = std::net::TcpStream::connect(proxy_to(free)).unwrap();
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_client_waits_for_a_backend_that_is_being_started_and_for_no_other() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let starts = Starts::default();
+    let address = proxy_waiting(starts.clone(), Duration::from_millis(1500), move || {
+        let stream = std::net::TcpStream::connect(free)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    });
+    let ask = || {
+        let begun = std::time::Instant::now();
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        let mut answer = [0; 3];
+        let got = client.write_all(b"ask").and_then(|()| client.read_exact(&mut answer)).map(|()| answer);
+        (got.map_err(|e| e.kind()), begun.elapsed())
+    };
+    let (soon, long) = (Duration::from_millis(500), Duration::from_millis(1500));
+    let answers_once_after = |delay: Duration| {
+        thread::spawn(move || {
+            thread::sleep(delay);
+            let (mut stream, _) = std::net::TcpListener::bind(free).unwrap().accept().unwrap();
+            io::copy(&mut stream.try_clone().unwrap().take(3), &mut stream).unwrap();
+        })
+    };
+    // Not started: nothing to wait for.
+    let (got, took) = ask();
+    assert!(got == Err(ErrorKind::ConnectionReset) && took < soon, "{got:?} after {took:?}");
+    for start in ["first", "second"] {
+        starts.again();
+        let late = answers_once_after(soon);
+        let (got, took) = ask();
+        assert!(got == Ok(*b"ask") && took >= soon, "{start} start: {got:?} after {took:?}");
+        late.join().unwrap();
+        // It has answered, and refuses now.
+        let (got, took) = ask();
+        assert!(
+            got == Err(ErrorKind::ConnectionReset) && took < soon,
+            "{start} start: {got:?} after {took:?}"
+        );
+    }
+    starts.again();
+    let (got, took) = ask();
+    assert!(
+        got == Err(ErrorKind::ConnectionReset) && took >= long && took < long * 3,
+        "{got:?} after {took:?}"
+    );
 }
 
 #[test]

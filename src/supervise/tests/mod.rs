@@ -70,6 +70,8 @@ pub fn run_config() -> RunConfig {
         layers: Vec::new(),
         scratch: None,
         volumes: Vec::new(),
+        sysctls: Vec::new(),
+        limits: Vec::new(),
         grace_ms: 500,
         clock_ms: 0,
         stdin: true,
