@@ -14,6 +14,7 @@ fn project() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/", dir.path().join("link-out")).unwrap();
     std::os::unix::fs::symlink(".", dir.path().join("link-in")).unwrap();
+    std::fs::write(dir.path().join("note.txt"), "a single file").unwrap();
     dir
 }
 
