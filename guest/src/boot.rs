@@ -5,7 +5,7 @@ use crate::failure::{Context, Failure, Result};
 use crate::shutdown::{self, End};
 use crate::trace::Trace;
 use crate::workload::Launch;
-use crate::{console, identity, limits, modules, mounts, net, oom, root, supervise, user, volumes};
+use crate::{console, identity, limits, modules, mounts, net, oom, root, supervise, user, volumes, workdir};
 use firegopher_protocol::{EXIT_LINE, ExitRecord, FromGuest, PROTOCOL, RunConfig, ToGuest};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -89,6 +89,9 @@ impl Guest {
         self.mounted = volumes::mount_all(&config.volumes, account.uid, account.gid)?;
         self.trace.mark("volumes");
         warnings.extend(user::make_home(&account, Path::new("/")).err().map(|f| f.to_string()));
+        if config.make_workdir {
+            workdir::make(&config.workdir, &account, Path::new("/"))?;
+        }
         warnings.extend(identity::apply(&config, Path::new("/")));
         self.trace.mark("files");
         for message in warnings {
@@ -220,6 +223,7 @@ pub mod tests {
             env: vec![],
             secrets: vec![],
             workdir: "/".into(),
+            make_workdir: false,
             user: RunUser::Name("root".into()),
             hostname: "guest".into(),
             hosts: vec![],

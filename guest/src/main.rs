@@ -25,6 +25,7 @@ mod testing;
 mod trace;
 mod user;
 mod volumes;
+mod workdir;
 mod workload;
 
 /// Entered by libc without std's own start-up, which aborts when descriptors 0 to 2 are closed and /dev/null is

@@ -5,6 +5,7 @@ use crate::environment::Environment;
 use crate::failure::{Context, Failure, Result};
 use crate::lookup;
 use crate::user::Account;
+use crate::workdir;
 use firegopher_protocol::{Limit, RunConfig};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
@@ -121,7 +122,7 @@ impl<'a> Launch<'a> {
             .context(|| "resetting the signal mask".to_owned())?;
         caps::confine(self.account, self.limits)?;
         // As the user, who may not be let in.
-        chdir(self.workdir).context(|| format!("entering the working directory {:?}", self.workdir))?;
+        chdir(self.workdir).map_err(|errno| workdir::explain(self.workdir, errno))?;
         Err(self.execute())
     }
 

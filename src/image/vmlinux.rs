@@ -1,7 +1,10 @@
 //! Extracts the ELF kernel out of a bzImage: what Firecracker boots, and what QEMU boots fastest.
 
 mod payload;
+mod pvh;
 mod refusal;
+
+pub use pvh::has_pvh_entry;
 
 use crate::error::{Error, Result};
 use std::borrow::Cow;
@@ -27,7 +30,7 @@ const KERNEL_64: u16 = 1;
 ///
 /// # Errors
 /// `kernel.architecture` for what is no x86-64 kernel, `kernel.compressed` for a kernel that is packed as a whole,
-/// `kernel.format` for anything else, `kernel.damaged` for a payload that does not unpack to an ELF file.
+/// `kernel.format` for anything else, programs included, `kernel.damaged` for a payload that does not unpack to an ELF file.
 pub fn extract(bytes: &[u8]) -> Result<Cow<'_, [u8]>> {
     if bytes.starts_with(ELF) {
         refusal::check_elf(bytes)?;

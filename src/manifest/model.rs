@@ -39,7 +39,7 @@ pub struct Vm {
     /// The argument vector; never split. Empty only while an OCI image's own program is not known.
     pub run: Vec<String>,
     /// Absolute path in the guest; the OCI image's or `/` unless set.
-    pub workdir: Option<String>,
+    pub workdir: Option<Workdir>,
     /// Whom the workload runs as; the OCI image's user or root unless set.
     pub user: Option<User>,
     /// Plain environment, in the order of the manifest.
@@ -222,6 +222,16 @@ impl std::fmt::Display for WorkloadFrom {
             WorkloadFrom::Url(source) => source.fmt(f),
         }
     }
+}
+
+/// Where a workload starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Workdir {
+    /// The manifest says so: it must be there.
+    Own(String),
+    /// The OCI image says so: it is made if it is missing.
+    Image(String),
 }
 
 /// Whom the workload runs as.

@@ -2,7 +2,7 @@
 
 use super::decode::{Decoder, Setting, Spanned, Wrong, not_yet};
 use super::diagnostic::Problem;
-use super::model::{Egress, ImageSource, Port, Restart, Root, Secret, Vm, Volume};
+use super::model::{Egress, ImageSource, Port, Restart, Root, Secret, Vm, Volume, Workdir};
 use super::source::{Sources, default_image, default_kernel};
 use super::table::{self, Block};
 use super::{limits, model, tuning, units};
@@ -76,8 +76,10 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
     let workloads: Vec<_> = many("workload").filter_map(|s| d.workload(s)).collect();
 
     let vmm = one("vmm").map_or(Some(model::VmmSource::Auto), |s| sources.vmm(d, s));
-    let workdir = one("workdir")
-        .map_or(Some(None), |s| d.text_arg(s).and_then(|text| d.guest_path("`workdir`", &text)).map(Some));
+    let workdir = one("workdir").map_or(Some(None), |s| {
+        let path = d.text_arg(s).and_then(|text| d.guest_path("`workdir`", &text))?;
+        Some(Some(Workdir::Own(path)))
+    });
     let user = one("user").map_or(Some(None), |s| d.user(s).map(Some));
     let cpus = one("cpus")
         .map_or(Some(1), |s| s.args().next().and_then(|e| d.number_of("`cpus`", e, 1, 32)).map(|n| n.value));

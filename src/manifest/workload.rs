@@ -45,15 +45,17 @@ impl Decoder<'_> {
             None => Some(false),
         };
         let ignore = self.ignored(&block);
-        let archive = match &source {
-            Some(WorkloadFrom::Url(source)) => is_archive(source.file_name()),
-            _ => source_text
-                .as_ref()
-                .is_some_and(|text| is_archive(&text.value) && !self.dir.join(&text.value).is_dir()),
+        let (archive, file) = match (&source, &source_text) {
+            (Some(WorkloadFrom::Url(source)), _) => (is_archive(source.file_name()), true),
+            (_, Some(text)) => {
+                let path = self.dir.join(&text.value);
+                (is_archive(&text.value) && !path.is_dir(), path.is_file())
+            }
+            _ => (false, false),
         };
         if archive {
             self.only_for_directories(setting, "an archive", &["owner", "keep"]);
-        } else if matches!(source, Some(WorkloadFrom::Url(_))) {
+        } else if file {
             self.only_for_directories(setting, "a single file", &["keep"]);
         }
         Some(Spanned {

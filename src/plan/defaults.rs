@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::lock::{AssetId, Lock, OciConfig, OciPin};
-use crate::manifest::model::{ImageSource, Manifest, Port, User, Vm};
+use crate::manifest::model::{ImageSource, Manifest, Port, User, Vm, Workdir};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Fills in what the manifest leaves open. VMs whose image has yet to be pinned are left as they are. `local`
@@ -74,7 +74,7 @@ fn apply(vm: &mut Vm, config: &OciConfig) -> Result<()> {
     env.append(&mut vm.env);
     vm.env = env;
     if vm.workdir.is_none() && !config.workdir.is_empty() {
-        vm.workdir = Some(config.workdir.clone());
+        vm.workdir = Some(Workdir::Image(config.workdir.clone()));
     }
     if vm.user.is_none() && !config.user.is_empty() {
         vm.user = Some(user(&config.user));

@@ -4,6 +4,7 @@ use super::boot::version_for;
 use super::{Outputs, Work};
 use crate::asset::kernel::KernelInfo;
 use crate::error::{Context, Error, Result};
+use crate::image::vmlinux;
 use crate::manifest::model::Vm;
 use crate::plan::{Graph, Task};
 use crate::vmm::boot_args::{Machine, Severity};
@@ -13,18 +14,23 @@ use fs_err as fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// Looks at the kernel of every VM. What only makes a guest poorer is a warning; a kernel that does not tell its
-/// configuration is not judged.
+/// Looks at the kernel of every VM. What only makes a guest poorer is a warning; of a kernel that does not tell its
+/// configuration only the entry point is judged.
 ///
 /// # Errors
-/// `kernel.config`, naming every option that is missing and what for.
+/// `kernel.config`, naming every option that is missing and what for; `kernel.no-pvh`, under QEMU, for one without the
+/// entry point that QEMU starts an ELF kernel at.
 pub(super) fn check_kernels(graph: &Graph, done: &Outputs, work: &Work<'_>) -> Result<()> {
     for nodes in &graph.vms {
         let Task::Init(vm) = &graph.nodes[nodes.init].task else { continue };
         let tree = work.store.object_path(&done.outputs[nodes.kernel]);
         let version = version_for(vm, nodes.vmm, done, work)?;
-        for warning in check(vm, &graph.nodes[nodes.kernel].subject, &tree, version)? {
+        let kernel = &graph.nodes[nodes.kernel].subject;
+        for warning in check(vm, kernel, &tree, version)? {
             work.ui.warning(&warning);
+        }
+        if version.is_none() {
+            check_entry(vm, kernel, &tree)?;
         }
     }
     Ok(())
@@ -61,6 +67,22 @@ fn check(vm: &Vm, kernel: &str, tree: &Path, version: Option<Version>) -> Result
         .into_iter()
         .map(|m| format!("VM {}: the kernel {kernel} lacks {}", vm.name, listed(&[m])))
         .collect())
+}
+
+/// Demands the entry point that QEMU needs. Firecracker takes the ELF header's own.
+fn check_entry(vm: &Vm, kernel: &str, tree: &Path) -> Result<()> {
+    if vmlinux::has_pvh_entry(&tree.join("vmlinux")) != Some(false) {
+        return Ok(());
+    }
+    let text = format!(
+        "VM {}: the kernel {kernel} cannot boot under QEMU: it is an ELF file without a PVH entry point (the note \
+         XEN_ELFNOTE_PHYS32_ENTRY)",
+        vm.name
+    );
+    Err(Error::usage("kernel.no-pvh", text).help(
+        "Use another kernel, such as the package linux-image-cloud-amd64, or build it with CONFIG_PVH=y; Firecracker \
+         needs no such entry point.",
+    ))
 }
 
 fn listed(missing: &[Missing]) -> String {
@@ -175,6 +197,20 @@ mod tests {
                 "VM web: the kernel k lacks CONFIG_SERIAL_8250_CONSOLE (the console, which shows why a boot fails)"
             ]
         );
+    }
+
+    #[test]
+    fn under_qemu_a_kernel_says_where_it_is_entered() {
+        let tree = tree(None, &[]);
+        check_entry(&vm(""), "k", tree.path()).unwrap();
+        // An ELF header (elf.h) that names no segments, and so no notes.
+        let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+        elf.resize(64, 0);
+        fs::write(tree.path().join("vmlinux"), elf).unwrap();
+        let error = check_entry(&vm(""), "k", tree.path()).unwrap_err();
+        assert_eq!(error.code(), "kernel.no-pvh");
+        assert!(error.to_string().starts_with("VM web: the kernel k cannot boot under QEMU: "), "{error}");
+        assert!(error.help_text().unwrap().contains("CONFIG_PVH=y"), "{error:?}");
     }
 
     #[test]

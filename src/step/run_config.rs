@@ -1,7 +1,7 @@
 //! Renders what the guest init is told. The template holds everything that is known before a boot; addresses,
 //! the clock and secrets are filled in by the supervisor and never stored.
 
-use crate::manifest::model::{Root, User, Vm};
+use crate::manifest::model::{Root, User, Vm, Workdir};
 use firegopher_protocol::{Disk, RunConfig, RunUser, VolumeMount};
 
 /// The run configuration of a VM, without network, clock and secrets.
@@ -17,7 +17,11 @@ pub fn template(vm: &Vm) -> RunConfig {
         argv: vm.run.clone(),
         env: vm.env.clone(),
         secrets: Vec::new(),
-        workdir: vm.workdir.clone().unwrap_or_else(|| "/".to_owned()),
+        workdir: match &vm.workdir {
+            None => "/".to_owned(),
+            Some(Workdir::Own(path) | Workdir::Image(path)) => path.clone(),
+        },
+        make_workdir: matches!(vm.workdir, Some(Workdir::Image(_))),
         user: match &vm.user {
             None => RunUser::Name("root".to_owned()),
             Some(User::Name(name)) => RunUser::Name(name.clone()),

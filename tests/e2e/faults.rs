@@ -397,7 +397,9 @@ fn a_file_that_is_no_kernel_is_refused_before_a_boot() {
     let Some(_guests) = guests(1) else { return };
     let project = Project::new(&format!("vm \"a\" {{ {SLEEP}; kernel {{ path \"vmlinux\" }} }}"));
     let cut = silent_kernel()[..0x1800].to_vec();
-    for bytes in [b"no kernel".to_vec(), Vec::new(), b"\x7fELF\x02\x01\x01".to_vec(), cut] {
+    let mut program = silent_kernel();
+    program[64 + 56] = 3; // PT_INTERP
+    for bytes in [b"no kernel".to_vec(), Vec::new(), b"\x7fELF\x02\x01\x01".to_vec(), cut, program] {
         project.write("vmlinux", bytes);
         let output = project.run(&["up"]).expect(1);
         assert!(output.stderr.contains("vmlinux cannot be used as a kernel"), "{output:?}");
@@ -405,6 +407,19 @@ fn a_file_that_is_no_kernel_is_refused_before_a_boot() {
         assert!(!output.stderr.contains("a failed"), "it was booted: {output:?}");
         assert_clean(&project);
     }
+}
+
+#[test]
+fn a_kernel_that_qemu_cannot_enter_is_refused_before_a_boot() {
+    let Some(_guests) = guests(1) else { return };
+    let project = Project::new(&format!("vm \"a\" {{ {SLEEP}; kernel {{ path \"vmlinux\" }} }}"));
+    let mut kernel = silent_kernel();
+    kernel[0x1108] = 1; // XEN_ELFNOTE_ENTRY
+    project.write("vmlinux", kernel);
+    let output = project.run(&["up"]).expect(64);
+    let output = output.says("the kernel vmlinux cannot boot under QEMU").says("CONFIG_PVH=y");
+    assert!(!output.stderr.contains("a failed"), "it was booted: {output:?}");
+    assert_clean(&project);
 }
 
 #[test]

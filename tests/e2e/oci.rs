@@ -24,6 +24,7 @@ while read name value rest; do
     case $name in Uid:|Gid:|Groups:) echo "$name $value";; esac
 done < /proc/self/status
 echo "in $PWD: $# $1 $GREETING $OWN"
+[ -O . ] && echo "$PWD is mine"
 [ -e /etc/gone ] && echo "/etc/gone is there"
 [ -n "$STAY" ] && read forever < /srv/fifo
 exit 7
@@ -84,6 +85,11 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mod
 
 /// An image with a shell in its lower layer and a program in its upper one.
 fn image(port: u16) -> Option<Layout> {
+    image_with(port, |_| ())
+}
+
+/// The same with another configuration.
+fn image_with(port: u16, change: impl FnOnce(&mut Value)) -> Option<Layout> {
     use tar::EntryType as Type;
     if let Some((missing, _)) = SHELL.iter().find(|(path, _)| !Path::new(path).exists()) {
         skip(format!("no {missing} to make an image of"));
@@ -113,13 +119,14 @@ fn image(port: u16) -> Option<Layout> {
     let layers: Vec<Value> =
         layers.iter().map(|layer| layout.blob("application/vnd.oci.image.layer.v1.tar", layer)).collect();
     let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
-    let config = json!({
+    let mut config = json!({
         "os": "linux", "architecture": "amd64", "rootfs": { "type": "layers", "diff_ids": diff_ids },
         "config": {
             "Entrypoint": ["/bin/sh", "/bin/main"], "Cmd": ["one two"], "Env": ["GREETING=hello", "OWN=image"],
             "User": "app:staff", "WorkingDir": "/srv", "ExposedPorts": { format!("{port}/tcp"): {} },
         },
     });
+    change(&mut config);
     let config = layout.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
     let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
     layout.manifest = layout.blob(MANIFEST, manifest.to_string().as_bytes());
@@ -174,6 +181,24 @@ fn a_layout_in_the_project_boots_without_a_network_and_without_a_lock_entry() {
 
     project.manifest("vm \"app\" { image { oci-path \"./layout\" tag=\"2\"; } }");
     project.run(&["plan"]).expect(64).says("holds no image named 2").says("1");
+}
+
+#[test]
+fn a_working_directory_that_no_layer_holds_is_made_for_the_user() {
+    let Some(_turn) = guests(1) else { return };
+    let elsewhere = |config: &mut Value| config["config"]["WorkingDir"] = json!("/srv/not/there");
+    let Some(layout) = image_with(free_port(), elsewhere) else { return };
+    let project = Project::new("vm \"app\" { image { oci-path \"layout\"; } }");
+    layout.write(&project.path().join("layout"));
+    let said = SAYS.replace("in /srv:", "in /srv/not/there:") + "/srv/not/there is mine\n";
+    assert_eq!(project.run(&["run"]).expect(7).stdout, said);
+
+    // One that the manifest names has to be there.
+    project.manifest("vm \"app\" { image { oci-path \"layout\"; }; workdir \"/srv/nor/this\"; }");
+    let output = project.run(&["run"]).expect(125);
+    output
+        .says("cannot enter the working directory \"/srv/nor/this\"")
+        .says("set `workdir` to one that the image");
 }
 
 /// A registry of the image that lets in alice with her password alone.

@@ -99,6 +99,7 @@ impl Project {
                 env: Vec::new(),
                 secrets: Vec::new(),
                 workdir: "/".into(),
+                make_workdir: false,
                 user: RunUser::Id { uid: 0, gid: 0 },
                 hostname: "stub".into(),
                 hosts: Vec::new(),

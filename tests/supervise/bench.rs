@@ -91,6 +91,7 @@ pub fn bench(vm: &str) -> Option<Bench> {
             env: Vec::new(),
             secrets: Vec::new(),
             workdir: "/".into(),
+            make_workdir: false,
             user: RunUser::Id { uid: 0, gid: 0 },
             hostname: "web".into(),
             hosts: Vec::new(),

@@ -103,8 +103,11 @@ pub struct RunConfig {
     pub env: Vec<(String, String)>,
     /// Secret environment: never printed, not even in errors.
     pub secrets: Vec<(String, String)>,
-    /// Absolute working directory; must exist.
+    /// Absolute working directory; must exist unless it is made.
     pub workdir: String,
+    /// Whether a working directory that is not there is made, for the workload's user.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub make_workdir: bool,
     /// Whom the workload runs as.
     pub user: RunUser,
     /// The guest's host name.
@@ -142,6 +145,7 @@ impl fmt::Debug for RunConfig {
             .field("env", &self.env)
             .field("secrets", &secrets)
             .field("workdir", &self.workdir)
+            .field("make_workdir", &self.make_workdir)
             .field("user", &self.user)
             .field("hostname", &self.hostname)
             .field("hosts", &self.hosts)
@@ -302,6 +306,7 @@ mod tests {
             env: vec![("GREETING".into(), "hello".into())],
             secrets: vec![("API_KEY".into(), "hunter2".into())],
             workdir: "/".into(),
+            make_workdir: true,
             user: RunUser::Id { uid: 1, gid: 2 },
             hostname: "guest".into(),
             hosts: vec![("172.19.0.2".parse().unwrap(), "db".into())],

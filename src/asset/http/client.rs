@@ -14,6 +14,8 @@ const USER_AGENT: &str = concat!("firegopher/", env!("CARGO_PKG_VERSION"));
 
 /// As many as curl and browsers follow at least.
 const REDIRECTS: usize = 10;
+/// What helps against redirects that nobody can follow.
+const REDIRECTED: &str = "open the URL in a browser: a server that wants a login redirects so; give a direct URL or another mirror as `url`";
 
 /// What all downloads of one call have in common.
 pub(super) struct Shared {
@@ -91,12 +93,13 @@ impl<'a> Asker<'a> {
             }
             url = follow(&url, &response)?;
             if seen.contains(&url) {
-                return Err(Failure::lasting("http.redirect-loop", from, "its redirects lead in a circle"));
+                let why = "its redirects lead in a circle";
+                return Err(Failure::lasting("http.redirect-loop", from, why).help(REDIRECTED));
             }
             seen.push(url.clone());
             if seen.len() > REDIRECTS + 1 {
                 let why = format!("it redirects more than {REDIRECTS} times");
-                return Err(Failure::lasting("http.redirect-loop", from, why));
+                return Err(Failure::lasting("http.redirect-loop", from, why).help(REDIRECTED));
             }
         }
     }
@@ -143,7 +146,7 @@ fn is_redirect(status: StatusCode) -> bool {
 fn follow(url: &Url, response: &Response) -> Result<Url, Failure> {
     let location = response.headers().get(LOCATION).and_then(|l| std::str::from_utf8(l.as_bytes()).ok());
     let Some(mut next) = location.and_then(|location| url.join(location).ok()) else {
-        return Err(Failure::lasting("http.redirect", url, "it redirects to nowhere"));
+        return Err(Failure::lasting("http.redirect", url, "it redirects to nowhere").help(REDIRECTED));
     };
     next.set_fragment(None);
     match (url.scheme(), next.scheme()) {
@@ -155,7 +158,8 @@ fn follow(url: &Url, response: &Response) -> Result<Url, Failure> {
             ));
         }
         (_, other) => {
-            return Err(Failure::lasting("http.redirect", url, format!("it redirects to {other}:")));
+            let why = format!("it redirects to {other}:");
+            return Err(Failure::lasting("http.redirect", url, why).help(REDIRECTED));
         }
     }
     // Whom the password was meant for, and nobody else.

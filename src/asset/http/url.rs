@@ -73,6 +73,8 @@ pub(super) fn too_long(url: &Url, size: u64, max: u64) -> Error {
     Error::failed(
         "http.too-long",
         format!("cannot download {}: it has {size} bytes, and at most {max} are taken", shown(url.as_str())),
+    )    .help(
+        "check that the URL leads to what is meant; if it is that long, say so: `max` of its `url`, as in max=\"2GiB\"",
     )
 }
 

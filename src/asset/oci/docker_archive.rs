@@ -52,8 +52,8 @@ pub(super) fn find(source: &Source, list: &[u8], tag: Option<&str>) -> Result<Fo
         ([], Some(tag)) => return Err(unknown_tag(&shown, tag, names())),
         _ => return Err(several(&shown, names())),
     };
-    let lacks = |name: &str| invalid(&shown, &format!("it lacks {name}"));
-    let config = source.document(&listed.config, MAX_DOCUMENT)?.ok_or_else(|| lacks(&listed.config))?;
+    let config =
+        source.document(&listed.config, MAX_DOCUMENT)?.ok_or_else(|| source.lacks(&listed.config))?;
     let diff_ids: JustRootFs = serde_json::from_slice(&config)
         .map_err(|e| invalid(&shown, "its configuration cannot be read").because(e))?;
     let mut layers = Vec::with_capacity(listed.layers.len());
@@ -70,7 +70,7 @@ pub(super) fn find(source: &Source, list: &[u8], tag: Option<&str>) -> Result<Fo
 /// A layer's digest: known for an uncompressed one, whose blob is what the configuration names.
 fn layer(source: &Source, name: &str, diff_id: &str) -> Result<OciLayer> {
     let shown = source.shown();
-    let lacks = || invalid(&shown, &format!("it lacks the layer {name}"));
+    let lacks = || source.lacks(&format!("the layer {name}"));
     let mut opened = source.file(name)?.ok_or_else(lacks)?;
     let failed = || format!("cannot read the layer {name} of {shown}");
     let mut head = Vec::with_capacity(4);

@@ -45,7 +45,7 @@ pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<Local
     let Found { pin, files } = find(&source, tag)?;
     let pairs: Vec<_> = pin.layers.iter().zip(&files).collect();
     let layers = parallel(&pairs, |(layer, name)| {
-        let lacks = || invalid(&source.shown(), &format!("it lacks the layer {}", layer.digest));
+        let lacks = || source.lacks(&format!("the layer {}", layer.digest));
         let opened = source.file(name)?.ok_or_else(lacks)?;
         import(store, layer, opened.reader, path)
     })?;

@@ -44,6 +44,12 @@ impl Source {
         self.path.display().to_string()
     }
 
+    /// The error for a part that is not there.
+    pub fn lacks(&self, what: &str) -> Error {
+        invalid(&self.shown(), &format!("it lacks {what}"))
+            .help("it was copied or saved in part: make or copy the image again, with all of its blobs")
+    }
+
     /// Opens a file of the image, if it is there.
     pub fn file(&self, name: &str) -> Result<Option<Opened<'_>>> {
         let Some(members) = &self.members else {
@@ -82,7 +88,7 @@ impl Source {
 
     /// A document of a layout by its digest, checked.
     pub fn blob(&self, digest: &str, size: u64, max: u64) -> Result<Vec<u8>> {
-        let missing = || invalid(&self.shown(), &format!("it lacks the blob {digest}"));
+        let missing = || self.lacks(&format!("the blob {digest}"));
         let bytes = self.document(&blob_path(digest), max)?.ok_or_else(missing)?;
         if bytes.len() as u64 != size || digest_of(&bytes) != digest {
             return Err(invalid(

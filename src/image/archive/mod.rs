@@ -282,7 +282,8 @@ fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, account: &Accoun
             Ok(got) => got,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => {
-                return Err(Error::failed("archive.damaged", format!("cannot decompress {name}")).because(e));
+                let error = Error::failed("archive.damaged", format!("cannot decompress {name}")).because(e);
+                return Err(error.help("it was cut short or is damaged: make or fetch it again"));
             }
         };
         total += got as u64;

@@ -38,7 +38,7 @@ pub(super) fn read(source: fs::File, name: &str, owner: (u32, u32), account: &Ac
             Error::failed("archive.unsupported", format!("{name}: {path} is {what}, which is not read"))
         };
         if member.encrypted() {
-            return Err(unsupported("encrypted"));
+            return Err(unsupported("encrypted").help("make the archive again without a password"));
         }
         let is_dir = raw.ends_with(b"/");
         let mode = member.unix_mode().unwrap_or(if is_dir { DIRECTORY | 0o755 } else { REGULAR | 0o644 });

@@ -19,15 +19,14 @@ fn build(bench: &Bench, archive: &Path, to: &str) -> Result<Image, Error> {
 }
 
 #[track_caller]
-fn refused(archive: impl AsRef<[u8]>, code: &str) {
+fn refused(archive: impl AsRef<[u8]>, code: &str) -> Error {
     let bench = Bench::new();
     let path = bench.write("a.tar", archive);
-    match build(&bench, &path, "/app") {
-        Ok(_) => panic!("accepted"),
-        Err(e) => assert_eq!(e.code(), code, "{e}: {:?}", std::error::Error::source(&e)),
-    }
+    let Err(error) = build(&bench, &path, "/app") else { panic!("accepted") };
+    assert_eq!(error.code(), code, "{error}: {:?}", std::error::Error::source(&error));
     assert_eq!(std::fs::read_dir(bench.path("out")).unwrap().count(), 0, "nothing is left behind");
     assert_eq!(std::fs::read_dir(bench.path("scratch")).unwrap().count(), 0, "nothing is left behind");
+    error
 }
 
 fn corpus() -> Tar {
@@ -253,6 +252,25 @@ fn links_of_the_archive_are_no_directories() {
     refused(Tar::default().symlink("a", "/etc").file("a/passwd", b"x").end(), "archive.through-link");
     refused(Tar::default().symlink("a", "b").dir("a/").end(), "archive.through-link");
     refused(Tar::default().file("a", b"x").file("a/b", b"y").end(), "archive.through-file");
+}
+
+#[test]
+fn what_is_locked_or_cut_short_says_how_to_mend_it() {
+    let mut zip = zip_of(&[("a", b"1")]);
+    // Bit 0 of the flags, which the member and the directory have both (APPNOTE 4.4.4).
+    for (header, flags) in [(b"PK\x03\x04", 6), (b"PK\x01\x02", 8)] {
+        let at = zip.windows(4).position(|bytes| bytes == header).unwrap();
+        zip[at + flags] |= 1;
+    }
+    let error = refused(zip, "archive.unsupported");
+    assert!(error.to_string().contains("a is encrypted"), "{error}");
+    assert!(error.help_text().unwrap().contains("without a password"), "{error:?}");
+
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&Tar::default().file("a", &[7; 5000]).end()).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let error = refused(&gzip[..gzip.len() - 9], "archive.damaged");
+    assert!(error.help_text().unwrap().contains("cut short"), "{error:?}");
 }
 
 #[test]

@@ -34,6 +34,41 @@ fn elf() -> Vec<u8> {
     elf_head(2, 2, 62).into_iter().chain(noise).chain(std::iter::repeat_n(0, 9 << 20)).collect()
 }
 
+/// An ELF file of one segment of a type, with these contents.
+fn elf_with(segment: u32, contents: &[u8]) -> Vec<u8> {
+    let mut elf = elf_head(2, 2, 62);
+    elf.resize(64 + 56, 0);
+    elf[20] = 1;
+    // e_phoff, e_ehsize, e_phentsize, e_phnum; then p_type, p_offset, p_filesz, p_align (elf.h).
+    elf[32] = 64;
+    (elf[52], elf[54], elf[56]) = (64, 56, 1);
+    elf[64..68].copy_from_slice(&segment.to_le_bytes());
+    elf[72] = 64 + 56;
+    elf[96..104].copy_from_slice(&(contents.len() as u64).to_le_bytes());
+    elf[112] = 4;
+    elf.extend(contents);
+    elf
+}
+
+fn note(owner: &[u8; 4], kind: u32) -> Vec<u8> {
+    let numbers = [4, 4, kind].map(u32::to_le_bytes).concat();
+    [&numbers[..], owner, b"\0\0\x10\0"].concat()
+}
+
+#[test]
+fn a_pvh_entry_point_is_a_note_of_xens() {
+    let bench = Bench::new();
+    let has = |bytes: Vec<u8>| vmlinux::has_pvh_entry(&bench.write("vmlinux", bytes));
+    const PT_NOTE: u32 = 4;
+    assert_eq!(has(elf_with(PT_NOTE, &note(b"Xen\0", 18))), Some(true));
+    assert_eq!(has(elf_with(PT_NOTE, &[note(b"GNU\0", 18), note(b"Xen\0", 18)].concat())), Some(true));
+    assert_eq!(has(elf_with(PT_NOTE, &note(b"GNU\0", 18))), Some(false));
+    assert_eq!(has(elf_with(PT_NOTE, &note(b"Xen\0", 1))), Some(false));
+    assert_eq!(has(elf_with(1, &note(b"Xen\0", 18))), Some(false), "only segments of notes count");
+    assert_eq!(has(elf_head(2, 2, 62)), None);
+    assert_eq!(vmlinux::has_pvh_entry(&bench.path("absent")), None);
+}
+
 fn lz4_legacy(bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![0x02, 0x21, 0x4c, 0x18];
     for block in bytes.chunks(8 << 20) {
@@ -118,6 +153,7 @@ fn what_is_no_kernel_is_told_by_what_it_is() {
     refused(&elf_head(2, 2, 200), "kernel.architecture", "the machine 200");
     refused(&elf_head(1, 2, 3), "kernel.architecture", "32-bit");
     refused(&elf_head(2, 1, 62), "kernel.format", "module");
+    refused(&elf_with(3, b"/lib64/ld-linux-x86-64.so.2\0"), "kernel.format", "program that runs under Linux");
     refused(&elf_head(2, 2, 62)[..17], "kernel.damaged", "header");
     let mut arm64 = vec![0; 64];
     arm64[0x38..0x3c].copy_from_slice(b"ARM\x64");

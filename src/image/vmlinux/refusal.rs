@@ -1,6 +1,9 @@
 //! Says what a file is that cannot be booted, and what to do about it.
 
 use crate::error::{Error, Result};
+use elf::ElfBytes;
+use elf::abi::PT_INTERP;
+use elf::endian::LittleEndian;
 
 const HELP: &str = "give it as vmlinux, or as the vmlinuz of an x86_64 distribution";
 /// e_machine of elf.h.
@@ -43,7 +46,7 @@ const OTHERS: &[(usize, &[u8], &str)] = &[
     (0, b"MZ", "an EFI program without the x86 boot header"),
 ];
 
-/// Refuses an ELF file of another architecture or word size.
+/// Refuses an ELF file of another architecture or word size, and what is no kernel for it.
 pub(super) fn check_elf(bytes: &[u8]) -> Result<()> {
     // EI_CLASS, EI_DATA, e_type, e_machine of elf.h.
     let (Some(class), Some(data), Some(kind), Some(machine)) =
@@ -66,12 +69,21 @@ pub(super) fn check_elf(bytes: &[u8]) -> Result<()> {
     }
     // A relocatable object (ET_REL), such as a module, is linked to nothing.
     match number(kind) {
+        2 | 3 if is_program(bytes) => {
+            Err(Error::failed("kernel.format", "it is a program that runs under Linux, no kernel").help(HELP))
+        }
         2 | 3 => Ok(()),
         1 => {
             Err(Error::failed("kernel.format", "it is an object file or kernel module, no kernel").help(HELP))
         }
         _ => Err(Error::failed("kernel.format", "it is an ELF file, but no program").help(HELP)),
     }
+}
+
+/// Whether a file asks for the loader of dynamic libraries, as no kernel does.
+fn is_program(bytes: &[u8]) -> bool {
+    let segments = ElfBytes::<LittleEndian>::minimal_parse(bytes).ok().and_then(|file| file.segments());
+    segments.is_some_and(|segments| segments.iter().any(|segment| segment.p_type == PT_INTERP))
 }
 
 /// The error for a kernel of the right family and the wrong size.

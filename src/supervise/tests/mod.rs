@@ -62,6 +62,7 @@ pub fn run_config() -> RunConfig {
         env: Vec::new(),
         secrets: vec![("API_KEY".into(), SECRET.into())],
         workdir: "/".into(),
+        make_workdir: false,
         user: RunUser::Id { uid: 0, gid: 0 },
         hostname: "web".into(),
         hosts: Vec::new(),

@@ -210,6 +210,7 @@ fn too_much_is_refused_before_it_comes_or_when_it_comes() {
             let error = get(&s, wanted).unwrap_err();
             assert_eq!(error.code(), if capped { "http.too-long" } else { "http.size" }, "{path}");
             assert_eq!(error.to_string().contains("1048576"), announced, "{error}");
+            assert!(!capped || error.help_text().is_some_and(|help| help.contains("`max`")), "{error:?}");
             assert!(s.store.objects().unwrap().is_empty());
         }
     }
@@ -253,7 +254,9 @@ fn redirects_are_followed_but_not_in_circles_or_for_ever() {
         ("/file", "http.redirect"),
         ("/nowhere", "http.redirect"),
     ] {
-        assert_eq!(get(&s, blind(server.url(path))).unwrap_err().code(), code, "{path}");
+        let error = get(&s, blind(server.url(path))).unwrap_err();
+        assert_eq!(error.code(), code, "{path}");
+        assert!(error.help_text().is_some_and(|help| help.contains("direct URL")), "{error:?}");
     }
     assert!(server.seen().len() < 3 + 2 + 11 + 2 + 1, "none was tried again");
 }

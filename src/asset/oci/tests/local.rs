@@ -302,6 +302,7 @@ fn a_damaged_or_hostile_image_is_refused_and_says_why() {
         let error = refused(change);
         assert_eq!(error.code(), code, "{says}: {error}");
         assert!(error.to_string().contains(says), "{says:?} is not in: {error}");
+        assert!(!says.starts_with("lacks") || error.help_text().is_some(), "{error:?}");
     }
 }
 
