@@ -12,7 +12,7 @@ use super::process::Process;
 use super::record::Recorder;
 use super::restart::Backoff;
 use super::server::{self, Command, Door};
-use super::session::{self, BootEnd, Inbox, Patience};
+use super::session::{self, BootEnd, Hint, Inbox, Patience};
 use super::spec::{SuperviseSpec, wipe_secrets};
 use super::state::{STATE_VERSION, State, Status};
 use crate::error::{Context, Error, Result};
@@ -289,10 +289,10 @@ async fn boot(
         ..BootEnd::default()
     });
     let ran = end.started.map_or(Duration::ZERO, |s| s.elapsed());
-    (outcome(end, console), ran)
+    (outcome(end, console, spec), ran)
 }
 
-fn outcome(end: BootEnd, console: &Console) -> Outcome {
+fn outcome(end: BootEnd, console: &Console, spec: &SuperviseSpec) -> Outcome {
     let reason = match (&end.exit, &end.failure) {
         (None, _) if end.killed => Reason::Killed,
         (Some(_), _) if end.stopped => Reason::Stopped,
@@ -309,13 +309,13 @@ fn outcome(end: BootEnd, console: &Console) -> Outcome {
             format!("the workload did not run: {}", super::logs::escaped(failed.as_bytes()))
         }
         (None, failure) => {
-            let mut text = match console.panic() {
+            let (mut text, help) = match console.panic() {
                 Some((words, help)) => {
-                    let help = help.map(|help| format!("\nhelp: {help}")).unwrap_or_default();
-                    format!("the guest's kernel panicked: {words}{help}")
+                    (format!("the guest's kernel panicked: {words}"), help.map(str::to_owned))
                 }
-                None => failure.unwrap_or_default(),
+                None => (failure.unwrap_or_default(), help_for(end.hint, spec)),
             };
+            text.extend(help.map(|help| format!("\nhelp: {help}")));
             match console.last_lines(TAIL_LINES) {
                 lines if lines.is_empty() => text.push_str("\nthe VM printed nothing on its console"),
                 lines => {
@@ -327,6 +327,13 @@ fn outcome(end: BootEnd, console: &Console) -> Outcome {
         }
     };
     Outcome { reason, exit: end.exit, message: Some(message) }
+}
+
+fn help_for(hint: Option<Hint>, spec: &SuperviseSpec) -> Option<String> {
+    match hint? {
+        Hint::VmmLog => spec.vmm_log_help(),
+        Hint::Silence => None,
+    }
 }
 
 /// Waits out a pause; `true` if somebody asked for the end meanwhile.
