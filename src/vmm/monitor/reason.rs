@@ -12,6 +12,7 @@ pub fn reason(said: &str) -> Option<&str> {
     let lines = || said.lines().rev().map(str::trim).filter(|line| !line.is_empty());
     let mut telling = lines().filter(|line| !line.contains(FAREWELL) && !line.starts_with(FOR_PROGRAMMERS));
     let error = telling.clone().find_map(|line| logged(line, "ERROR"));
+    let error = error.or_else(|| telling.clone().find(|line| is_qemus(line)));
     error.or_else(|| telling.next()).or_else(|| lines().next())
 }
 
@@ -20,6 +21,12 @@ fn logged<'a>(line: &'a str, level: &str) -> Option<&'a str> {
     let (source, message) = line.split_once(" [")?.1.split_once("] ")?;
     let (_, said) = source.rsplit_once(':')?;
     (said == level).then_some(message)
+}
+
+/// Whether QEMU reports an error by this line: `qemu-system-x86_64: …`. Hints follow on lines of their own.
+fn is_qemus(line: &str) -> bool {
+    let (program, message) = line.split_once(": ").unwrap_or_default();
+    program.starts_with("qemu-system") && !message.starts_with("warning: ") && !message.starts_with("info: ")
 }
 
 #[cfg(test)]
@@ -40,6 +47,13 @@ mod tests {
         // Nor does a warning afterwards hide it.
         let warned = format!("{REFUSED}2026-11-25T22:26:17.1 [id-19:fc_vcpu 0:WARN] a vCPU had to go\n");
         assert_eq!(reason(&warned), Some(told));
+    }
+
+    #[test]
+    fn an_error_of_qemus_is_told_and_not_the_hint_after_it() {
+        let said = "qemu-system-x86_64: warning: slow\nqemu-system-x86_64: -device x: Failed to get \"write\" lock\n\
+                    Is another process using the image [/drives/02]?\n";
+        assert_eq!(reason(said), Some("qemu-system-x86_64: -device x: Failed to get \"write\" lock"));
     }
 
     #[test]
