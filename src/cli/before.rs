@@ -1,12 +1,13 @@
 //! What is checked before anything is stopped: a VM that cannot be started must not cost the one it replaces.
 
 use crate::error::Result;
-use crate::manifest::model::{Port, Vm};
+use crate::manifest::model::{Port, Vm, VmmSource};
 use crate::plan::{Action, Host, Plan, StepKind};
 use crate::project::Project;
 use crate::step::boot;
 use crate::supervise::{self, Observed};
 use crate::vmm::firecracker::version::Version;
+use crate::vmm::jail;
 use crate::vmm::tuning::{HugePages, PAGE, huge_pages_of};
 
 /// The VMs that `plan` starts, against what it will have stopped by then. `version` is that of a VM's Firecracker, by
@@ -34,6 +35,15 @@ pub(super) fn check(
         for old in replaced {
             pages += pages_of(old);
             stopped.push(old);
+        }
+        let jailed_on_kvm = match vm.vmm {
+            VmmSource::Firecracker(_) => true,
+            // The host's own stays outside.
+            VmmSource::QemuPath(_) => false,
+            _ => host.kvm,
+        };
+        if host.root && jailed_on_kvm {
+            jail::check_place(&project.home.vm(&project.name, &vm.name))?;
         }
         boot::check_startable(vm, host, version(at)?)?;
         vm.tuning.check_host_with(vm.memory, pages)?;

@@ -439,6 +439,25 @@ fn drives_on_another_file_system_are_copied_and_the_plan_says_what_that_costs() 
     assert!(!String::from_utf8_lossy(&output.stdout).contains("copies"));
 }
 
+#[test]
+fn a_home_where_no_device_opens_is_told_before_anything_is_started() {
+    let Some(cli) = cli(Stub::Reset, "vmm \"firecracker\" { path \"DIR\" }") else { return };
+    let home = cli.home();
+    std::fs::create_dir(&home).unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=4g,mode=0700,nodev none {home} && exec {exe} up",
+        home = home.display(),
+        exe = env!("CARGO_BIN_EXE_firegopher"),
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).current_dir(cli.project());
+    let output = command.env("FIREGOPHER_HOME", &home).stdin(Stdio::null()).output().unwrap();
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(69), "{text}");
+    assert!(text.contains("mounted nodev") && text.contains("help: keep FIREGOPHER_HOME"), "{text}");
+    assert!(!text.contains("stub failed"), "{text}");
+}
+
 /// Two homes may hold the same project: what is host-wide must not be shared.
 #[test]
 fn two_homes_with_one_project_share_neither_uid_nor_cgroup() {
