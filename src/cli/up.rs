@@ -14,6 +14,7 @@ use crate::step::boot::{BootOptions, supervise_spec, version_for};
 use crate::step::{Outputs, Work, execute, record_last};
 use crate::supervise::{self, Client, Observed, Wish};
 use crate::ui::Ui;
+use crate::vmm::probe;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -236,8 +237,15 @@ pub(super) fn spec_of(
     Ok((spec, desired))
 }
 
-/// The fallback is never silent.
+/// The fallback is never silent, nor is a KVM that is no better.
 pub(super) fn announce(vm: &Vm, host: Host, ui: &Ui) {
+    if let (VmmSource::Firecracker(_), Some(why)) = (&vm.vmm, probe::kvm_without_hardware()) {
+        ui.note(&format!(
+            "{}: KVM has no hardware behind it here ({why}), and stock kernels crawl or die on it; \
+             `vmm \"auto\"` takes QEMU instead",
+            vm.name
+        ));
+    }
     if vm.vmm == VmmSource::Auto && !host.kvm {
         ui.note(&format!(
             "{}: no hardware-backed KVM here, so QEMU emulates the CPU (slower; `firegopher doctor` says why)",

@@ -17,6 +17,8 @@ use super::spec::{SuperviseSpec, wipe_secrets};
 use super::state::{STATE_VERSION, State, Status};
 use crate::error::{Context, Error, Result};
 use crate::manifest::model::{Port, Restart};
+use crate::vmm::probe;
+use crate::vmm::spec::VmmBinary;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -332,7 +334,14 @@ fn outcome(end: BootEnd, console: &Console, spec: &SuperviseSpec) -> Outcome {
 fn help_for(hint: Option<Hint>, spec: &SuperviseSpec) -> Option<String> {
     match hint? {
         Hint::VmmLog => spec.vmm_log_help(),
-        Hint::Silence => None,
+        Hint::Silence => {
+            let firecracker = matches!(spec.vm_spec.vmm, VmmBinary::Firecracker { .. });
+            let why = firecracker.then(probe::kvm_without_hardware).flatten()?;
+            Some(format!(
+                "KVM has no hardware behind it here ({why}), and stock kernels crawl or die on it: \
+                 write `vmm \"auto\"`, which takes QEMU instead, or give the guest more time with `boot-timeout`"
+            ))
+        }
     }
 }
 

@@ -345,6 +345,8 @@ fn a_stub_is_seen_by_every_command() {
     let told = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("did not report within 5 s") && told.contains("firegopher.end=reset"), "{told}");
+    let announced = told.contains("stub: KVM has no hardware behind it here");
+    assert_eq!((announced, told.contains("help: KVM has")), (software_kvm(), software_kvm()), "{told}");
     assert_eq!(row(&cli)["status"], "failed");
     assert_eq!(metrics(), second, "the last ones stay when it is gone");
     assert!(stdout(&["logs", "--console", "stub"]).contains(printed.trim()), "and its console");
