@@ -12,7 +12,7 @@ pub mod web;
 pub mod programs;
 pub mod tls;
 
-pub use disk::on_small_disk;
+pub use disk::{on_disk, on_small_disk};
 pub use skipping::{skip, skip_for_want_of_packages};
 
 use crate::error::{Error, Result};

@@ -1,11 +1,13 @@
 //! What is checked before anything is stopped: a VM that cannot be started must not cost the one it replaces.
 
 use crate::error::Result;
-use crate::manifest::model::{Port, Vm};
+use crate::manifest::model::{Port, Vm, VmmSource};
 use crate::plan::{Action, Host, Plan, StepKind};
 use crate::project::{self, Project};
 use crate::step::boot;
 use crate::supervise::{self, Observed};
+use crate::vmm::firecracker::version::Version;
+use crate::vmm::jail;
 use crate::vmm::tuning::{HugePages, PAGE, huge_pages_of};
 
 /// The VMs that are not there and will be started whatever else is found: what fails for them anyway is told before
@@ -19,13 +21,20 @@ pub(super) fn check_new(project: &Project, observed: &[Observed]) -> Result<()> 
     }
     let host = project::host(&project.manifest);
     new.into_iter().try_for_each(|vm| {
-        boot::check_startable(vm, host)?;
+        boot::check_host(vm, host)?;
         check_ports(vm, &alive)
     })
 }
 
-/// The VMs that `plan` starts, against what it will have stopped by then.
-pub(super) fn check(project: &Project, plan: &Plan, host: Host, observed: &[Observed]) -> Result<()> {
+/// The VMs that `plan` starts, against what it will have stopped by then. `version` is that of a VM's Firecracker, by
+/// its place in the manifest.
+pub(super) fn check(
+    project: &Project,
+    plan: &Plan,
+    host: Host,
+    observed: &[Observed],
+    version: &dyn Fn(usize) -> Result<Option<Version>>,
+) -> Result<()> {
     let action =
         |vm: &crate::name::Name| plan.step(StepKind::Boot, vm).map_or(Action::Keep, |step| step.action);
     let alive = observed.iter().filter(|o| o.alive);
@@ -34,13 +43,25 @@ pub(super) fn check(project: &Project, plan: &Plan, host: Host, observed: &[Obse
         alive.partition(|o| action(&o.state.vm) == Action::Remove);
     // Huge pages that VMs give back, less those that are promised to the ones before.
     let mut pages: i64 = stopped.iter().copied().map(pages_of).sum();
-    for vm in project.manifest.vms.iter().filter(|vm| action(&vm.name) != Action::Keep) {
+    for (at, vm) in project.manifest.vms.iter().enumerate() {
+        if action(&vm.name) == Action::Keep {
+            continue;
+        }
         let replaced = others.iter().copied().filter(|o| o.state.vm == vm.name);
         for old in replaced {
             pages += pages_of(old);
             stopped.push(old);
         }
-        boot::check_startable(vm, host)?;
+        let jailed_on_kvm = match vm.vmm {
+            VmmSource::Firecracker(_) => true,
+            // The host's own stays outside.
+            VmmSource::QemuPath(_) => false,
+            _ => host.kvm,
+        };
+        if host.root && jailed_on_kvm {
+            jail::check_place(&project.home.vm(&project.name, &vm.name))?;
+        }
+        boot::check_startable(vm, host, version(at)?)?;
         vm.tuning.check_host_with(vm.memory, pages)?;
         if vm.tuning.huge_pages == Some(HugePages::Reserved) {
             pages -= vm.memory.div_ceil(PAGE) as i64;

@@ -41,7 +41,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     project.manifest.vms = vec![throw_away(chosen.clone(), &args.command)?];
     let host = project::host(&project.manifest);
     // By the name that its user knows it by.
-    boot::check_startable(&Vm { name: chosen.name, ..project.manifest.vms[0].clone() }, host)?;
+    boot::check_host(&Vm { name: chosen.name, ..project.manifest.vms[0].clone() }, host)?;
     let scan = project.scan(&ui)?;
     project.pin_missing(&ui, args.locked, args.offline, false)?;
     let graph = Graph::of(&project.manifest);

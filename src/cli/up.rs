@@ -10,10 +10,11 @@ use crate::name::Name;
 use crate::net::netns::Netns;
 use crate::plan::{self, Action, Desired, Graph, Host, Plan, StepKind, VmNodes};
 use crate::project::{self, Project};
-use crate::step::boot::{BootOptions, supervise_spec};
+use crate::step::boot::{BootOptions, supervise_spec, version_for};
 use crate::step::{Outputs, Work, execute, record_last};
 use crate::supervise::{self, Client, Observed, Wish};
 use crate::ui::Ui;
+use crate::vmm::probe;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -130,7 +131,10 @@ impl Boots<'_> {
     fn carry_out(&self, plan: &Plan) -> Result<Vec<Followed>> {
         let Project { home, name, .. } = self.project;
         // Before anything is stopped: a VM that cannot be started must not cost the one it replaces.
-        before::check(self.project, plan, self.host, self.observed)?;
+        let version = |at: usize| {
+            version_for(&self.project.manifest.vms[at], self.graph.vms[at].vmm, self.done, self.work)
+        };
+        before::check(self.project, plan, self.host, self.observed, &version)?;
         for step in plan.steps.iter().filter(|s| s.kind == StepKind::Boot && s.action == Action::Remove) {
             let vm = &step.vms[0];
             self.ui.note(&format!("{vm} left the manifest: stopping it"));
@@ -234,8 +238,15 @@ pub(super) fn spec_of(
     Ok((spec, desired))
 }
 
-/// The fallback is never silent.
+/// The fallback is never silent, nor is a KVM that is no better.
 pub(super) fn announce(vm: &Vm, host: Host, ui: &Ui) {
+    if let (VmmSource::Firecracker(_), Some(why)) = (&vm.vmm, probe::kvm_without_hardware()) {
+        ui.note(&format!(
+            "{}: KVM has no hardware behind it here ({why}), and stock kernels crawl or die on it; \
+             `vmm \"auto\"` takes QEMU instead",
+            vm.name
+        ));
+    }
     if vm.vmm == VmmSource::Auto && !host.kvm {
         ui.note(&format!(
             "{}: no hardware-backed KVM here, so QEMU emulates the CPU (slower; `firegopher doctor` says why)",

@@ -12,7 +12,9 @@ use crate::store::{Action, Store};
 use crate::supervise::{SuperviseSpec, VolumeSpec};
 use crate::vmm::firecracker::config::{self, CpuChanges};
 use crate::vmm::firecracker::version::{Need, Version};
+use crate::vmm::room::{self, Machine};
 use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_programs};
+use crate::vmm::tuning::HugePages;
 use crate::vmm::{self, firecracker};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -37,7 +39,8 @@ pub fn supervise_spec(
     options: BootOptions,
     work: &Work<'_>,
 ) -> Result<SuperviseSpec> {
-    check_root(vm, host)?;
+    let version = version_for(vm, nodes.vmm, done, work)?;
+    check_startable(vm, host, version)?;
     let id = VmId::derive(work.project, &vm.name);
     let object = |node: usize| work.store.object_path(&done.outputs[node]);
     let dir = work.home.vm(work.project, &vm.name);
@@ -80,7 +83,7 @@ pub fn supervise_spec(
         jail: host.root.then(|| JailSpec { root: dir.join("jail"), uid: 0, gid: 0 }),
         id,
     };
-    if let Some(version) = version_for(vm, nodes.vmm, done, work)? {
+    if let Some(version) = version {
         let mut needs = firecracker_needs(vm);
         needs.extend(firecracker::needs(&vm_spec)?);
         firecracker::version::check(version, &needs)?;
@@ -127,7 +130,7 @@ fn vmm_binary(vm: &Vm, nodes: &VmNodes, done: &Outputs, work: &Work<'_>) -> Resu
 }
 
 /// The version of the Firecracker that boots `vm`; `None` where QEMU does.
-pub(super) fn version_for(
+pub fn version_for(
     vm: &Vm,
     vmm_node: Option<usize>,
     done: &Outputs,
@@ -241,16 +244,28 @@ pub fn volumes(vm: &Vm, home: &Home, project: &Name) -> Vec<VolumeSpec> {
     vm.volumes.iter().map(spec).collect()
 }
 
-/// What would make a boot of `vm` fail on this host whatever else runs: its secrets are not in this process's
-/// environment, it wants rights that there are not, or more devices than fit.
-pub fn check_startable(vm: &Vm, host: Host) -> Result<()> {
+/// What would make a boot of `vm` fail on this host whatever is built and whatever else runs: its secrets are not in
+/// this process's environment, it wants rights that there are not, or more memory than there is.
+pub fn check_host(vm: &Vm, host: Host) -> Result<()> {
     secrets(vm)?;
     check_root(vm, host)?;
-    if matches!(vm.vmm, VmmSource::Firecracker(_)) {
-        return firecracker::check_kvm();
+    // Reserved pages are counted apart. What the balloon takes from the start is the host's.
+    if vm.tuning.huge_pages != Some(HugePages::Reserved) {
+        let taken = vm.tuning.balloon.map_or(0, |balloon| balloon.amount);
+        room::check_memory(vm.memory.saturating_sub(taken))?;
     }
-    vmm::check_devices(run_config::drive_plan(vm).len())?;
-    if host.root { Ok(()) } else { vmm::check_forwards(&vm.ports) }
+    match (&vm.vmm, host.root) {
+        (VmmSource::Firecracker(_), _) => firecracker::check_kvm(),
+        (_, true) => Ok(()),
+        (_, false) => vmm::check_forwards(&vm.ports),
+    }
+}
+
+/// The same, and more devices than fit. `version` is what `version_for` says.
+pub fn check_startable(vm: &Vm, host: Host, version: Option<Version>) -> Result<()> {
+    check_host(vm, host)?;
+    let machine = version.map_or(Machine::Qemu, Machine::Firecracker);
+    room::check_devices(machine, run_config::drive_plan(vm).len(), vm.tuning.balloon.is_some())
 }
 
 fn check_root(vm: &Vm, host: Host) -> Result<()> {
@@ -284,12 +299,23 @@ fn secrets(vm: &Vm) -> Result<Vec<(String, String)>> {
 mod tests {
     use super::*;
 
-    /// The code of what is wrong with the only VM of this manifest, for an ordinary user.
-    fn refusal(vm: &str) -> Option<&'static str> {
+    /// The code of what is wrong with the only VM of this manifest.
+    fn refusal_by(vm: &str, root: bool, version: Option<&str>) -> Option<&'static str> {
         let text = format!("vm \"web\" {{ run \"x\"; {vm} }}\n");
         let manifest =
             crate::manifest::parse(&text, "test", Path::new("/")).unwrap_or_else(|_| panic!("{vm}"));
-        check_startable(&manifest.vms[0], Host { root: false, kvm: false }).err().map(|e| e.code())
+        let version = version.map(|text| text.parse().unwrap());
+        check_startable(&manifest.vms[0], Host { root, kvm: false }, version).err().map(|e| e.code())
+    }
+
+    /// The same for an ordinary user.
+    fn refusal(vm: &str) -> Option<&'static str> {
+        refusal_by(vm, false, None)
+    }
+
+    fn volumes(count: usize) -> String {
+        let volume = |n| format!("volume \"v{n}\" at=\"/v{n}\" size=\"32MiB\"");
+        (0..count).map(volume).collect::<Vec<_>>().join("; ")
     }
 
     #[test]
@@ -298,12 +324,23 @@ mod tests {
         assert_eq!(refusal("vmm \"firecracker\" { path \"/opt\" }"), Some("vmm.firecracker-root"));
         assert_eq!(refusal("secret \"K\" env=\"FIREGOPHER_TEST_NEVER_SET\""), Some("secret.missing"));
         assert_eq!(refusal("port 8080 to=80 address=\"::1\""), Some("vmm.user-net-ipv6"));
-        let volumes = |count: usize| {
-            let volume = |n| format!("volume \"v{n}\" at=\"/v{n}\" size=\"32MiB\"");
-            (0..count).map(volume).collect::<Vec<_>>().join("; ")
-        };
+        // No host of tests has that much, and what a balloon takes from the start need not be there.
+        assert_eq!(refusal("memory \"1024GiB\""), Some("vmm.memory"));
+        assert_eq!(refusal("memory \"1024GiB\"; balloon \"1023GiB\""), None);
+    }
+
+    #[test]
+    fn devices_are_counted_before_a_boot_with_balloon_and_for_the_vmm_that_it_is() {
         // Base and scratch are drives, too; network, control and random numbers are devices.
         assert_eq!(refusal(&volumes(19)), None);
         assert_eq!(refusal(&volumes(20)), Some("vmm.too-many-devices"));
+        assert_eq!(refusal(&format!("{}; balloon \"1MiB\"", volumes(18))), None);
+        assert_eq!(refusal(&format!("{}; balloon \"1MiB\"", volumes(19))), Some("vmm.too-many-devices"));
+        let firecracker = |count, version| {
+            let vm = format!("vmm \"firecracker\" {{ path \"/opt\" }}; {}", volumes(count));
+            refusal_by(&vm, true, Some(version)) == Some("vmm.too-many-devices")
+        };
+        assert!(!firecracker(14, "1.6.0") && firecracker(15, "1.6.0"));
+        assert!(!firecracker(12, "1.16.1") && firecracker(13, "1.16.1"));
     }
 }

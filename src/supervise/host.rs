@@ -3,7 +3,7 @@
 use super::effects;
 use super::journal::{Effect, Journal};
 use super::logs::{VmmLog, escaped};
-use super::machine::{Machine, Platform, Proxies};
+use super::machine::{Machine, Platform, Proxies, VmmEnd};
 use super::process::Process;
 use super::spec::SuperviseSpec;
 use super::supervisor::undo_common;
@@ -12,9 +12,9 @@ use crate::home::Home;
 use crate::manifest::model::Port;
 use crate::net::netns::Netns;
 use crate::net::{address, proxy, tap};
-use crate::vmm;
 use crate::vmm::jail::{self, lease};
 use crate::vmm::spec::NetSpec;
+use crate::vmm::{self, Ended};
 use firegopher_protocol::Network;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener};
 
@@ -108,23 +108,24 @@ impl Platform for Host {
             // Somebody else's: not ours to remove.
             journal.forget(&Effect::Tap { name: name.clone() })?;
         }
-        let mut launched = launched?;
-        let process = Process::of(launched.pid).or_failed("supervise.vmm-died", || {
-            // Its end is still told by the monitor in most cases; here not even its identity could be read.
-            format!("the VMM ended at once: {}", launched.monitor.stderr_so_far())
-        })?;
-        let mut monitor = launched.monitor;
+        let launched = launched?;
         let mut log = VmmLog::resume(&spec.dir)
             .or_failed("supervise.log", || format!("cannot write the VMM's log of VM {}", spec.vm))?;
+        let mut monitor = launched.monitor;
         monitor.listen(Box::new(move |said, bytes| {
             if let Some(e) = log.take(said, bytes) {
                 super::log_line(&format!("the VMM's log cannot be written: {e}"));
             }
         }));
+        // A VMM that has ended by now has no identity to be known by; what it said goes to its log all the same.
+        let process = Process::of(launched.pid).map_err(|_| ended_at_once(spec, monitor.reason_so_far()))?;
         let ended = Box::pin(async move {
             match monitor.ended().await {
-                Ok(ended) => escaped(ended.to_string().as_bytes()),
-                Err(e) => format!("the VMM cannot be watched: {e}"),
+                Ok(ended) => VmmEnd {
+                    logged: matches!(&ended, Ended::Died(death) if !death.stderr.trim().is_empty()),
+                    words: escaped(ended.to_string().as_bytes()),
+                },
+                Err(e) => VmmEnd { words: format!("the VMM cannot be watched: {e}"), logged: false },
             }
         });
         let cost = launched.timings;
@@ -156,5 +157,17 @@ impl Platform for Host {
             (Effect::Tap { name }, Some(netns)) => tap::remove(netns, name),
             _ => Ok(()),
         }
+    }
+}
+
+fn ended_at_once(spec: &SuperviseSpec, reason: Option<String>) -> Error {
+    let said = reason.map(|reason| format!(": {}", escaped(reason.as_bytes())));
+    let error = Error::failed(
+        "supervise.vmm-died",
+        format!("the VMM ended at once{}", said.as_deref().unwrap_or(" and said nothing")),
+    );
+    match said.and_then(|_| spec.vmm_log_help()) {
+        Some(help) => error.help(help),
+        None => error,
     }
 }

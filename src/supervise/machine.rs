@@ -30,8 +30,16 @@ pub(super) struct Machine {
     pub timings: Vec<(&'static str, Duration)>,
     /// What the host could not do, for the user.
     pub warnings: Vec<String>,
-    /// Ends when the VMM's process has ended and is reaped; says how, for the user.
-    pub ended: Pin<Box<dyn Future<Output = String>>>,
+    /// Ends when the VMM's process has ended and is reaped; says how.
+    pub ended: Pin<Box<dyn Future<Output = VmmEnd>>>,
+}
+
+/// How a VMM ended.
+pub(super) struct VmmEnd {
+    /// For the user.
+    pub words: String,
+    /// It died, and its log holds what it said of that.
+    pub logged: bool,
 }
 
 /// Tasks that are aborted when this is dropped.

@@ -42,6 +42,15 @@ pub(super) struct Patience {
     pub drain: Duration,
 }
 
+/// What may explain a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hint {
+    /// The VMM died, and its log holds what it said of that.
+    VmmLog,
+    /// The guest did not report in time.
+    Silence,
+}
+
 /// How a boot ended.
 #[derive(Debug, Default)]
 pub(super) struct BootEnd {
@@ -49,6 +58,8 @@ pub(super) struct BootEnd {
     pub exit: Option<ExitRecord>,
     /// What went wrong, for the user.
     pub failure: Option<String>,
+    /// Where to look further.
+    pub hint: Option<Hint>,
     /// Somebody asked for the end.
     pub stopped: bool,
     /// The VMM was killed because of that.
@@ -104,11 +115,11 @@ pub(super) async fn run(
     };
     let mut from_guest = vec![0; 64 * 1024];
     let mut from_console = vec![0; 4 * 1024];
-    let reason = loop {
+    let vmm = loop {
         let paused = hub.must_wait();
         let deadline = session.deadline;
         tokio::select! {
-            reason = &mut ended => break reason,
+            vmm = &mut ended => break vmm,
             n = read(&mut control, &mut from_guest), if !paused && control.is_some() => match n {
                 Ok(n) if n > 0 => {
                     if !session.bytes(&from_guest[..n]) {
@@ -166,7 +177,8 @@ pub(super) async fn run(
     }
     if end.exit.is_none() && end.failure.is_none() && !end.stopped {
         let when = if end.started.is_some() { "while the workload ran" } else { "before the workload ran" };
-        end.failure = Some(format!("the VM ended {when} and the guest did not say why: {reason}"));
+        end.failure = Some(format!("the VM ended {when} and the guest did not say why: {}", vmm.words));
+        end.hint = vmm.logged.then_some(Hint::VmmLog);
     }
     Ok(end)
 }
@@ -437,6 +449,7 @@ impl Session<'_> {
             self.end.killed = true;
             self.kill();
         } else {
+            self.end.hint = Some(Hint::Silence);
             self.fail(format!("the guest did not report within {} s", self.patience.boot.as_secs_f64()));
         }
     }

@@ -44,6 +44,11 @@ pub struct SuperviseSpec {
 }
 
 impl SuperviseSpec {
+    /// Where all is that the VMM said, as help for the user; an ephemeral VM leaves no logs.
+    pub(super) fn vmm_log_help(&self) -> Option<String> {
+        (!self.ephemeral).then(|| format!("`firegopher logs --vmm {}` shows all that the VMM said", self.vm))
+    }
+
     /// The objects of the store that a boot of this VM reads, each once.
     pub fn objects(&self) -> Vec<ObjectDigest> {
         let spec = &self.vm_spec;

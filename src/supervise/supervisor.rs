@@ -12,11 +12,13 @@ use super::process::Process;
 use super::record::Recorder;
 use super::restart::Backoff;
 use super::server::{self, Command, Door};
-use super::session::{self, BootEnd, Inbox, Patience};
+use super::session::{self, BootEnd, Hint, Inbox, Patience};
 use super::spec::{SuperviseSpec, wipe_secrets};
 use super::state::{STATE_VERSION, State, Status};
 use crate::error::{Context, Error, Result};
 use crate::manifest::model::{Port, Restart};
+use crate::vmm::probe;
+use crate::vmm::spec::VmmBinary;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -289,10 +291,10 @@ async fn boot(
         ..BootEnd::default()
     });
     let ran = end.started.map_or(Duration::ZERO, |s| s.elapsed());
-    (outcome(end, console), ran)
+    (outcome(end, console, spec), ran)
 }
 
-fn outcome(end: BootEnd, console: &Console) -> Outcome {
+fn outcome(end: BootEnd, console: &Console, spec: &SuperviseSpec) -> Outcome {
     let reason = match (&end.exit, &end.failure) {
         (None, _) if end.killed => Reason::Killed,
         (Some(_), _) if end.stopped => Reason::Stopped,
@@ -309,13 +311,13 @@ fn outcome(end: BootEnd, console: &Console) -> Outcome {
             format!("the workload did not run: {}", super::logs::escaped(failed.as_bytes()))
         }
         (None, failure) => {
-            let mut text = match console.panic() {
+            let (mut text, help) = match console.panic() {
                 Some((words, help)) => {
-                    let help = help.map(|help| format!("\nhelp: {help}")).unwrap_or_default();
-                    format!("the guest's kernel panicked: {words}{help}")
+                    (format!("the guest's kernel panicked: {words}"), help.map(str::to_owned))
                 }
-                None => failure.unwrap_or_default(),
+                None => (failure.unwrap_or_default(), help_for(end.hint, spec)),
             };
+            text.extend(help.map(|help| format!("\nhelp: {help}")));
             match console.last_lines(TAIL_LINES) {
                 lines if lines.is_empty() => text.push_str("\nthe VM printed nothing on its console"),
                 lines => {
@@ -327,6 +329,20 @@ fn outcome(end: BootEnd, console: &Console) -> Outcome {
         }
     };
     Outcome { reason, exit: end.exit, message: Some(message) }
+}
+
+fn help_for(hint: Option<Hint>, spec: &SuperviseSpec) -> Option<String> {
+    match hint? {
+        Hint::VmmLog => spec.vmm_log_help(),
+        Hint::Silence => {
+            let firecracker = matches!(spec.vm_spec.vmm, VmmBinary::Firecracker { .. });
+            let why = firecracker.then(probe::kvm_without_hardware).flatten()?;
+            Some(format!(
+                "KVM has no hardware behind it here ({why}), and stock kernels crawl or die on it: \
+                 write `vmm \"auto\"`, which takes QEMU instead, or give the guest more time with `boot-timeout`"
+            ))
+        }
+    }
 }
 
 /// Waits out a pause; `true` if somebody asked for the end meanwhile.

@@ -8,6 +8,7 @@ pub mod kernel_config;
 mod monitor;
 pub mod probe;
 mod qemu;
+pub mod room;
 mod spawn;
 pub mod spec;
 pub mod trial;
@@ -15,7 +16,7 @@ mod tsc;
 pub mod tuning;
 
 pub use monitor::{Death, Ended, Listener, Monitor, Said};
-pub use qemu::{check_devices, check_forwards};
+pub use qemu::check_forwards;
 
 use crate::error::Result;
 use crate::net::netns::Netns;

@@ -345,6 +345,8 @@ fn a_stub_is_seen_by_every_command() {
     let told = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("did not report within 5 s") && told.contains("firegopher.end=reset"), "{told}");
+    let announced = told.contains("stub: KVM has no hardware behind it here");
+    assert_eq!((announced, told.contains("help: KVM has")), (software_kvm(), software_kvm()), "{told}");
     assert_eq!(row(&cli)["status"], "failed");
     assert_eq!(metrics(), second, "the last ones stay when it is gone");
     assert!(stdout(&["logs", "--console", "stub"]).contains(printed.trim()), "and its console");
@@ -380,7 +382,11 @@ fn a_cpu_template_of_the_projects_own_is_read_hashed_and_taken_or_refused_by_fir
     assert!(stderr(&output).contains("the guest reset itself"), "{}", stderr(&output));
     // No kernel has this one.
     template("{\"kvm_capabilities\": [\"4000000000\"]}");
-    refused(&["up"], 1, "the VMM died");
+    let output = cli.run(&["up"]);
+    let text = stderr(&output);
+    let why = ["the VMM ", "KVM capabilities", "help: `firegopher logs --vmm stub` shows"];
+    assert!(output.status.code() == Some(1) && why.iter().all(|word| text.contains(word)), "{text}");
+    assert!(!text.contains("Firecracker exiting"), "its farewell is no reason: {text}");
     let text = String::from_utf8_lossy(&cli.run(&["logs", "--vmm"]).stdout).into_owned();
     assert!(text.contains("4000000000"), "{text}");
 
@@ -433,6 +439,25 @@ fn drives_on_another_file_system_are_copied_and_the_plan_says_what_that_costs() 
     // On one file system nothing is copied.
     let output = cli.run(&["plan"]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("copies"));
+}
+
+#[test]
+fn a_home_where_no_device_opens_is_told_before_anything_is_started() {
+    let Some(cli) = cli(Stub::Reset, "vmm \"firecracker\" { path \"DIR\" }") else { return };
+    let home = cli.home();
+    std::fs::create_dir(&home).unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=4g,mode=0700,nodev none {home} && exec {exe} up",
+        home = home.display(),
+        exe = env!("CARGO_BIN_EXE_firegopher"),
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).current_dir(cli.project());
+    let output = command.env("FIREGOPHER_HOME", &home).stdin(Stdio::null()).output().unwrap();
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(69), "{text}");
+    assert!(text.contains("mounted nodev") && text.contains("help: keep FIREGOPHER_HOME"), "{text}");
+    assert!(!text.contains("stub failed"), "{text}");
 }
 
 /// Two homes may hold the same project: what is host-wide must not be shared.

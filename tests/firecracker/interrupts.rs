@@ -149,10 +149,14 @@ fn a_successor_that_cannot_start_does_not_cost_the_vm_it_would_replace() {
     let vm = |size: &str, more: &str| format!("{VM}; volume \"data\" at=\"/data\" size=\"{size}\"; {more}");
     let Some(cli) = cli_since((1, 7), Stub::Halt, &vm("32MiB", "")) else { return };
     let (mut init, before) = up(&cli);
+    let more_volumes: String =
+        (0..16).map(|n| format!("volume \"v{n}\" at=\"/v{n}\" size=\"32MiB\"; ")).collect();
     for (manifest, code, says) in [
         (vm("64MiB", ""), 64, "a volume keeps its size"),
         (vm("32MiB", "secret \"KEY\" env=\"FIREGOPHER_TEST_UNSET\""), 64, "FIREGOPHER_TEST_UNSET"),
         (vm("32MiB", "memory \"512GiB\"; huge-pages \"2MiB\""), 69, "sysctl vm.nr_hugepages="),
+        (vm("32MiB", "memory \"1024GiB\""), 69, "more than this host has"),
+        (vm("32MiB", &more_volumes), 64, "drives are more than Firecracker"),
     ] {
         cli.manifest(&manifest);
         let output = cli.run(&["up", "-d"]);

@@ -293,7 +293,9 @@ fn a_guest_that_never_reports_is_killed_after_its_time() {
     let mut client = project.up(&spec);
     let outcome = end_of(&mut client);
     assert_eq!(outcome.reason, Reason::Failed);
-    assert!(outcome.message.unwrap().contains("did not report within 1 s"));
+    let message = outcome.message.unwrap();
+    assert!(message.contains("did not report within 1 s"), "{message}");
+    assert_eq!(message.contains("help: KVM has no hardware behind it"), software_kvm(), "{message}");
     project.assert_clean(&spec);
 }
 
@@ -400,6 +402,11 @@ fn a_debian_kernel_prints_its_first_lines() {
     assert!(text.contains("Linux version"));
     project.stop(&spec);
     project.assert_clean(&spec);
+}
+
+/// Whether this host's KVM has no hardware behind it: then that is told.
+fn software_kvm() -> bool {
+    matches!(firegopher::vmm::probe::kvm(), firegopher::vmm::probe::Kvm::Software(_))
 }
 
 /// In KiB.

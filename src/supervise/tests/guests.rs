@@ -78,6 +78,7 @@ fn a_killed_vmm_is_reported_with_its_signal() {
     assert_eq!(told.stdout, b"last words");
     let message = told.ended.unwrap().message.unwrap();
     assert!(message.contains("while the workload ran") && message.contains("signal: 9"), "{message}");
+    assert!(message.contains("help: `firegopher logs --vmm web` shows all"), "{message}");
     assert_eq!(state.status, Status::Failed);
 }
 

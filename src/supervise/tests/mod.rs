@@ -5,7 +5,7 @@ mod guests;
 mod lives;
 
 use super::journal::{Effect, Journal};
-use super::machine::{Machine, Platform, Proxies};
+use super::machine::{Machine, Platform, Proxies, VmmEnd};
 use super::supervisor::{self, undo_common};
 use super::*;
 use crate::digest::StepKey;
@@ -124,7 +124,9 @@ impl Platform for Fake {
         std::thread::spawn(move || script(guest));
         let (tell, told) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || tell.send(child.wait().unwrap()));
-        let ended = Box::pin(async move { format!("the VMM died ({})", told.await.unwrap()) });
+        let ended = Box::pin(async move {
+            VmmEnd { words: format!("the VMM died ({})", told.await.unwrap()), logged: true }
+        });
         Ok(Machine {
             pidfd: pidfd(),
             process,

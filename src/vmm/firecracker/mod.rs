@@ -23,7 +23,7 @@ pub use programs::{inspect, usable};
 use super::beside::{Lives, beside_tap};
 use super::boot_args;
 use super::jail::cgroup::{self, Limits};
-use super::jail::name_of;
+use super::jail::{check_place, name_of};
 use super::monitor::{Monitor, ProcessMonitor};
 use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
 use super::tuning::Console;
@@ -174,6 +174,7 @@ fn kvm_opens(device: &Path) -> Result<()> {
 
 /// The jail with everything in it.
 fn staged(spec: &VmSpec, jail: &JailSpec, firecracker: &Path) -> Result<stage::Staged> {
+    check_place(&jail.root)?;
     let staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
     let paths = inside_jail(staged.kernel.clone(), staged.initramfs.clone(), staged.drives.clone());
     let kernel_args = kernel_args::build(spec.tuning.console == Console::All);

@@ -8,6 +8,7 @@ use super::*;
 use crate::name::{Name, VmId};
 use crate::net::tap;
 use crate::vmm::jail;
+use crate::vmm::room::{Machine, check_devices};
 use crate::vmm::spec::{Drive, firecracker_programs};
 use crate::vmm::{Ended, backend};
 use fs_err as fs;
@@ -298,6 +299,24 @@ fn what_a_vmm_does_to_its_jail_harms_nobody() {
     assert!(!vm.jail().root.exists());
     let precious = outside.path().join("precious").metadata().unwrap();
     assert_eq!((precious.uid(), precious.len()), (0, 1));
+}
+
+#[test]
+fn as_many_devices_as_are_counted_fit_and_not_one_more() {
+    let Some(programs) = programs() else { return };
+    let machine = Machine::Firecracker(version::of(&programs[0]).unwrap());
+    let most = (1..).take_while(|drives| check_devices(machine, *drives, false).is_ok()).count();
+    let ns = Netns::create().unwrap();
+    for (tag, drives, fits) in [("full", most, true), ("crowded", most + 1, false)] {
+        let mut vm = vm_of(programs.clone(), tag, &Stub::Reset.elf());
+        let tap = tap_of(&ns, &mut vm, 1);
+        let base = vm.spec.drives[0].clone();
+        vm.spec.drives = (0..drives).map(|n| Drive { role: format!("volume-{n}"), ..base.clone() }).collect();
+        let end = ended(&mut vm.launch(Some(&ns)));
+        assert_eq!(end == Ended::GuestReset, fits, "{drives} drives: {end}");
+        tap::remove(&ns, &tap).unwrap();
+        vm.clean();
+    }
 }
 
 #[test]

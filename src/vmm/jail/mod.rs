@@ -15,6 +15,7 @@ use crate::name::VmId;
 use fs_err as fs;
 use link::Place;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -39,6 +40,10 @@ pub(crate) fn stage(spec: &VmSpec, jail: &JailSpec) -> Result<Staged> {
     };
     let root = &jail.root;
     let fail = || format!("cannot make the jail {}", root.display());
+    // A QEMU that emulates opens /dev/null alone, and without it takes locks of processes for those of descriptors.
+    if spec.kvm {
+        check_place(root)?;
+    }
     std::fs::DirBuilder::new().mode(0o755).create(root).or_failed("jail.make", fail)?;
     // The umask may have taken bits that the VMM needs to search it.
     let open = |dir: &Path| fs::set_permissions(dir, PermissionsExt::from_mode(0o755));
@@ -72,6 +77,28 @@ pub(crate) fn stage(spec: &VmSpec, jail: &JailSpec) -> Result<Staged> {
     Ok(Staged { kernel: "/kernel".into(), initramfs: "/initramfs".into(), drives })
 }
 
+/// Whether a VMM could open devices in a jail at `root`, which need not exist: on a file system that is mounted nodev
+/// they can be made, but not opened.
+///
+/// # Errors
+/// `jail.nodev`.
+pub fn check_place(root: &Path) -> Result<()> {
+    let there = root.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let mounted =
+        statvfs(there).or_failed("jail.make", || format!("cannot see how {} is mounted", there.display()))?;
+    if !mounted.flags().contains(FsFlags::ST_NODEV) {
+        return Ok(());
+    }
+    let text = format!(
+        "{} is on a file system that is mounted nodev: no device opens in a jail there",
+        there.display()
+    );
+    Err(Error::host("jail.nodev", text).help(
+        "keep FIREGOPHER_HOME on another file system, or mount this one with devices: \
+         mount -o remount,dev MOUNT-POINT",
+    ))
+}
+
 /// What a VM's cgroups and the jailer's directory are called. Two homes may hold the same project; a uid is one VM's
 /// on the whole host.
 pub(in crate::vmm) fn name_of(id: &VmId, jail: &JailSpec) -> String {
@@ -99,7 +126,7 @@ fn node(path: &Path, (major, minor): (u64, u64), owner: Option<&JailSpec>) -> Re
     };
     make()
         .or_host("jail.device-node", || format!("cannot make the device node {}", path.display()))
-        .map_err(|e| e.help("jails need CAP_MKNOD and a file system that is not mounted nodev"))
+        .map_err(|e| e.help("jails need CAP_MKNOD"))
 }
 
 #[cfg(test)]

@@ -78,6 +78,26 @@ fn a_jail_is_never_reused() {
 }
 
 #[test]
+fn a_place_where_no_device_opens_is_refused_to_a_vmm_that_needs_one_before_anything_is_made() {
+    if !root() {
+        return;
+    }
+    crate::testing::on_disk(1 << 20, nix::mount::MsFlags::MS_NODEV, |dir| {
+        let (mut spec, jail) = fixture(dir);
+        spec.kvm = true;
+        let error = stage(&spec, &jail).unwrap_err();
+        assert_eq!(error.code(), "jail.nodev");
+        assert!(error.help_text().unwrap().contains("FIREGOPHER_HOME"), "{error:?}");
+        assert!(!jail.root.exists());
+        assert_eq!(check_place(&dir.join("not/there/yet")).unwrap_err().code(), "jail.nodev");
+        // One that needs none gets its jail.
+        spec.kvm = false;
+        stage(&spec, &jail).unwrap();
+        clean(&jail).unwrap();
+    });
+}
+
+#[test]
 fn a_drive_that_is_a_link_is_refused_and_its_target_keeps_its_owner() {
     if !root() {
         return;

@@ -2,6 +2,7 @@
 
 mod process;
 mod qmp;
+mod reason;
 mod words;
 
 pub(crate) use process::{ProcessMonitor, reap};
@@ -50,7 +51,7 @@ impl fmt::Display for Ended {
             Ended::HostQuit => f.write_str("the VMM was told to quit"),
             Ended::Died(death) => {
                 write!(f, "the VMM died ({})", death.status)?;
-                match death.stderr.trim_end().lines().last() {
+                match reason::reason(&death.stderr) {
                     Some(line) => write!(f, ": {line}"),
                     None => Ok(()),
                 }
@@ -92,11 +93,14 @@ impl Monitor {
 
     /// The end of what the VMM has said so far.
     pub fn stderr_so_far(&mut self) -> String {
-        self.words().drain();
-        match self {
-            Monitor::Qmp(monitor) => monitor.words.tail(),
-            Monitor::Process(monitor) => monitor.said(),
-        }
+        let words = self.words();
+        words.drain();
+        words.tail()
+    }
+
+    /// Of that, the line that says most about a VMM that has ended.
+    pub fn reason_so_far(&mut self) -> Option<String> {
+        reason::reason(&self.stderr_so_far()).map(str::to_owned)
     }
 
     fn words(&mut self) -> &mut words::Words {

@@ -49,7 +49,7 @@ impl ProcessMonitor {
         // 0 stands for every end that the guest chose; on x86 it has nothing but its reset.
         let done = match status.code() {
             Some(0) => Ended::GuestReset,
-            _ => Ended::Died(Death { status, stderr: self.said() }),
+            _ => Ended::Died(Death { status, stderr: self.words.tail() }),
         };
         Ok(self.done.insert(done).clone())
     }
@@ -60,17 +60,6 @@ impl ProcessMonitor {
             send_kill(&self.kill)?;
         }
         Ok(())
-    }
-
-    /// The end of what it has said so far.
-    pub(super) fn said(&self) -> String {
-        let text = self.words.tail();
-        // A program in Rust that ends with an error tells it twice, the second time for programmers.
-        let lines: Vec<&str> = text.lines().collect();
-        match lines.as_slice() {
-            [first @ .., last] if !first.is_empty() && last.starts_with("Error: ") => first.join("\n"),
-            _ => text,
-        }
     }
 }
 

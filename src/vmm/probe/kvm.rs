@@ -1,7 +1,7 @@
 //! Whether KVM is there, may be used, and has hardware behind it.
 
 use std::fs::OpenOptions;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
@@ -11,6 +11,8 @@ const KVM_GET_API_VERSION: libc::Ioctl = 0xAE00;
 const KVM_CREATE_VM: libc::Ioctl = 0xAE01;
 /// The only version there has been since 2007.
 const API_VERSION: i32 = 12;
+
+const NO_HARDWARE: &str = "the CPU shows neither vmx nor svm";
 
 /// What `/dev/kvm` is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,17 @@ pub fn kvm() -> Kvm {
     ASKED.get_or_init(ask).clone()
 }
 
+/// Why kernels made for real hardware crawl or die on this host's KVM, if that is so. Makes no VM to find out.
+pub fn kvm_without_hardware() -> Option<&'static str> {
+    // The first CPU's flags stand in the first lines; a host with many CPUs takes long to tell of all.
+    let mut text = Vec::new();
+    let read =
+        fs_err::File::open("/proc/cpuinfo").and_then(|file| file.take(16 << 10).read_to_end(&mut text));
+    let text = String::from_utf8_lossy(&text);
+    // Nothing is said of a host that does not tell its flags.
+    (read.is_ok() && text.contains("flags") && !has_hardware(&text)).then_some(NO_HARDWARE)
+}
+
 /// Opens `/dev/kvm`, makes a VM and throws it away.
 fn ask() -> Kvm {
     let device = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
@@ -59,11 +72,7 @@ fn ask() -> Kvm {
     // SAFETY: the kernel just made this descriptor for us; closing it ends the VM.
     drop(unsafe { OwnedFd::from_raw_fd(vm) });
     let cpuinfo = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    if has_hardware(&cpuinfo) {
-        Kvm::Hardware
-    } else {
-        Kvm::Software("the CPU shows neither vmx nor svm".to_owned())
-    }
+    if has_hardware(&cpuinfo) { Kvm::Hardware } else { Kvm::Software(NO_HARDWARE.to_owned()) }
 }
 
 fn has_hardware(cpuinfo: &str) -> bool {
@@ -86,5 +95,10 @@ mod tests {
     fn asking_twice_gives_the_same_answer() {
         assert_eq!(ask(), ask());
         assert_eq!(kvm(), ask());
+        match kvm() {
+            Kvm::Hardware => assert_eq!(kvm_without_hardware(), None),
+            Kvm::Software(why) => assert_eq!(kvm_without_hardware(), Some(why.as_str())),
+            Kvm::Absent(_) | Kvm::NoAccess => {}
+        }
     }
 }

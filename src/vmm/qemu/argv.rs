@@ -4,6 +4,7 @@ use super::CommandLine;
 use crate::error::{Error, Result};
 use crate::manifest::model::Port;
 use crate::vmm::jail::Staged;
+use crate::vmm::room;
 use crate::vmm::spec::{NetSpec, VmSpec, VmmBinary};
 use crate::vmm::tuning::HugePages;
 use firegopher_protocol::PORT_NAME;
@@ -12,10 +13,6 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-/// virtio-mmio transports of a microvm with its second I/O APIC, which acpi=on brings.
-const TRANSPORTS: usize = 24;
-/// Devices besides drives: network, control and random numbers.
-const OTHER_DEVICES: usize = 3;
 /// x86-64-v2 on top of the plainest model, and a random seed: richer models boot slower under emulation
 /// (each feature costs the kernel work), poorer ones do not run what compilers and wheels expect.
 const TCG_CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand";
@@ -84,8 +81,9 @@ pub(super) fn build(
 
     // The kernel finds transports from the highest to the lowest. Each device is put on its own, so that
     // vda is the first drive; drives come first, as their minors count from 0.
-    let mut buses = (0..TRANSPORTS).rev().map(|n| format!("virtio-mmio-bus.{n}"));
-    let mut bus = || buses.next().ok_or_else(|| too_many(spec.drives.len()));
+    let mut buses = (0..room::TRANSPORTS).rev().map(|n| format!("virtio-mmio-bus.{n}"));
+    room::check_devices(room::Machine::Qemu, spec.drives.len(), spec.tuning.balloon.is_some())?;
+    let mut bus = || buses.next().ok_or_else(|| Error::bug("a device more than was counted"));
     for (n, (drive, path)) in spec.drives.iter().zip(&files.drives).enumerate() {
         let path = path.to_str().ok_or_else(|| not_utf8(path))?;
         let file = json!({"driver": "file", "filename": path, "read-only": drive.read_only, "locking": "on"});
@@ -181,19 +179,6 @@ fn firmware(vmm: &VmmBinary) -> Option<&'static str> {
 
 fn colons(mac: &[u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
-}
-
-/// Whether a microvm has room for so many drives.
-///
-/// # Errors
-/// `vmm.too-many-devices`.
-pub fn check_devices(drives: usize) -> Result<()> {
-    if drives + OTHER_DEVICES > TRANSPORTS { Err(too_many(drives)) } else { Ok(()) }
-}
-
-fn too_many(drives: usize) -> Error {
-    Error::usage("vmm.too-many-devices", format!("{drives} drives are more than a microvm has room for"))
-        .help(format!("at most {TRANSPORTS} devices fit, network and control included"))
 }
 
 /// Whether these ports can be published by QEMU's user networking.

@@ -13,7 +13,7 @@ use super::{Control, Launched, Serial, Timings, Vmm, boot_args, tsc};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use argv::Wiring;
-pub use argv::{check_devices, check_forwards};
+pub use argv::check_forwards;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -258,6 +258,37 @@ fn a_jailed_vmm_has_nothing_but_its_jail() {
     vm.clean();
 }
 
+/// Who holds a lock on any byte of a file: 0 for a descriptor, a pid for a process, whose lock goes with any of its
+/// descriptors (fcntl(2), F_OFD_GETLK); `None` where nobody does.
+fn lock_holder(path: &Path) -> Option<i32> {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    // SAFETY: all zeros is a valid flock: from the first byte to the last.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as i16;
+    // SAFETY: an open descriptor, and a flock that lives as long as the call.
+    let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+    assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
+    (lock.l_type != libc::F_UNLCK as i16).then_some(lock.l_pid.max(0))
+}
+
+/// Without /dev/null in the jail QEMU finds no locks of descriptors and takes those of processes.
+#[test]
+fn a_jailed_vmm_locks_what_it_writes_and_starts_on_nothing_that_is_locked() {
+    let (Some(vm), Some(mut second)) = (vm("locks", true), vm("locked-out", true)) else { return };
+    let running = vm.start(None);
+    assert_eq!(lock_holder(&vm.spec.drives[2].path), Some(0), "a lock that lasts");
+    second.spec.drives[2].path.clone_from(&vm.spec.drives[2].path);
+    let mut launched = backend(&second.spec).launch(&second.spec, None).unwrap();
+    let ended = wait(&mut launched.monitor);
+    println!("{ended:?}");
+    assert!(matches!(ended, Ended::Died(_)) && ended.to_string().contains("\"write\" lock"), "{ended}");
+    second.clean();
+    running.say("poweroff");
+    assert_eq!(running.end().0, Ended::GuestShutdown);
+    assert_eq!(lock_holder(&vm.spec.drives[2].path), None);
+    vm.clean();
+}
+
 #[test]
 fn a_guests_reset_panic_and_power_off_are_told_apart() {
     let wanted =
