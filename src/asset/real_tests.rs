@@ -110,14 +110,16 @@ fn kernel() -> AssetId {
 #[test]
 fn an_image_resolves_to_its_whole_closure_and_is_fetched_verified() {
     let Some(bench) = bench() else { return };
+    // With the lists of the others, and nothing that they fetched.
+    let crate::store::testing::Scratch { store, dir: _dir } = crate::store::testing::scratch();
     let heard = Heard::default();
     let id = AssetId::image(["bash", "dash"]);
-    let pins = resolve_all(&bench.store, &bench.apt, &[id], &heard).unwrap().remove(0).packages;
+    let pins = resolve_all(&store, &bench.apt, &[id], &heard).unwrap().remove(0).packages;
     let names: Vec<&str> = pins.iter().map(|p| p.package.as_str()).collect();
     assert!(names.contains(&"bash") && names.contains(&"libc6"), "{names:?}");
     assert!(names.is_sorted());
     assert!(pins.iter().all(|p| p.pool.starts_with("pool/")), "{pins:?}");
-    let debs = fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &heard).unwrap();
+    let debs = fetch_debs(&store, &bench.apt, &AssetId::Vmm, &pins, &heard).unwrap();
     for (pin, deb) in pins.iter().zip(&debs) {
         assert_eq!(fs::metadata(deb).unwrap().len(), pin.size);
     }
@@ -127,9 +129,9 @@ fn an_image_resolves_to_its_whole_closure_and_is_fetched_verified() {
     assert_eq!(total, Some(pins.iter().map(|p| p.size).sum()));
 
     let again = Heard::default();
-    assert_eq!(fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &again).unwrap(), debs);
+    assert_eq!(fetch_debs(&store, &bench.apt, &AssetId::Vmm, &pins, &again).unwrap(), debs);
     assert!(again.0.lock().unwrap().0.is_empty(), "what the store has is not fetched again");
-    assert!(have_debs(&bench.store, &pins));
+    assert!(have_debs(&store, &pins));
 }
 
 #[test]
