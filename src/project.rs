@@ -5,7 +5,7 @@ use crate::digest::{ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::listing::Listing;
-use crate::lock::{Lock, OciPin};
+use crate::lock::{Lock, OciImage};
 use crate::manifest::model::{ImageSource, Manifest, Vm, VmmSource};
 use crate::manifest::{self};
 use crate::name::Name;
@@ -191,11 +191,11 @@ fn complete(mut manifest: Manifest, home: &Home, store: &Store) -> Result<(Manif
 /// Fills in what container images say of running them.
 fn fill(manifest: &mut Manifest, lock: &Lock) -> Result<()> {
     let dir = manifest.dir.clone();
-    fill_defaults(manifest, lock, |image| local_image(&dir, image))
+    fill_defaults(manifest, lock, |image| Ok(local_image(&dir, image)?.map(|image| image.config)))
 }
 
 /// What a container image on this host holds; `None` for other sources.
-fn local_image(dir: &Path, image: &ImageSource) -> Result<Option<OciPin>> {
+fn local_image(dir: &Path, image: &ImageSource) -> Result<Option<OciImage>> {
     match image {
         ImageSource::OciPath { path, tag } => oci::inspect(&dir.join(path), tag.as_deref()).map(Some),
         _ => Ok(None),

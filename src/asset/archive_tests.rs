@@ -320,8 +320,13 @@ fn other_bytes_than_the_list_promises_are_refused() {
     let mut bytes = fs::read(&pool).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&pool, bytes).unwrap();
+    // On another machine: what is pinned, and what would be.
+    let home = Home::new(world.dir.path().join("elsewhere"));
+    let (store, apt) = (Store::open(home.clone()).unwrap(), Apt::new(&home).in_project(world.dir.path()));
     let id = AssetId::Image(set);
-    let error = fetch_debs(&world.store, &world.apt, &id, &pins.packages, &Silent).unwrap_err();
+    let error = fetch_debs(&store, &apt, &id, &pins.packages, &Silent).unwrap_err();
+    assert_eq!(error.code(), "asset.digest", "{error}");
+    let error = resolve_all(&store, &apt, &[id], &Silent).unwrap_err();
     assert_eq!(error.code(), "asset.digest", "{error}");
 }
 

@@ -1,73 +1,143 @@
-//! Resolves package names to exact pins and pins to .deb files in the store, through the host's apt.
+//! Resolves package names to exact pins, through the host's apt.
 
 use super::apt::Apt;
 use super::apt_error::{Complaints, network_error};
+use super::debs;
 use super::mmdebstrap;
 use super::parallel::parallel;
-use super::parse::{Chosen, Record, chosen, deb_name, dependency_names, records, uri_line};
+use super::parse::{Chosen, Deb, Record, dependency_names, records, uri_line};
 use super::progress::Progress;
 use super::vmm_closure;
-use crate::digest::{FieldHasher, ObjectDigest, StepKey};
-use crate::error::{Context, Error, Result};
-use crate::lock::{AssetId, Pin, Pins};
-use crate::store::{Action, Store, TempDir};
-use fs_err as fs;
-use sha2::{Digest, Sha256};
+use crate::error::{Error, Result};
+use crate::lock::{AssetId, Origin, Pin, Pins, Release};
+use crate::store::Store;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::PathBuf;
 
 /// What the QEMU tree is taken from; all else follows by dependency.
 const VMM_PACKAGES: &[&str] = &["qemu-system-x86"];
 
-/// The exact packages behind an asset's names: for a kernel only those with the image (and its modules), for the
-/// VMM and images the whole closure, sorted. Uses the network where the package lists are missing or old.
+/// Resolves assets and fetches their packages, each asset by itself: one that fails stops no other. `found` hears of
+/// each, or of several that one error befalls. A kernel is pinned to the packages with its image and modules, an image
+/// to its whole closure; the VMM's closure is fetched and cut down to the packages that its tree takes a file from, so
+/// that other machines fetch only these. Uses the network where the package lists are missing or old, or a package is.
 ///
 /// # Errors
-/// Usage for unknown or contradicting packages; host without apt; failed without network.
-pub fn resolve(apt: &Apt, id: &AssetId, progress: &dyn Progress) -> Result<Vec<Pin>> {
-    let apt = &apt.of(id);
-    let _lock = apt.lock(progress)?;
-    let warnings = apt.update_if_stale(progress)?;
-    resolve_locked(apt, id, &warnings)
+/// Usage for unknown or contradicting packages; host without apt; failed without network; those of [`super::fetch_debs`].
+pub fn resolve_each(
+    store: &Store,
+    apt: &Apt,
+    ids: &[AssetId],
+    progress: &dyn Progress,
+    found: &dyn Fn(&[AssetId], Result<Pins>),
+) {
+    let mut left = ids.to_vec();
+    while let Some(first) = left.first() {
+        // All that have the same sources in one go.
+        let same = apt.of(first);
+        let (these, others) = left.into_iter().partition(|id| same.is(&apt.of(id)));
+        left = others;
+        resolve_together(store, &same, &these, progress, found);
+    }
 }
 
-/// Resolves several assets, each with the distribution, ready for the lock. The VMM's closure is fetched and
-/// cut down to the packages that its tree takes a file from, so that other machines fetch only these.
+/// As [`resolve_each`], in the order of `ids`, or the first error.
 ///
 /// # Errors
-/// As [`resolve`] and [`fetch_debs`].
+/// As [`resolve_each`].
 pub fn resolve_all(store: &Store, apt: &Apt, ids: &[AssetId], progress: &dyn Progress) -> Result<Vec<Pins>> {
-    let apt_of = |id: &AssetId| apt.of(id);
-    // Before anything is fetched.
-    ids.iter().try_for_each(|id| apt.of(id).check_keyrings())?;
-    let mut all: Vec<Option<Pins>> = vec![None; ids.len()];
-    while let Some(first) = all.iter().position(Option::is_none) {
-        // All that have the same sources in one go.
-        let apt = apt.of(&ids[first]);
-        let these: Vec<usize> = (first..ids.len()).filter(|&at| apt.is(&apt_of(&ids[at]))).collect();
-        let (origin, snapshot, resolved) = {
-            let _lock = apt.lock(progress)?;
-            let warnings = apt.update_if_stale(progress)?;
-            progress.start("resolving package versions", None);
-            let resolved = parallel(&these, |&at| resolve_locked(&apt, &ids[at], &warnings))?;
-            (apt.origin()?, apt.snapshot()?, resolved)
-        };
-        for (at, mut packages) in these.into_iter().zip(resolved) {
-            if ids[at] == AssetId::Vmm {
-                let debs = fetch_debs(store, &apt, &ids[at], &packages, progress)?;
-                progress.start("finding the libraries QEMU needs", None);
-                let used = vmm_closure::contributors(&debs)?;
-                packages = used.into_iter().map(|index| packages[index].clone()).collect();
-            }
-            all[at] = Some(Pins { origin: origin.clone(), snapshot: snapshot.clone(), packages });
+    let all: RefCell<Result<BTreeMap<AssetId, Pins>>> = RefCell::new(Ok(BTreeMap::new()));
+    resolve_each(store, apt, ids, progress, &|ids, pins| {
+        let mut all = all.borrow_mut();
+        match (&mut *all, pins) {
+            (Ok(all), Ok(pins)) => all.extend(ids.iter().map(|id| (id.clone(), pins.clone()))),
+            (Ok(_), Err(error)) => *all = Err(error),
+            (Err(_), _) => {}
+        }
+    });
+    let all = all.into_inner()?;
+    let of =
+        |id| all.get(id).cloned().ok_or_else(|| Error::bug(format!("{id} was neither pinned nor refused")));
+    ids.iter().map(of).collect()
+}
+
+/// The part of [`resolve_each`] for assets of the same sources, which are those of `apt`.
+fn resolve_together(
+    store: &Store,
+    apt: &Apt,
+    ids: &[AssetId],
+    progress: &dyn Progress,
+    found: &dyn Fn(&[AssetId], Result<Pins>),
+) {
+    let Listed { origin, snapshot, closures } = match list(apt, ids, progress) {
+        Ok(listed) => listed,
+        Err(error) => return found(ids, Err(error)),
+    };
+    let mut wanted: Vec<(AssetId, Vec<Deb>)> = Vec::new();
+    for (id, closure) in ids.iter().zip(closures) {
+        match closure {
+            Ok(debs) => wanted.push((id.clone(), debs)),
+            Err(error) => found(std::slice::from_ref(id), Err(error)),
         }
     }
-    Ok(all.into_iter().flatten().collect())
+    let all: Vec<&Deb> = wanted.iter().flat_map(|(_, debs)| debs).collect();
+    let fetched = debs::fetch_listed(store, apt, &all, progress);
+    // What arrived whole before a failure is there.
+    let (whole, broken): (Vec<_>, Vec<_>) =
+        wanted.iter().partition(|(_, all)| all.iter().all(|deb| debs::stored(store, deb).is_some()));
+    if !broken.is_empty() {
+        let why = fetched.err().unwrap_or_else(|| Error::bug("packages were fetched and are not there"));
+        let ids: Vec<AssetId> = broken.into_iter().map(|(id, _)| id.clone()).collect();
+        found(&ids, Err(why));
+    }
+    for (id, debs) in whole {
+        let pins = pin(store, id, debs, progress).map(|packages| Pins {
+            origin: origin.clone(),
+            snapshot: snapshot.clone(),
+            packages,
+        });
+        found(std::slice::from_ref(id), pins);
+    }
 }
 
-fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<Pin>> {
+/// What the lists of some sources say.
+struct Listed {
+    origin: Origin,
+    snapshot: Vec<Release>,
+    /// Of each asset in its order.
+    closures: Vec<Result<Vec<Deb>>>,
+}
+
+fn list(apt: &Apt, ids: &[AssetId], progress: &dyn Progress) -> Result<Listed> {
+    // Before anything is fetched.
+    apt.check_keyrings()?;
+    let _lock = apt.lock(progress)?;
+    let warnings = apt.update_if_stale(progress)?;
+    progress.start("resolving package versions", None);
+    let closures = parallel(ids, |id| Ok(resolve_locked(apt, id, &warnings)))?;
+    Ok(Listed { origin: apt.origin()?, snapshot: apt.snapshot()?, closures })
+}
+
+/// The pins of an asset whose packages are in the store.
+fn pin(store: &Store, id: &AssetId, debs: &[Deb], progress: &dyn Progress) -> Result<Vec<Pin>> {
+    let pin = |deb: &Deb| {
+        let blake3 = debs::stored(store, deb);
+        let gone = || Error::bug(format!("{} was fetched and is not there", deb.package));
+        Ok(deb.clone().pinned(blake3.ok_or_else(gone)?))
+    };
+    let pins = debs.iter().map(pin).collect::<Result<Vec<Pin>>>()?;
+    if *id != AssetId::Vmm {
+        return Ok(pins);
+    }
+    progress.start("finding the libraries QEMU needs", None);
+    let paths: Vec<PathBuf> = pins.iter().map(|pin| store.object_path(&pin.blake3)).collect();
+    let used = vmm_closure::contributors(&paths)?;
+    Ok(used.into_iter().map(|index| pins[index].clone()).collect())
+}
+
+/// The exact packages behind an asset's names, sorted. The caller holds apt's lock.
+fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<Deb>> {
     let mut args: Vec<String> = ["-y", "--print-uris"].map(String::from).to_vec();
     if let Some(suite) = id.set().and_then(|set| set.suite.as_ref()) {
         args.extend(["-t".to_owned(), suite.clone()]);
@@ -117,12 +187,12 @@ fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<
         }
     }
     if *id == AssetId::Mmdebstrap {
-        found.retain(|r| mmdebstrap::uses(&r.pin.package));
+        found.retain(|r| mmdebstrap::uses(&r.deb.package));
     }
-    let mut pins: Vec<Pin> = found.into_iter().map(|record| record.pin.clone()).collect();
-    pins.sort();
-    pins.dedup();
-    Ok(pins)
+    let mut debs: Vec<Deb> = found.into_iter().map(|record| record.deb.clone()).collect();
+    debs.sort();
+    debs.dedup();
+    Ok(debs)
 }
 
 /// Only what holds /boot/vmlinuz and /lib/modules: the linux-image and linux-modules packages of the closure that
@@ -130,13 +200,13 @@ fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<
 fn keep_kernel(found: &mut Vec<&Record>) {
     const META_MAX: u64 = 64 << 10;
     found.retain(|r| {
-        ["linux-image-", "linux-modules-"].iter().any(|prefix| r.pin.package.starts_with(prefix))
+        ["linux-image-", "linux-modules-"].iter().any(|prefix| r.deb.package.starts_with(prefix))
     });
-    let names: HashSet<&str> = found.iter().map(|r| r.pin.package.as_str()).collect();
+    let names: HashSet<&str> = found.iter().map(|r| r.deb.package.as_str()).collect();
     let is_meta =
-        |r: &Record| r.pin.size < META_MAX && dependency_names(&r.depends).any(|name| names.contains(name));
+        |r: &Record| r.deb.size < META_MAX && dependency_names(&r.depends).any(|name| names.contains(name));
     found.retain(|r| !is_meta(r));
-    if !found.iter().any(|r| r.pin.package.starts_with("linux-image-")) {
+    if !found.iter().any(|r| r.deb.package.starts_with("linux-image-")) {
         found.clear();
     }
 }
@@ -222,189 +292,4 @@ fn versions(apt: &Apt, name: &str) -> Vec<String> {
         }
     }
     found
-}
-
-/// The .deb files of `pins` in their order, as store objects. What the store lacks is downloaded in one
-/// `apt-get download`, checked against size and SHA-256, and published. Give the pins of several assets at once if
-/// they have the sources of `id`.
-///
-/// # Errors
-/// Failed, naming `firegopher update`, if the archive no longer serves a pin or serves other bytes; failed
-/// without network; host without apt. What arrived whole before a failure stays in the store.
-pub fn fetch_debs(
-    store: &Store,
-    apt: &Apt,
-    id: &AssetId,
-    pins: &[Pin],
-    progress: &dyn Progress,
-) -> Result<Vec<PathBuf>> {
-    let apt = &apt.of(id);
-    if !missing(store, pins).is_empty() {
-        let _lock = apt.lock(progress)?;
-        // Whoever held the lock may have fetched them.
-        let wanted = missing(store, pins);
-        if !wanted.is_empty() {
-            download(store, apt, &wanted, progress)?;
-        }
-    }
-    pins.iter()
-        .map(|pin| {
-            // A use, for gc.
-            let _ = store.reuse(&deb_key(&pin.sha256));
-            stored(store, pin)
-                .ok_or_else(|| Error::bug(format!("{} was published and is not there", pin.package)))
-        })
-        .collect()
-}
-
-/// Whether all of `pins` are in the store, so that fetching them needs neither apt nor network.
-pub fn have_debs(store: &Store, pins: &[Pin]) -> bool {
-    pins.iter().all(|pin| stored(store, pin).is_some())
-}
-
-fn missing<'a>(store: &Store, pins: &'a [Pin]) -> BTreeMap<&'a str, &'a Pin> {
-    pins.iter().filter(|pin| stored(store, pin).is_none()).map(|pin| (pin.sha256.as_str(), pin)).collect()
-}
-
-fn deb_key(sha256: &str) -> StepKey {
-    FieldHasher::new("firegopher deb v1").field(sha256).finish().into()
-}
-
-fn stored(store: &Store, pin: &Pin) -> Option<PathBuf> {
-    let output = store.action(&deb_key(&pin.sha256))?.output;
-    let path = store.object_path(&output);
-    fs::metadata(&path).is_ok_and(|meta| meta.len() == pin.size).then_some(path)
-}
-
-fn download(store: &Store, apt: &Apt, wanted: &BTreeMap<&str, &Pin>, progress: &dyn Progress) -> Result<()> {
-    let updated = !apt.has_lists();
-    if updated {
-        apt.update(progress)?;
-    }
-    let temp = store.temp_dir()?;
-    let mut said = download_once(apt, wanted.values().copied(), &temp, progress)?;
-    let mut left = harvest(store, &temp, wanted)?;
-    if !left.is_empty() && !updated && said.gone() {
-        // Lists older than the pins, or the archive moved on since.
-        apt.update(progress)?;
-        said = download_once(apt, left.values().copied(), &temp, progress)?;
-        left = harvest(store, &temp, &left)?;
-    }
-    let Some(first) = left.values().next() else { return Ok(()) };
-    if said.network() {
-        return Err(network_error(&format!("download {} packages", left.len()), &said));
-    }
-    if said.gone() {
-        let names: Vec<String> =
-            left.values().take(5).map(|p| format!("{} {}", p.package, p.version)).collect();
-        let more = if left.len() > 5 { format!(" and {} more", left.len() - 5) } else { String::new() };
-        let message = format!("the archive no longer serves {}{more}: {}", names.join(", "), said.quoted());
-        return Err(Error::failed("asset.gone", message)
-            .help("run `firegopher update` to pin the versions that it serves now"));
-    }
-    if said.is_empty() || said.other_bytes() {
-        return Err(other_bytes(first));
-    }
-    Err(network_error(&format!("download {} {}", first.package, first.version), &said))
-}
-
-fn other_bytes(pin: &Pin) -> Error {
-    let message =
-        format!("the archive serves {} {} with other bytes than the lock pins", pin.package, pin.version);
-    Error::failed("asset.digest", message).help(
-        "if its source is trusted, `firegopher update` pins what it serves now; else find out who changed it",
-    )
-}
-
-fn download_once<'a>(
-    apt: &Apt,
-    pins: impl Iterator<Item = &'a Pin>,
-    temp: &TempDir,
-    progress: &dyn Progress,
-) -> Result<Complaints> {
-    let mut args = vec!["download".to_owned(), "--".to_owned()];
-    let mut total = 0;
-    for pin in pins {
-        args.push(format!("{}={}", pin.package, pin.version));
-        total += pin.size;
-    }
-    progress.start("downloading packages", Some(total));
-    let mut told = 0;
-    let mut tell = |bytes: u64| {
-        if bytes > told {
-            progress.advance(bytes - told);
-            told = bytes;
-        }
-    };
-    let said = apt.run_with_status(&args, Some(temp.path()), &mut |percent| {
-        tell((total as f64 * percent / 100.0) as u64)
-    })?;
-    if said.status.success() {
-        tell(total);
-    } else if said.complaints.is_empty() {
-        return Err(Error::failed("asset.apt", format!("apt-get download ended with {}", said.status)));
-    }
-    Ok(said.complaints)
-}
-
-/// Publishes every downloaded file that is wanted, by its bytes and not its name; returns what is still missing.
-fn harvest<'a>(
-    store: &Store,
-    temp: &TempDir,
-    wanted: &BTreeMap<&'a str, &'a Pin>,
-) -> Result<BTreeMap<&'a str, &'a Pin>> {
-    let failed = || format!("cannot read {}", temp.path().display());
-    let mut files = Vec::new();
-    for entry in fs::read_dir(temp.path()).or_failed("asset.read", failed)? {
-        let path = entry.or_failed("asset.read", failed)?.path();
-        if path.extension().is_some_and(|e| e == "deb") {
-            files.push(path);
-        }
-    }
-    let published = parallel(&files, |path| {
-        let start = Instant::now();
-        let sha256 = sha256(path)?;
-        let Some((key, pin)) = wanted.get_key_value(sha256.as_str()) else {
-            return Err(unwanted(path, wanted));
-        };
-        let size =
-            fs::metadata(path).or_failed("asset.read", || format!("cannot read {}", path.display()))?.len();
-        if size != pin.size {
-            return Err(other_bytes(pin));
-        }
-        let output: ObjectDigest = store.publish_file(path, false)?;
-        let inputs = vec![
-            ("package".to_owned(), format!("{} {} {}", pin.package, pin.version, pin.arch)),
-            ("sha256".to_owned(), sha256),
-        ];
-        let millis = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        store.record(&deb_key(&pin.sha256), &Action { kind: "deb".to_owned(), output, inputs, millis })?;
-        Ok(*key)
-    })?;
-    let published: HashSet<&str> = published.into_iter().collect();
-    Ok(wanted.iter().filter(|(key, _)| !published.contains(*key)).map(|(key, pin)| (*key, *pin)).collect())
-}
-
-/// A file came whose bytes nobody asked for.
-fn unwanted(path: &Path, wanted: &BTreeMap<&str, &Pin>) -> Error {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let came = deb_name(&name);
-    match wanted.values().find(|pin| came.as_ref() == Some(&chosen(pin))) {
-        Some(pin) => other_bytes(pin),
-        None => Error::failed("asset.digest", format!("the archive served {name}, which was not asked for")),
-    }
-}
-
-pub(super) fn sha256(path: &Path) -> Result<String> {
-    let failed = || format!("cannot read {}", path.display());
-    let mut file = fs::File::open(path).or_failed("asset.read", failed)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer).or_failed("asset.read", failed)? {
-            0 => break,
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

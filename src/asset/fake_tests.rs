@@ -1,11 +1,14 @@
 //! What firegopher makes of an apt that misbehaves: a script in its place plays each part.
 
 use super::*;
+use crate::digest::ObjectDigest;
+use crate::error::Result;
 use crate::home::Home;
-use crate::lock::{AssetId, Pin};
+use crate::lock::{AssetId, Pin, Pins};
 use crate::store::Store;
 use fs_err as fs;
 use sha2::{Digest, Sha256};
+use std::cell::RefCell;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -60,10 +63,50 @@ impl Fake {
         fs::read_to_string(self.bin().join("calls")).unwrap_or_default().replace('\n', " ").trim().to_owned()
     }
 
-    fn fetch(&self, pins: &[Pin]) -> crate::error::Result<Vec<PathBuf>> {
+    fn fetch(&self, pins: &[Pin]) -> Result<Vec<PathBuf>> {
         fetch_debs(&self.store, &self.apt, &AssetId::Vmm, pins, &Silent)
     }
+
+    fn resolve(&self, id: AssetId) -> Result<Pins> {
+        Ok(resolve_all(&self.store, &self.apt, &[id], &Silent)?.remove(0))
+    }
+
+    /// What becomes of images of one package each: for what one answer was, the packages or the error's code.
+    fn resolve_images(&self, names: &[&str]) -> Vec<(String, Result<Vec<Pin>, &'static str>)> {
+        let ids: Vec<AssetId> = names.iter().map(|name| AssetId::image([*name])).collect();
+        let found = RefCell::new(Vec::new());
+        resolve_each(&self.store, &self.apt, &ids, &Silent, &|ids, pins| {
+            let ids: Vec<String> = ids.iter().map(|id| id.names().join(" ")).collect();
+            found.borrow_mut().push((ids.join(", "), pins.map(|p| p.packages).map_err(|e| e.code())));
+        });
+        found.into_inner()
+    }
 }
+
+/// An archive whose packages hold their own names; it knows none whose name begins with `no`.
+const ARCHIVE: &[(&str, &str)] = &[
+    ("update", LISTS),
+    (
+        "install",
+        r#"for name; do :; done
+case $name in no*) echo "E: Unable to locate package $name" >&2; exit 100;; esac
+echo "'http://example.org/${name}_1_all.deb' ${name}_1_all.deb 1""#,
+    ),
+    (
+        "show",
+        r#"for a; do name=${a%=1}; [ "$name" != "$a" ] || continue
+printf 'Package: %s\nArchitecture: all\nVersion: 1\nSize: %s\nSHA256: %s\nFilename: pool/%s_1_all.deb\n\n' \
+  "$name" "${#name}" "$(printf %s "$name" | sha256sum | cut -d' ' -f1)" "$name"
+done"#,
+    ),
+    (
+        "download",
+        r#"for a; do name=${a%=1}; [ "$name" != "$a" ] || continue
+[ ! -f "$bin/lost-$name" ] || { echo "E: Failed to fetch http://example.org/$name  404  Not Found" >&2; continue; }
+printf %s "$name" > "${name}_1_all.deb"; done
+set -- "$bin"/lost-*; [ ! -f "$1" ] || exit 100"#,
+    ),
+];
 
 /// A pin whose package holds its own name.
 fn pin(name: &str) -> Pin {
@@ -73,6 +116,7 @@ fn pin(name: &str) -> Pin {
         version: "1".to_owned(),
         size: name.len() as u64,
         sha256: Sha256::digest(name).iter().map(|b| format!("{b:02x}")).collect(),
+        blake3: blake3::hash(name.as_bytes()).into(),
         pool: format!("pool/{name}_1_all.deb"),
     }
 }
@@ -96,7 +140,7 @@ fn no_network_is_said_in_apts_words_though_apt_exits_0() {
     let offline =
         "echo \"W: Failed to fetch http://example.org/x  Temporary failure resolving 'example.org'\" >&2";
     let fake = Fake::new(&[("update", offline)]);
-    let error = resolve(&fake.apt, &AssetId::image(["a"]), &Silent).unwrap_err();
+    let error = fake.resolve(AssetId::image(["a"])).unwrap_err();
     assert_eq!(error.code(), "asset.network");
     assert!(error.to_string().contains("Temporary failure resolving 'example.org'"), "{error}");
     assert!(error.help_text().unwrap().contains("network"));
@@ -119,7 +163,7 @@ fn fresh_lists_are_not_fetched_again() {
     let fake =
         Fake::new(&[("update", LISTS), ("install", "echo 'E: Unable to locate package a' >&2; exit 100")]);
     for _ in 0..2 {
-        let error = resolve(&fake.apt, &AssetId::image(["a"]), &Silent).unwrap_err();
+        let error = fake.resolve(AssetId::image(["a"])).unwrap_err();
         assert_eq!(error.code(), "asset.unknown-package", "{error}");
     }
     assert_eq!(fake.calls().matches("update").count(), 1, "{}", fake.calls());
@@ -155,9 +199,91 @@ fn what_arrived_before_the_network_broke_is_kept() {
     let broken = "echo 'E: Failed to fetch http://example.org/b  Connection timed out' >&2; exit 100";
     let fake = Fake::new(&[("update", LISTS), ("download", &format!("{}{broken}", serve("a")))]);
     assert_eq!(fake.fetch(&[pin("a"), pin("b")]).unwrap_err().code(), "asset.network");
-    assert!(debian::have_debs(&fake.store, &[pin("a")]));
+    assert!(have_debs(&fake.store, &[pin("a")]));
     fake.part("download", &format!("{} case \"$*\" in *a=1*) exit 1;; esac", serve("b")));
     assert_eq!(fake.fetch(&[pin("a"), pin("b")]).unwrap().len(), 2);
+}
+
+#[test]
+fn what_is_pinned_was_fetched_in_one_download() {
+    let fake = Fake::new(ARCHIVE);
+    let found = fake.resolve_images(&["one", "two", "three"]);
+    let names: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(names, ["one", "two", "three"]);
+    for (name, pins) in &found {
+        assert_eq!(pins.as_ref().unwrap(), &[pin(name)], "with the BLAKE3 of what came");
+        assert!(have_debs(&fake.store, &[pin(name)]));
+    }
+    let calls = fake.calls();
+    assert_eq!((calls.matches("download").count(), calls.matches("update").count()), (1, 1), "{calls}");
+    fake.fetch(&[pin("one"), pin("two"), pin("three")]).unwrap();
+    fake.resolve_images(&["two", "three"]);
+    assert_eq!(fake.calls().matches("download").count(), 1, "nothing is fetched twice");
+}
+
+#[test]
+fn an_unknown_name_fails_its_own_asset_and_no_other() {
+    let fake = Fake::new(ARCHIVE);
+    let found = fake.resolve_images(&["one", "none", "two", "nothing"]);
+    let unknown = || Err("asset.unknown-package");
+    let pinned = |name: &str| (name.to_owned(), Ok(vec![pin(name)]));
+    let refused = |name: &str| (name.to_owned(), unknown());
+    assert_eq!(found, [refused("none"), refused("nothing"), pinned("one"), pinned("two")]);
+    assert_eq!(fake.calls().matches("download").count(), 1);
+    let ids = ["one", "none"].map(|name| AssetId::image([name]));
+    let error = resolve_all(&fake.store, &fake.apt, &ids, &Silent).unwrap_err();
+    assert_eq!(error.code(), "asset.unknown-package");
+}
+
+#[test]
+fn packages_that_do_not_come_fail_the_assets_that_need_them() {
+    let fake = Fake::new(ARCHIVE);
+    for lost in ["lost-two", "lost-three"] {
+        fs::write(fake.bin().join(lost), "").unwrap();
+    }
+    let found = fake.resolve_images(&["one", "two", "three"]);
+    let gone = Err("asset.gone");
+    assert_eq!(found, [("two, three".to_owned(), gone), ("one".to_owned(), Ok(vec![pin("one")]))]);
+}
+
+#[test]
+fn sources_that_do_not_answer_fail_all_assets_once() {
+    let fake = Fake::new(ARCHIVE);
+    fake.part("update", "echo 'E: Failed to fetch http://example.org/x  Connection timed out' >&2; exit 100");
+    let found = fake.resolve_images(&["one", "two"]);
+    assert_eq!(found, [("one, two".to_owned(), Err("asset.network"))]);
+}
+
+#[test]
+fn a_pin_that_names_different_bytes_is_refused_before_and_after_a_download() {
+    let contradicts = |fake: &Fake, pin: &Pin| {
+        let error = fake.fetch(std::slice::from_ref(pin)).unwrap_err();
+        assert_eq!(error.code(), "lock.contradiction", "{error}");
+        assert!(error.to_string().contains("the package a a sha256 and a blake3"), "{error}");
+        assert!(error.help_text().unwrap().contains("firegopher update"));
+    };
+    let edited = Pin { blake3: ObjectDigest::new([7; 32]), ..pin("a") };
+    let fake = Fake::new(ARCHIVE);
+    assert!(!have_debs(&fake.store, std::slice::from_ref(&edited)));
+    contradicts(&fake, &edited);
+    // It is there now: neither apt nor a network is asked.
+    let calls = fake.calls();
+    assert!(have_debs(&fake.store, std::slice::from_ref(&edited)));
+    contradicts(&fake, &edited);
+    contradicts(&fake, &Pin { sha256: pin("b").sha256, ..pin("a") });
+    assert_eq!(fake.calls(), calls);
+    fake.fetch(&[pin("a")]).unwrap();
+}
+
+#[test]
+fn a_package_whose_record_is_gone_is_read_and_not_downloaded() {
+    let fake = Fake::new(ARCHIVE);
+    fake.fetch(&[pin("a")]).unwrap();
+    let calls = fake.calls();
+    fs::remove_dir_all(fake.store.home().store().join("actions")).unwrap();
+    assert!(have_debs(&fake.store, &[pin("a")]));
+    fake.fetch(&[pin("a")]).unwrap();
+    assert_eq!(fake.calls(), calls);
 }
 
 #[test]
@@ -173,7 +299,7 @@ fn a_half_file_or_a_stranger_is_refused() {
     assert_eq!(fake.fetch(&[pin("abc")]).unwrap_err().code(), "asset.digest");
     fake.part("download", "printf ab > stranger_1_all.deb");
     assert_eq!(fake.fetch(&[pin("abc")]).unwrap_err().code(), "asset.digest");
-    assert!(!debian::have_debs(&fake.store, &[pin("abc")]));
+    assert!(!have_debs(&fake.store, &[pin("abc")]));
 }
 
 #[test]

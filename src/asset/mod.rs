@@ -1,5 +1,5 @@
 //! Finds, fetches and verifies what boots: kernels, VMMs, base packages. Packages come through the host's own
-//! `apt-get` with private directories ([`apt`], [`debian`]); [`kernel`] and [`qemu`] turn them into trees.
+//! `apt-get` with private directories ([`apt`], [`debian`], `debs`); [`kernel`] and [`qemu`] turn them into trees.
 
 pub mod apt;
 mod apt_error;
@@ -7,6 +7,7 @@ mod apt_run;
 mod apt_sources;
 mod behind;
 pub mod debian;
+mod debs;
 mod elf;
 mod firecracker;
 pub mod http;
@@ -15,6 +16,7 @@ pub mod kernel;
 mod members;
 mod mmdebstrap;
 mod modules;
+mod named;
 pub mod oci;
 mod parallel;
 mod parse;
@@ -35,7 +37,8 @@ mod real_tests;
 mod scripts_tests;
 
 pub use apt::Apt;
-pub use debian::{fetch_debs, resolve, resolve_all};
+pub use debian::{resolve_all, resolve_each};
+pub use debs::{fetch_debs, have_debs};
 pub use firecracker::firecracker_tree;
 pub use kernel::{kernel_from_path, kernel_tree};
 pub use mmdebstrap::mmdebstrap_tree;

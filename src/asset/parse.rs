@@ -1,5 +1,6 @@
 //! Reads what apt prints: URIs, records, progress; and os-release. Pure functions over text.
 
+use crate::digest::ObjectDigest;
 use crate::lock::{Origin, Pin};
 use std::collections::HashMap;
 
@@ -41,21 +42,47 @@ fn percent_decode(text: &str) -> Option<String> {
     Some(out)
 }
 
+/// A package as an archive lists it: a pin but for what only the .deb itself tells.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Deb {
+    pub package: String,
+    pub arch: String,
+    pub version: String,
+    pub size: u64,
+    pub sha256: String,
+    pub pool: String,
+}
+
+impl Deb {
+    /// The pin, given the .deb as the store names it.
+    pub fn pinned(self, blake3: ObjectDigest) -> Pin {
+        let Deb { package, arch, version, size, sha256, pool } = self;
+        Pin { package, arch, version, size, sha256, blake3, pool }
+    }
+}
+
+impl From<&Pin> for Deb {
+    fn from(pin: &Pin) -> Self {
+        let Pin { package, arch, version, size, sha256, blake3: _, pool } = pin.clone();
+        Deb { package, arch, version, size, sha256, pool }
+    }
+}
+
 /// What `apt-cache show` says of one package version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
-    pub pin: Pin,
+    pub deb: Deb,
     /// The raw Depends and Pre-Depends fields.
     pub depends: String,
 }
 
 /// The records of `apt-cache show` by (package, version, architecture); incomplete ones are left out.
 pub(super) fn records(text: &str) -> HashMap<Chosen, Record> {
-    text.split("\n\n").filter_map(record).map(|r| (chosen(&r.pin), r)).collect()
+    text.split("\n\n").filter_map(record).map(|r| (chosen(&r.deb), r)).collect()
 }
 
-pub(super) fn chosen(pin: &Pin) -> Chosen {
-    Chosen { package: pin.package.clone(), version: pin.version.clone(), arch: pin.arch.clone() }
+pub(super) fn chosen(deb: &Deb) -> Chosen {
+    Chosen { package: deb.package.clone(), version: deb.version.clone(), arch: deb.arch.clone() }
 }
 
 fn record(stanza: &str) -> Option<Record> {
@@ -68,7 +95,7 @@ fn record(stanza: &str) -> Option<Record> {
     let depends =
         [field("Pre-Depends"), field("Depends")].into_iter().flatten().collect::<Vec<_>>().join(", ");
     Some(Record {
-        pin: Pin {
+        deb: Deb {
             package: field("Package")?.to_owned(),
             arch: field("Architecture")?.to_owned(),
             version: field("Version")?.to_owned(),

@@ -72,12 +72,12 @@ fn records_are_complete_or_left_out() {
         records.get(&Chosen { package: name.into(), version: version.into(), arch: arch.into() })
     };
     let dash = get("dash", "0.5.12-2", "amd64").unwrap();
-    assert_eq!(dash.pin.pool, "pool/main/d/dash/dash_0.5.12-2_amd64.deb");
-    assert_eq!((dash.pin.size, &dash.pin.sha256[..8]), (97220, "33ea4006"));
+    assert_eq!(dash.deb.pool, "pool/main/d/dash/dash_0.5.12-2_amd64.deb");
+    assert_eq!((dash.deb.size, &dash.deb.sha256[..8]), (97220, "33ea4006"));
     let names: Vec<&str> = dependency_names(&dash.depends).collect();
     assert_eq!(names, ["libc6", "debianutils", "sh", "posix-shell"]);
     assert!(get("half", "1", "all").is_none(), "without a SHA-256 nothing can be pinned");
-    assert_eq!(get("flat", "2", "all").unwrap().pin.pool, "flat_2_all.deb");
+    assert_eq!(get("flat", "2", "all").unwrap().deb.pool, "flat_2_all.deb");
 }
 
 #[test]

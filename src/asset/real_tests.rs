@@ -70,6 +70,19 @@ fn bench() -> Option<MutexGuard<'static, Bench>> {
 }
 
 impl Bench {
+    fn pins(&self, id: AssetId) -> crate::error::Result<Vec<Pin>> {
+        Ok(resolve_all(&self.store, &self.apt, &[id], &Silent)?.remove(0).packages)
+    }
+
+    /// The pin of one package, as if the store had nothing of it.
+    fn absent(&self, name: &str) -> Vec<Pin> {
+        let mut pins = self.pins(AssetId::image([name])).unwrap();
+        pins.retain(|p| p.package == name);
+        pins[0].sha256 = "0".repeat(64);
+        pins[0].blake3 = crate::digest::ObjectDigest::new([0; 32]);
+        pins
+    }
+
     fn debs(&self, id: AssetId) -> (Vec<Pin>, Vec<PathBuf>) {
         let start = Instant::now();
         let pins = resolve_all(&self.store, &self.apt, std::slice::from_ref(&id), &Timed(start))
@@ -97,14 +110,16 @@ fn kernel() -> AssetId {
 #[test]
 fn an_image_resolves_to_its_whole_closure_and_is_fetched_verified() {
     let Some(bench) = bench() else { return };
+    // With the lists of the others, and nothing that they fetched.
+    let crate::store::testing::Scratch { store, dir: _dir } = crate::store::testing::scratch();
     let heard = Heard::default();
     let id = AssetId::image(["bash", "dash"]);
-    let pins = resolve(&bench.apt, &id, &heard).unwrap();
+    let pins = resolve_all(&store, &bench.apt, &[id], &heard).unwrap().remove(0).packages;
     let names: Vec<&str> = pins.iter().map(|p| p.package.as_str()).collect();
     assert!(names.contains(&"bash") && names.contains(&"libc6"), "{names:?}");
     assert!(names.is_sorted());
     assert!(pins.iter().all(|p| p.pool.starts_with("pool/")), "{pins:?}");
-    let debs = fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &heard).unwrap();
+    let debs = fetch_debs(&store, &bench.apt, &AssetId::Vmm, &pins, &heard).unwrap();
     for (pin, deb) in pins.iter().zip(&debs) {
         assert_eq!(fs::metadata(deb).unwrap().len(), pin.size);
     }
@@ -114,15 +129,15 @@ fn an_image_resolves_to_its_whole_closure_and_is_fetched_verified() {
     assert_eq!(total, Some(pins.iter().map(|p| p.size).sum()));
 
     let again = Heard::default();
-    assert_eq!(fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &again).unwrap(), debs);
+    assert_eq!(fetch_debs(&store, &bench.apt, &AssetId::Vmm, &pins, &again).unwrap(), debs);
     assert!(again.0.lock().unwrap().0.is_empty(), "what the store has is not fetched again");
-    assert!(debian::have_debs(&bench.store, &pins));
+    assert!(have_debs(&store, &pins));
 }
 
 #[test]
 fn an_unknown_package_is_a_usage_error_with_a_guess() {
     let Some(bench) = bench() else { return };
-    let error = resolve(&bench.apt, &AssetId::image(["bash", "corutils"]), &Silent).unwrap_err();
+    let error = bench.pins(AssetId::image(["bash", "corutils"])).unwrap_err();
     assert_eq!(error.code(), "asset.unknown-package");
     assert!(error.to_string().contains("Unable to locate package corutils"), "{error}");
     assert_eq!(error.help_text(), Some("did you mean coreutils?"));
@@ -131,7 +146,7 @@ fn an_unknown_package_is_a_usage_error_with_a_guess() {
 #[test]
 fn packages_that_conflict_are_named() {
     let Some(bench) = bench() else { return };
-    let error = resolve(&bench.apt, &AssetId::image(["exim4-daemon-light", "postfix"]), &Silent).unwrap_err();
+    let error = bench.pins(AssetId::image(["exim4-daemon-light", "postfix"])).unwrap_err();
     assert_eq!(error.code(), "asset.unsatisfiable", "{error}");
     assert!(error.to_string().contains("Conflicts"), "{error}");
 }
@@ -139,17 +154,15 @@ fn packages_that_conflict_are_named() {
 #[test]
 fn a_package_without_a_kernel_is_no_kernel() {
     let Some(bench) = bench() else { return };
-    let error = resolve(&bench.apt, &AssetId::kernel("dash"), &Silent).unwrap_err();
+    let error = bench.pins(AssetId::kernel("dash")).unwrap_err();
     assert_eq!(error.code(), "asset.no-kernel", "{error}");
 }
 
 #[test]
 fn a_version_that_is_gone_names_update() {
     let Some(bench) = bench() else { return };
-    let mut pins = resolve(&bench.apt, &AssetId::image(["dash"]), &Silent).unwrap();
-    pins.retain(|p| p.package == "dash");
+    let mut pins = bench.absent("dash");
     pins[0].version = "0.0.1-1".to_owned();
-    pins[0].sha256 = "0".repeat(64);
     let error = fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &Silent).unwrap_err();
     assert_eq!(error.code(), "asset.gone", "{error}");
     assert!(error.help_text().unwrap().contains("firegopher update"));
@@ -158,12 +171,10 @@ fn a_version_that_is_gone_names_update() {
 #[test]
 fn other_bytes_than_pinned_are_refused_and_not_published() {
     let Some(bench) = bench() else { return };
-    let mut pins = resolve(&bench.apt, &AssetId::image(["libacl1"]), &Silent).unwrap();
-    pins.retain(|p| p.package == "libacl1");
-    pins[0].sha256 = "0".repeat(64);
+    let pins = bench.absent("libacl1");
     let error = fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &Silent).unwrap_err();
     assert_eq!(error.code(), "asset.digest", "{error}");
-    assert!(!debian::have_debs(&bench.store, &pins));
+    assert!(!have_debs(&bench.store, &pins));
     let left = fs::read_dir(bench.store.home().store().join("tmp")).unwrap().count();
     assert_eq!(left, 0, "no temporary file stays");
 }
@@ -171,7 +182,7 @@ fn other_bytes_than_pinned_are_refused_and_not_published() {
 #[test]
 fn a_wrong_size_is_refused() {
     let Some(bench) = bench() else { return };
-    let mut pins = resolve(&bench.apt, &AssetId::image(["libattr1"]), &Silent).unwrap();
+    let mut pins = bench.pins(AssetId::image(["libattr1"])).unwrap();
     pins.retain(|p| p.package == "libattr1");
     pins[0].size += 1;
     let error = fetch_debs(&bench.store, &bench.apt, &AssetId::Vmm, &pins, &Silent).unwrap_err();

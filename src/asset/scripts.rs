@@ -1,7 +1,7 @@
 //! Runs the maintainer scripts of an image's packages, through mmdebstrap: in namespaces, from a repository that
 //! holds exactly the pinned packages, to a tar that is the same for every run.
 
-use super::debian::sha256;
+use super::named::sha256;
 use super::parallel::parallel;
 use super::progress::Progress;
 use super::{apt_run, parse};

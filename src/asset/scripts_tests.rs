@@ -69,7 +69,7 @@ fn a_full_system_is_the_same_bytes_twice_and_its_scripts_ran() {
     let (a, b) = (names(&first), names(&second));
     let differ: Vec<_> = a.keys().filter(|path| a.get(*path) != b.get(*path)).collect();
     assert!(differ.is_empty() && a.len() == b.len(), "two runs differ in {differ:?}");
-    assert_eq!(debian::sha256(&first).unwrap(), debian::sha256(&second).unwrap());
+    assert_eq!(named::sha256(&first).unwrap(), named::sha256(&second).unwrap());
     for gone in
         ["./etc/hostname", "./etc/resolv.conf", "./etc/apt/sources.list", "./var/cache/ldconfig/aux-cache"]
     {

@@ -35,12 +35,14 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
                 .help(format!("It needs: {}.", known.join("; "))));
         }
     }
-    let chosen: Vec<Need<'_>> = all
-        .iter()
-        .filter(|need| args.assets.is_empty() || args.assets.iter().any(|wanted| is_meant(need, wanted)))
-        .cloned()
-        .collect();
     let before = project.lock.clone();
+    let is_chosen = |need: &&Need<'_>| {
+        args.assets.is_empty()
+            || args.assets.iter().any(|wanted| is_meant(need, wanted))
+            // What pins nothing is not written again.
+            || before.is_outdated(&need.id)
+    };
+    let chosen: Vec<Need<'_>> = all.iter().filter(is_chosen).cloned().collect();
     if let Some(need) = chosen.iter().find(|need| need.is_blind() && before.pinned(&need.id).is_none()) {
         return Err(Error::usage(
             "lock.no-digest",

@@ -6,11 +6,12 @@ mod oci;
 mod pin;
 mod text;
 
-pub use oci::{OciConfig, OciLayer, OciPin, is_digest, is_layer_type};
+pub use oci::{Layer, OciConfig, OciImage, OciLayer, OciPin, is_digest, is_layer_type};
 pub use pin::{AssetId, FilePin, FileRole, Origin, Pin, Pinned, Pins, Release};
 
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 
 /// The lock's file name, next to the manifest.
@@ -23,6 +24,8 @@ pub const FORMAT: i64 = 1;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lock {
     assets: BTreeMap<AssetId, Pinned>,
+    /// Entries that are none: something of them lacks its BLAKE3.
+    outdated: BTreeSet<AssetId>,
 }
 
 impl Lock {
@@ -75,6 +78,12 @@ impl Lock {
         self.assets.get(id)
     }
 
+    /// Whether the file has an entry of the asset that pins nothing, because it was written before the lock named
+    /// everything by BLAKE3.
+    pub fn is_outdated(&self, id: &AssetId) -> bool {
+        self.outdated.contains(id)
+    }
+
     /// All entries, sorted by asset.
     pub fn iter(&self) -> impl Iterator<Item = (&AssetId, &Pinned)> {
         self.assets.iter()
@@ -99,6 +108,7 @@ impl Lock {
         {
             return Ok(());
         }
+        self.outdated.remove(&id);
         self.assets.insert(id, pins);
         Ok(())
     }
@@ -111,6 +121,7 @@ impl Lock {
     /// Drops entries that `wanted` refuses: assets that no manifest names any more.
     pub fn retain(&mut self, mut wanted: impl FnMut(&AssetId) -> bool) {
         self.assets.retain(|id, _| wanted(id));
+        self.outdated.retain(|id| wanted(id));
     }
 
     /// The file's text: the same for equal locks.
@@ -125,6 +136,12 @@ impl Lock {
     pub fn save(&self, path: &Path) -> Result<bool> {
         file::write(path, &self.render())
     }
+}
+
+/// An entry says of `what` something that cannot be, such as `a sha256 and a blake3 of different bytes`.
+pub fn contradiction(what: impl fmt::Display, says: &str) -> Error {
+    Error::failed("lock.contradiction", format!("{FILE_NAME} gives {what} {says}"))
+        .help("It was edited by hand: restore it from version control, or run `firegopher update`.")
 }
 
 /// What `text::parse` and `Lock::set` both demand of an entry.

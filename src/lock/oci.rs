@@ -2,7 +2,6 @@
 //! how they are found is `asset::oci`'s.
 
 use crate::digest::{FieldHasher, ObjectDigest};
-use serde::{Deserialize, Serialize};
 
 /// More layers than any builder makes (overlay's own limit is 500, Docker's 127).
 const MOST_LAYERS: usize = 512;
@@ -25,11 +24,12 @@ const LAYER_TYPES: &[&str] = &[
 ];
 
 /// One exact image.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OciPin {
     /// `sha256:…` of the manifest for linux/amd64 (never of an index).
     pub manifest: String,
+    /// The manifest as the store names it.
+    pub blake3: ObjectDigest,
     /// Lowest first.
     pub layers: Vec<OciLayer>,
     /// What the image says about running it.
@@ -37,8 +37,7 @@ pub struct OciPin {
 }
 
 /// One layer's blob.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OciLayer {
     /// `sha256:…` of the blob as served, compression included.
     pub digest: String,
@@ -46,46 +45,69 @@ pub struct OciLayer {
     pub size: u64,
     /// Its media type, one that [`is_layer_type`] knows.
     pub media: String,
+    /// The blob as the store names it.
+    pub blake3: ObjectDigest,
+}
+
+/// One exact image by what its documents say, whether its layers were ever seen or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OciImage {
+    /// As in [`OciPin`].
+    pub manifest: String,
+    /// As in [`OciPin`].
+    pub blake3: ObjectDigest,
+    /// Lowest first.
+    pub layers: Vec<Layer>,
+    /// As in [`OciPin`].
+    pub config: OciConfig,
+}
+
+/// One layer's blob, as a manifest names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// As in [`OciLayer`].
+    pub digest: String,
+    /// As in [`OciLayer`].
+    pub size: u64,
+    /// As in [`OciLayer`].
+    pub media: String,
 }
 
 /// What an image says about running it: the defaults of a VM.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OciConfig {
     /// `sha256:…` of the configuration blob.
     pub digest: String,
+    /// The configuration blob as the store names it.
+    pub blake3: ObjectDigest,
     /// ENTRYPOINT: argv's first words; may be empty.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
     /// CMD: the words after the entrypoint, or the whole argv without one; may be empty.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cmd: Vec<String>,
     /// ENV: names and values in the image's order, each name once.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<(String, String)>,
     /// USER: `name`, `uid`, `uid:gid`, `name:group` or a mix; empty means root.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub user: String,
     /// WORKDIR: absolute; empty means `/`.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub workdir: String,
     /// EXPOSE: TCP ports, ascending, each once, never 0.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
 }
 
 impl OciPin {
     /// A digest over every field.
     pub fn fingerprint(&self) -> ObjectDigest {
-        let OciPin { manifest, layers, config } = self;
-        let OciConfig { digest, entrypoint, cmd, env, user, workdir, ports } = config;
-        let mut hasher = FieldHasher::new("firegopher oci pin v1");
-        hasher.field(manifest).field(digest).field(user).field(workdir);
+        let OciPin { manifest, blake3, layers, config } = self;
+        let OciConfig { digest, blake3: config_blake3, entrypoint, cmd, env, user, workdir, ports } = config;
+        let mut hasher = FieldHasher::new("firegopher oci pin v2");
+        hasher.field(manifest).field(blake3.as_bytes()).field(digest).field(config_blake3.as_bytes());
+        hasher.field(user).field(workdir);
         let mut list = |name: &str, fields: Vec<String>| {
             hasher.field(name).field(fields.len().to_string());
             fields.iter().for_each(|field| _ = hasher.field(field));
         };
-        let layer = |OciLayer { digest, size, media }: &OciLayer| format!("{digest} {size} {media}");
+        let layer =
+            |OciLayer { digest, size, media, blake3 }: &OciLayer| format!("{digest} {size} {media} {blake3}");
         list("layers", layers.iter().map(layer).collect());
         list("entrypoint", entrypoint.clone());
         list("cmd", cmd.clone());
@@ -94,7 +116,36 @@ impl OciPin {
         hasher.finish().into()
     }
 
+    /// The pin without what only layers tell.
+    pub fn image(&self) -> OciImage {
+        let OciPin { manifest, blake3, layers, config } = self.clone();
+        let layer = |OciLayer { digest, size, media, .. }| Layer { digest, size, media };
+        OciImage { manifest, blake3, layers: layers.into_iter().map(layer).collect(), config }
+    }
+
     /// Whether the pin is one that could have been written.
+    ///
+    /// # Errors
+    /// What is wrong, to stand after a colon.
+    pub fn check(&self) -> Result<(), String> {
+        self.image().check()
+    }
+}
+
+impl OciImage {
+    /// The pin, given its layers as the store names them, lowest first.
+    pub fn pinned(self, objects: &[ObjectDigest]) -> OciPin {
+        let OciImage { manifest, blake3, layers, config } = self;
+        let layer = |(Layer { digest, size, media }, blake3): (_, &ObjectDigest)| OciLayer {
+            digest,
+            size,
+            media,
+            blake3: *blake3,
+        };
+        OciPin { manifest, blake3, layers: layers.into_iter().zip(objects).map(layer).collect(), config }
+    }
+
+    /// Whether a pin of the image could be written.
     ///
     /// # Errors
     /// What is wrong, to stand after a colon.
@@ -105,17 +156,13 @@ impl OciPin {
         if self.layers.is_empty() || self.layers.len() > MOST_LAYERS {
             return Err(format!("{} layers", self.layers.len()));
         }
-        self.layers.iter().try_for_each(OciLayer::check)?;
+        self.layers.iter().try_for_each(Layer::check)?;
         self.config.check()
     }
 }
 
-impl OciLayer {
-    /// Whether the layer is one that could have been written.
-    ///
-    /// # Errors
-    /// What is wrong, to stand after a colon.
-    pub fn check(&self) -> Result<(), String> {
+impl Layer {
+    fn check(&self) -> Result<(), String> {
         if !is_digest(&self.digest) {
             return Err(format!("the layer {:?} is no sha256 digest", self.digest));
         }
@@ -135,11 +182,7 @@ impl OciConfig {
         self.entrypoint.iter().chain(&self.cmd).cloned().collect()
     }
 
-    /// Whether the configuration is one that could have been written.
-    ///
-    /// # Errors
-    /// What is wrong, to stand after a colon.
-    pub fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         if !is_digest(&self.digest) {
             return Err(format!("the configuration {:?} is no sha256 digest", self.digest));
         }
@@ -219,11 +262,19 @@ mod tests {
     }
 
     fn pin() -> OciPin {
+        let layer = OciLayer {
+            digest: digest("0b"),
+            size: 1,
+            media: LAYER_TYPES[1].to_owned(),
+            blake3: ObjectDigest::new([2; 32]),
+        };
         OciPin {
             manifest: digest("0a"),
-            layers: vec![OciLayer { digest: digest("0b"), size: 1, media: LAYER_TYPES[1].to_owned() }],
+            blake3: ObjectDigest::new([1; 32]),
+            layers: vec![layer],
             config: OciConfig {
                 digest: digest("0c"),
+                blake3: ObjectDigest::new([3; 32]),
                 entrypoint: vec!["/bin/sh".into()],
                 cmd: vec!["-c".into(), String::new()],
                 env: vec![("PATH".into(), "/bin".into()), ("A".into(), "x=\"y\"\n".into())],
@@ -235,12 +286,25 @@ mod tests {
     }
 
     #[test]
-    fn a_pin_round_trips() {
+    fn a_pin_is_its_image_and_its_layers() {
         let pin = pin();
         pin.check().unwrap();
-        let text = serde_json::to_string(&pin).unwrap();
-        assert_eq!(serde_json::from_str::<OciPin>(&text).unwrap(), pin);
+        assert_eq!(pin.image().pinned(&[pin.layers[0].blake3]), pin);
         assert_eq!(pin.config.argv(), ["/bin/sh", "-c", ""]);
+    }
+
+    #[test]
+    fn no_part_has_another_name_and_the_same_fingerprint() {
+        let edits: [fn(&mut OciPin); 3] = [
+            |p| p.blake3 = ObjectDigest::new([9; 32]),
+            |p| p.layers[0].blake3 = ObjectDigest::new([9; 32]),
+            |p| p.config.blake3 = ObjectDigest::new([9; 32]),
+        ];
+        for edit in edits {
+            let mut other = pin();
+            edit(&mut other);
+            assert_ne!(other.fingerprint(), pin().fingerprint());
+        }
     }
 
     #[test]

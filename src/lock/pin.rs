@@ -210,7 +210,7 @@ impl From<Pins> for Pinned {
 }
 
 /// The bytes of a downloaded file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilePin {
     /// In bytes, at least 1.
     pub size: u64,
@@ -303,11 +303,9 @@ impl Release {
 }
 
 /// One exact Debian package.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pin {
     /// Its name.
-    #[serde(rename = "name")]
     pub package: String,
     /// `amd64` or `all`.
     pub arch: String,
@@ -315,10 +313,11 @@ pub struct Pin {
     pub version: String,
     /// Size of the .deb in bytes.
     pub size: u64,
-    /// SHA-256 of the .deb: 64 lower-case hexadecimal digits.
+    /// SHA-256 of the .deb, as the archive names it: 64 lower-case hexadecimal digits.
     pub sha256: String,
+    /// The .deb as the store names it.
+    pub blake3: ObjectDigest,
     /// Where the archive keeps it, from `pool/` on: no scheme, host or base path.
-    #[serde(rename = "path")]
     pub pool: String,
 }
 

@@ -12,6 +12,7 @@ fn pin(name: &str) -> Pin {
         version: "1:2.0~rc1+b3-4".to_owned(),
         size: 1234,
         sha256: "0123456789abcdef".repeat(4),
+        blake3: blake3::hash(name.as_bytes()).into(),
         pool: format!("pool/main/{}/{name}_2.0~rc1+b3-4_amd64.deb", &name[..1]),
     }
 }
@@ -54,9 +55,11 @@ fn others() -> Lock {
         digest: digest("0b"),
         size: 9,
         media: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        blake3: blake3::hash(b"layer").into(),
     };
     let config = OciConfig {
         digest: digest("0c"),
+        blake3: blake3::hash(b"config").into(),
         entrypoint: vec!["/bin/sh".to_owned()],
         cmd: vec!["-c".to_owned(), "echo \"a\\b\"\n\u{7f}ü".to_owned()],
         env: vec![("PATH".to_owned(), "/bin".to_owned()), ("EMPTY".to_owned(), String::new())],
@@ -64,7 +67,8 @@ fn others() -> Lock {
         workdir: "/srv".to_owned(),
         ports: vec![80, 443],
     };
-    let image = OciPin { manifest: digest("0a"), layers: vec![layer], config };
+    let blake3 = blake3::hash(b"manifest").into();
+    let image = OciPin { manifest: digest("0a"), blake3, layers: vec![layer], config };
     lock.set(AssetId::Oci("docker.io/library/python:3".to_owned()), Pinned::Oci(image)).unwrap();
     lock
 }
@@ -87,6 +91,7 @@ fn an_entry_is_of_one_source() {
         ("oci = \"docker.io/library/python:3\"\n", ""),
         ("digest = \"sha256:0b", "digest = \"sha256:0x"),
         ("ports = [80, 443]", "ports = [443, 80]"),
+        ("\nblake3 = \"", "\nblake3 = \"0"),
     ] {
         assert!(text.contains(old), "{old}");
         let error = load(text.replacen(old, new, 1)).unwrap_err();
@@ -94,6 +99,69 @@ fn an_entry_is_of_one_source() {
     }
     let mut lock = Lock::default();
     assert!(lock.set(AssetId::Oci("a".to_owned()), pins(&["dash"])).is_err());
+}
+
+/// The text as it was before everything had a BLAKE3, from the `nth` of them on.
+fn without_blake3(text: &str, nth: usize) -> String {
+    let mut pieces = text.split("blake3 = ");
+    let mut out = pieces.next().unwrap().to_owned();
+    for (index, piece) in pieces.enumerate() {
+        // The digest, its quotes, and what parts it from what follows.
+        match index < nth {
+            true => out.extend(["blake3 = ", piece]),
+            false => out.push_str(piece[66..].trim_start_matches([',', '\n', ' '])),
+        }
+    }
+    out
+}
+
+#[test]
+fn an_entry_without_a_blake3_is_known_and_pins_nothing() {
+    let text = without_blake3(&sample().render(), 0);
+    assert!(!text.contains("blake3"), "{text}");
+    let mut old = load(&text).unwrap();
+    assert!(old.is_empty());
+    for (id, pins) in sample().iter() {
+        assert!(old.is_outdated(id) && old.pinned(id).is_none() && !sample().is_outdated(id));
+        old.set(id.clone(), pins.clone()).unwrap();
+        assert!(!old.is_outdated(id));
+    }
+    assert_eq!(old, sample());
+    // One package is enough, as after a merge of an old branch.
+    let mixed = load(without_blake3(&sample().render(), 4)).unwrap();
+    assert!(mixed.is_outdated(&AssetId::image(["dash", "bash"])) && mixed.get(&AssetId::Vmm).is_some());
+    let mut mixed = mixed;
+    mixed.retain(|id| *id == AssetId::Vmm);
+    assert!(!mixed.is_outdated(&AssetId::image(["dash", "bash"])));
+}
+
+#[test]
+fn an_image_lacks_a_blake3_wherever_it_is_missing() {
+    let id = AssetId::Oci("docker.io/library/python:3".to_owned());
+    let text = others().render();
+    let at = text.find("oci = ").unwrap();
+    let (before, entry) = text.split_at(at);
+    assert_eq!(entry.matches("blake3 = ").count(), 3, "manifest, layer and configuration: {entry}");
+    for nth in 0..3 {
+        let lock = load(format!("{before}{}", without_blake3(entry, nth))).unwrap();
+        assert!(lock.is_outdated(&id) && lock.oci(&id).is_none());
+    }
+}
+
+#[test]
+fn an_outdated_entry_is_still_one_and_no_other() {
+    let old = without_blake3(&sample().render(), 0);
+    let (good, from) = (sample().render(), old.find("[[asset]]").unwrap());
+    for (text, says) in [
+        (format!("{good}\n{}", &old[from..]), "twice"),
+        (format!("{old}\n{}", &old[from..]), "twice"),
+        (old.replace("[\"bash\", \"dash\"]", "[\"dash\", \"bash\"]"), "not sorted"),
+        (old.replace("kind = \"vmm\"", "kind = \"vmmm\""), "vmmm"),
+    ] {
+        let error = load(text).unwrap_err();
+        assert_eq!(error.code(), "lock.invalid", "{says}: {error}");
+        assert!(error.to_string().contains(says), "{says}: {error}");
+    }
 }
 
 #[test]
@@ -115,7 +183,7 @@ fn a_lock_has_one_line_a_package_and_sorted_assets() {
     distribution = "debian"
     suite = "bookworm"
     packages = [
-      { name = "linux-image-6.1-amd64", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", path = "pool/main/l/linux-image-6.1-amd64_2.0~rc1+b3-4_amd64.deb" },
+      { name = "linux-image-6.1-amd64", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", blake3 = "c1982994afbce572a81ac2a96a0f7ba4a36346d2892d0ceb573b057531e53dd3", path = "pool/main/l/linux-image-6.1-amd64_2.0~rc1+b3-4_amd64.deb" },
     ]
 
     [[asset]]
@@ -123,7 +191,7 @@ fn a_lock_has_one_line_a_package_and_sorted_assets() {
     distribution = "debian"
     suite = "bookworm"
     packages = [
-      { name = "qemu-system-x86", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", path = "pool/main/q/qemu-system-x86_2.0~rc1+b3-4_amd64.deb" },
+      { name = "qemu-system-x86", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", blake3 = "b9e587f2f909ef4a8069e4bb115cb9bd64b5504c65b2570bcd411369421462d1", path = "pool/main/q/qemu-system-x86_2.0~rc1+b3-4_amd64.deb" },
     ]
 
     [[asset]]
@@ -132,9 +200,9 @@ fn a_lock_has_one_line_a_package_and_sorted_assets() {
     distribution = "debian"
     suite = "bookworm"
     packages = [
-      { name = "bash", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", path = "pool/main/b/bash_2.0~rc1+b3-4_amd64.deb" },
-      { name = "dash", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", path = "pool/main/d/dash_2.0~rc1+b3-4_amd64.deb" },
-      { name = "libc6", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", path = "pool/main/l/libc6_2.0~rc1+b3-4_amd64.deb" },
+      { name = "bash", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", blake3 = "8cfe84448947d2973f020e2d22a6e61e6cf21c385ca8719aeec0438f255f2bf5", path = "pool/main/b/bash_2.0~rc1+b3-4_amd64.deb" },
+      { name = "dash", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", blake3 = "cae83d5bf497ab45fa8972c5357ae0c0833d4789a54b580ced8a570fd870be5b", path = "pool/main/d/dash_2.0~rc1+b3-4_amd64.deb" },
+      { name = "libc6", arch = "amd64", version = "1:2.0~rc1+b3-4", size = 1234, sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", blake3 = "f8f175d495702d6bf341ebdaf411c4c6ebe498e78ee21fdf91b4d546c2948ef1", path = "pool/main/l/libc6_2.0~rc1+b3-4_amd64.deb" },
     ]
     "#);
 }
@@ -357,14 +425,16 @@ fn any_pin() -> impl Strategy<Value = Pin> {
         "[0-9A-Za-z][0-9A-Za-z.+~:-]{0,20}",
         1..i64::MAX as u64,
         "[0-9a-f]{64}",
+        any::<[u8; 32]>(),
         "pool/[a-z]{1,8}/[A-Za-z0-9+~%_.]{0,20}x",
     )
-        .prop_map(|(package, arch, version, size, sha256, pool)| Pin {
+        .prop_map(|(package, arch, version, size, sha256, blake3, pool)| Pin {
             package,
             arch: arch.to_owned(),
             version,
             size,
             sha256,
+            blake3: crate::digest::ObjectDigest::new(blake3),
             pool,
         })
 }

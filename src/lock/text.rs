@@ -40,10 +40,7 @@ pub(super) fn render(lock: &Lock) -> String {
         match pinned {
             Pinned::Packages(pins) => render_packages(&mut line, pins),
             Pinned::File(FilePin { size, sha256, blake3 }) => {
-                line(format_args!(
-                    "size = {size}\nsha256 = \"{sha256}\"\nblake3 = \"{}\"\n",
-                    blake3.to_hex()
-                ));
+                line(format_args!("size = {size}\nsha256 = \"{sha256}\"\nblake3 = \"{blake3}\"\n"));
             }
             Pinned::Oci(pin) => render_oci(&mut line, pin),
         }
@@ -89,22 +86,25 @@ fn render_packages(line: Line<'_>, pins: &Pins) {
         line(format_args!("]\n"));
     }
     line(format_args!("packages = [\n"));
-    for Pin { package, arch, version, size, sha256, pool } in &pins.packages {
+    for Pin { package, arch, version, size, sha256, blake3, pool } in &pins.packages {
         line(format_args!(
             "  {{ name = \"{package}\", arch = \"{arch}\", version = \"{version}\", size = {size}, \
-             sha256 = \"{sha256}\", path = \"{pool}\" }},\n"
+             sha256 = \"{sha256}\", blake3 = \"{blake3}\", path = \"{pool}\" }},\n"
         ));
     }
     line(format_args!("]\n"));
 }
 
 fn render_oci(line: Line<'_>, pin: &OciPin) {
-    line(format_args!("manifest = \"{}\"\nlayers = [\n", pin.manifest));
-    for OciLayer { digest, size, media } in &pin.layers {
-        line(format_args!("  {{ digest = \"{digest}\", size = {size}, media = \"{media}\" }},\n"));
+    let OciPin { manifest, blake3, layers, config } = pin;
+    line(format_args!("manifest = \"{manifest}\"\nblake3 = \"{blake3}\"\nlayers = [\n"));
+    for OciLayer { digest, size, media, blake3 } in layers {
+        line(format_args!(
+            "  {{ digest = \"{digest}\", blake3 = \"{blake3}\", size = {size}, media = \"{media}\" }},\n"
+        ));
     }
-    let OciConfig { digest, entrypoint, cmd, env, user, workdir, ports } = &pin.config;
-    line(format_args!("]\n\n[asset.config]\ndigest = \"{digest}\"\n"));
+    let OciConfig { digest, blake3, entrypoint, cmd, env, user, workdir, ports } = config;
+    line(format_args!("]\n\n[asset.config]\ndigest = \"{digest}\"\nblake3 = \"{blake3}\"\n"));
     for (name, words) in [("entrypoint", entrypoint), ("cmd", cmd)] {
         if !words.is_empty() {
             line(format_args!("{name} = {}\n", list(words)));
@@ -171,7 +171,7 @@ struct Asset {
     snapshot: Option<Vec<Release>>,
     distribution: Option<String>,
     suite: Option<String>,
-    packages: Option<Vec<Pin>>,
+    packages: Option<Vec<Package>>,
     url: Option<String>,
     member: Option<String>,
     size: Option<u64>,
@@ -179,12 +179,85 @@ struct Asset {
     blake3: Option<ObjectDigest>,
     oci: Option<String>,
     manifest: Option<String>,
-    layers: Option<Vec<OciLayer>>,
-    config: Option<OciConfig>,
+    layers: Option<Vec<Layer>>,
+    config: Option<Config>,
+}
+
+/// What lacks its `blake3` was written before the lock had one for everything.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Package {
+    name: String,
+    arch: String,
+    version: String,
+    size: u64,
+    sha256: String,
+    blake3: Option<ObjectDigest>,
+    path: String,
+}
+
+impl Package {
+    fn pin(self) -> Option<Pin> {
+        let Package { name: package, arch, version, size, sha256, blake3, path: pool } = self;
+        Some(Pin { package, arch, version, size, sha256, blake3: blake3?, pool })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Layer {
+    digest: String,
+    size: u64,
+    media: String,
+    blake3: Option<ObjectDigest>,
+}
+
+impl Layer {
+    fn pin(self) -> Option<OciLayer> {
+        let Layer { digest, size, media, blake3 } = self;
+        Some(OciLayer { digest, size, media, blake3: blake3? })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    digest: String,
+    blake3: Option<ObjectDigest>,
+    #[serde(default)]
+    entrypoint: Vec<String>,
+    #[serde(default)]
+    cmd: Vec<String>,
+    #[serde(default)]
+    env: Vec<(String, String)>,
+    #[serde(default)]
+    user: String,
+    #[serde(default)]
+    workdir: String,
+    #[serde(default)]
+    ports: Vec<u16>,
+}
+
+impl Config {
+    fn pin(self) -> Option<OciConfig> {
+        let Config { digest, blake3, entrypoint, cmd, env, user, workdir, ports } = self;
+        Some(OciConfig { digest, blake3: blake3?, entrypoint, cmd, env, user, workdir, ports })
+    }
+}
+
+fn image(
+    manifest: String,
+    blake3: Option<ObjectDigest>,
+    layers: Vec<Layer>,
+    config: Config,
+) -> Option<OciPin> {
+    let layers = layers.into_iter().map(Layer::pin).collect::<Option<_>>()?;
+    Some(OciPin { manifest, blake3: blake3?, layers, config: config.pin()? })
 }
 
 impl Asset {
-    fn entry(self) -> std::result::Result<(AssetId, Pinned), String> {
+    /// The asset, and what it is pinned to; `None` if something of that lacks its `blake3`.
+    fn entry(self) -> std::result::Result<(AssetId, Option<Pinned>), String> {
         match self {
             Asset {
                 kind,
@@ -210,12 +283,13 @@ impl Asset {
                 let role = role
                     .ok_or_else(|| format!("asset kind {kind:?} is none of kernel, vmm, image, workload"))?;
                 let pin = FilePin { size, sha256, blake3 };
-                Ok((AssetId::File { role, url, member }, Pinned::File(pin)))
+                Ok((AssetId::File { role, url, member }, Some(Pinned::File(pin))))
             }
             Asset {
                 kind,
                 oci: Some(reference),
                 manifest: Some(manifest),
+                blake3,
                 layers: Some(layers),
                 config: Some(config),
                 names: None,
@@ -230,9 +304,10 @@ impl Asset {
                 member: None,
                 size: None,
                 sha256: None,
-                blake3: None,
             } => match kind.as_str() {
-                "image" => Ok((AssetId::Oci(reference), Pinned::Oci(OciPin { manifest, layers, config }))),
+                "image" => {
+                    Ok((AssetId::Oci(reference), image(manifest, blake3, layers, config).map(Pinned::Oci)))
+                }
                 _ => Err(format!("a {kind} cannot be a container image")),
             },
             Asset {
@@ -274,7 +349,9 @@ impl Asset {
                     _ => return Err(format!("asset kind {kind:?} is none of kernel, vmm, image, tool")),
                 };
                 let origin = Origin { distribution, suite };
-                Ok((id, Pins { origin, snapshot: snapshot.unwrap_or_default(), packages }.into()))
+                let packages = packages.into_iter().map(Package::pin).collect::<Option<Vec<Pin>>>();
+                let snapshot = snapshot.unwrap_or_default();
+                Ok((id, packages.map(|packages| Pins { origin, snapshot, packages }.into())))
             }
             Asset { kind, .. } => Err(format!(
                 "an asset of kind {kind:?} is neither one of packages, nor of a url, nor of oci: fields are \
@@ -316,10 +393,17 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock> {
     let mut lock = Lock::default();
     for asset in document.asset {
         let (id, pinned) = asset.entry().map_err(invalid)?;
-        check(&id, &pinned).map_err(|why| invalid(format!("asset {id}: {why}")))?;
-        let again = id.to_string();
-        if lock.assets.insert(id, pinned).is_some() {
-            return Err(invalid(format!("asset {again} is there twice")));
+        match &pinned {
+            Some(pinned) => check(&id, pinned),
+            None => id.check(),
+        }
+        .map_err(|why| invalid(format!("asset {id}: {why}")))?;
+        if lock.assets.contains_key(&id) || lock.outdated.contains(&id) {
+            return Err(invalid(format!("asset {id} is there twice")));
+        }
+        match pinned {
+            Some(pinned) => _ = lock.assets.insert(id, pinned),
+            None => _ = lock.outdated.insert(id),
         }
     }
     Ok(lock)

@@ -1,7 +1,7 @@
 //! What a container image says of running it becomes its VM's defaults; what the manifest says wins.
 
 use crate::error::{Error, Result};
-use crate::lock::{AssetId, Lock, OciConfig, OciPin};
+use crate::lock::{AssetId, Lock, OciConfig};
 use crate::manifest::model::{ImageSource, Manifest, Port, User, Vm, Workdir};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 pub fn fill(
     manifest: &mut Manifest,
     lock: &Lock,
-    local: impl Fn(&ImageSource) -> Result<Option<OciPin>>,
+    local: impl Fn(&ImageSource) -> Result<Option<OciConfig>>,
 ) -> Result<()> {
     for vm in &mut manifest.vms {
         match &vm.image {
@@ -23,8 +23,8 @@ pub fn fill(
                 }
             }
             image => {
-                if let Some(pin) = local(image)? {
-                    apply(vm, &pin.config)?;
+                if let Some(config) = local(image)? {
+                    apply(vm, &config)?;
                 }
             }
         }

@@ -109,14 +109,17 @@ pub fn node_inputs(
         match pinned {
             Pinned::Packages(pins) => {
                 for pin in &pins.packages {
-                    inputs.push(&pin.package, format!("{} {}", pin.version, pin.sha256));
+                    inputs.push(&pin.package, format!("{} {}", pin.version, names(&pin.sha256, pin.blake3)));
                 }
             }
             // Bytes from another address are the same bytes.
-            Pinned::File(pin) => match &need.id {
-                AssetId::File { member: Some(member), .. } => inputs.push(member, &pin.sha256),
-                _ => inputs.push("download", &pin.sha256),
-            },
+            Pinned::File(pin) => {
+                let name = match &need.id {
+                    AssetId::File { member: Some(member), .. } => member,
+                    _ => "download",
+                };
+                inputs.push(name, names(&pin.sha256, pin.blake3));
+            }
             // Its settings are in the init step's own inputs.
             Pinned::Oci(_) if matches!(node.task, Task::Init(_)) => {}
             // Everything that the lock says, not the manifest alone, which would stand for it were the lock never
@@ -184,6 +187,11 @@ pub fn node_inputs(
     Ok(inputs)
 }
 
+/// Bytes by both names that a lock gives them.
+fn names(sha256: &str, blake3: ObjectDigest) -> String {
+    format!("sha256:{sha256} {blake3}")
+}
+
 fn push_place(inputs: &mut Inputs, workload: &Workload) {
     inputs.push(format!("{} to", workload.source), &workload.to);
 }
@@ -218,6 +226,9 @@ pub(super) fn plan_nodes(graph: &Graph, situation: &Situation<'_>) -> Vec<Planne
             needs: node.parents.clone(),
         };
         match node_inputs(graph, node, &outputs, situation.lock, situation.scan, situation.tools) {
+            Err(Missing::Pin(id)) if situation.lock.is_outdated(&id) => {
+                step.reasons.push(Reason::note("its entry in firegopher.lock has no blake3"));
+            }
             Err(Missing::Pin(_)) => step.reasons.push(Reason::note("not in firegopher.lock yet")),
             Err(Missing::Parents(parents)) => {
                 step.action = Action::Unknown;

@@ -186,26 +186,27 @@ fn downloads(text: &str) -> World {
     world.pin(AssetId::Vmm, "1.0");
     let graph = Graph::of(&world.manifest);
     for need in graph.nodes.iter().flat_map(|node| needs(&node.task)) {
+        let sha256 = need.source.and_then(|s| s.sha256.clone()).unwrap_or_else(|| "b".repeat(64));
         let pinned = match &need.id {
-            AssetId::File { url, .. } => Pinned::File(FilePin {
-                size: 1,
-                sha256: need.source.and_then(|s| s.sha256.clone()).unwrap_or_else(|| "b".repeat(64)),
-                blake3: digest(url),
-            }),
+            AssetId::File { .. } => Pinned::File(FilePin { size: 1, blake3: digest(&sha256), sha256 }),
             AssetId::Oci(_) => Pinned::Oci(OciPin {
                 manifest: format!("sha256:{}", "c".repeat(64)),
+                blake3: digest("manifest"),
                 layers: vec![OciLayer {
                     digest: format!("sha256:{}", "d".repeat(64)),
                     size: 1,
                     media: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+                    blake3: digest("layer"),
                 }],
                 config: OciConfig {
                     digest: format!("sha256:{}", "e".repeat(64)),
+                    blake3: digest("config"),
                     entrypoint: vec!["python3".to_owned()],
+                    cmd: vec![],
                     env: vec![("A".to_owned(), "image".to_owned()), ("B".to_owned(), "image".to_owned())],
                     user: "1000".to_owned(),
+                    workdir: String::new(),
                     ports: vec![8000],
-                    ..OciConfig::default()
                 },
             }),
             _ => continue,
@@ -261,7 +262,10 @@ fn everything_that_the_lock_says_of_a_container_image_is_in_its_key() {
     let digests: Vec<&str> = values.filter(|word| word.len() >= 64).collect();
     assert_eq!(digests.len(), 2, "manifest and layer: {inputs:?}");
     assert!(digests.iter().all(|digest| lock.contains(digest)), "{inputs:?}");
-    let edits: [&dyn Fn(&mut OciPin); 6] = [
+    let edits: [&dyn Fn(&mut OciPin); 9] = [
+        &|pin| pin.blake3 = digest("other"),
+        &|pin| pin.layers[0].blake3 = digest("other"),
+        &|pin| pin.config.blake3 = digest("other"),
         &|pin| pin.manifest.clone_from(&other),
         &|pin| pin.layers[0].digest.clone_from(&other),
         &|pin| pin.layers[0].size = 2,
@@ -274,6 +278,33 @@ fn everything_that_the_lock_says_of_a_container_image_is_in_its_key() {
         assert!(!seen.contains(&key));
         seen.push(key);
     }
+}
+
+#[test]
+fn an_edited_blake3_of_a_package_or_download_is_another_key() {
+    let keys = |world: &World| {
+        let plan = world.plan();
+        [StepKind::FetchKernel, StepKind::FetchImage, StepKind::Unpack]
+            .map(|kind| plan.step(kind, &world.manifest.vms[0].name).and_then(|step| step.key))
+    };
+    let edited = |mut world: World| {
+        for (id, pinned) in world.lock.clone().iter() {
+            let mut pinned = pinned.clone();
+            match &mut pinned {
+                Pinned::Packages(pins) => pins.packages[0].blake3 = digest("other"),
+                Pinned::File(pin) => pin.blake3 = digest("other"),
+                Pinned::Oci(_) => {}
+            }
+            world.lock.set(id.clone(), pinned).unwrap();
+        }
+        world
+    };
+    let [kernel, image, _] = keys(&World::new(WEB));
+    let [other_kernel, other_image, _] = keys(&edited(World::new(WEB)));
+    assert!(kernel.is_some() && image.is_some() && other_kernel != kernel && other_image != image);
+    let [kernel, image, _] = keys(&downloads(URLS));
+    let [other_kernel, same_image, _] = keys(&edited(downloads(URLS)));
+    assert!(kernel.is_some() && other_kernel != kernel && same_image == image);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::StepKind;
 use crate::digest::{ObjectDigest, StepKey};
 use crate::listing::Listing;
-use crate::lock::OciPin;
+use crate::lock::OciImage;
 use crate::name::Name;
 use crate::store::{Action, Last};
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub struct Scan {
     /// By path as the manifest writes it, with the workload's options for directories.
     pub sources: BTreeMap<String, ScannedSource>,
     /// Container images on this host, by [`Scan::image_id`].
-    pub images: BTreeMap<String, OciPin>,
+    pub images: BTreeMap<String, OciImage>,
 }
 
 /// One scanned path.

@@ -18,6 +18,13 @@ impl Project {
         let mut missing = needs_of(&graph);
         missing.retain(|need| need.pinned(&self.lock).is_none());
         let Some(first) = missing.first() else { return Ok(false) };
+        let outdated = missing.iter().filter(|need| self.lock.is_outdated(&need.id));
+        let outdated: Vec<String> = outdated.map(|need| need.id.to_string()).collect();
+        if !outdated.is_empty() {
+            let names = outdated.join("; ");
+            return Err(Error::usage("lock.outdated", format!("{LOCK_FILE} has no blake3 for: {names}"))
+                .help("An older firegopher wrote it. Run `firegopher update`, which pins these anew, and check the file in."));
+        }
         if locked {
             let names: Vec<String> = missing
                 .iter()
@@ -56,21 +63,16 @@ impl Project {
             ui.note(&format!("pinning {} in {LOCK_FILE}{trust}", need.id));
         }
         let (debian, others): (Vec<&Need<'_>>, Vec<_>) = wanted.iter().partition(|n| n.id.is_debian());
+        let debian: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
         let pinning = Pinning {
             path: self.manifest.dir.join(LOCK_FILE),
             state: Mutex::new((self.lock.clone(), Vec::new(), 0)),
         };
-        if !debian.is_empty() {
-            let assets: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
-            let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
-            let resolved = asset::resolve_all(&self.store, &apt, &assets, ui);
-            pinning.found(
-                resolved.map(|pins| assets.into_iter().zip(pins.into_iter().map(Pinned::from)).collect()),
-            );
-        }
-        resolve(&others, &self.store, ui, &|ids, pinned| {
-            pinning.found(pinned.map(|pinned| ids.iter().cloned().map(|id| (id, pinned.clone())).collect()));
+        let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
+        asset::resolve_each(&self.store, &apt, &debian, ui, &|ids, pins| {
+            pinning.found(ids, pins.map(Pinned::from));
         });
+        resolve(&others, &self.store, ui, &|ids, pinned| pinning.found(ids, pinned));
         let (lock, errors, kept) =
             pinning.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         if errors.is_empty() || kept > 0 {
@@ -97,12 +99,13 @@ struct Pinning {
 }
 
 impl Pinning {
-    fn found(&self, pins: Result<Vec<(AssetId, Pinned)>>) {
+    fn found(&self, ids: &[AssetId], pinned: Result<Pinned>) {
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (lock, errors, kept) = &mut *state;
         let keep = || {
-            for (id, pinned) in pins? {
-                lock.set(id, pinned)?;
+            let pinned = pinned?;
+            for id in ids {
+                lock.set(id.clone(), pinned.clone())?;
                 *kept += 1;
             }
             lock.save(&self.path).map(|_| ())

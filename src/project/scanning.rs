@@ -44,8 +44,8 @@ impl Project {
                 }
                 ImageSource::OciPath { path, tag } => {
                     let id = Scan::image_id(path, tag.as_deref());
-                    if let Some(pin) = local_image(&self.manifest.dir, &vm.image)? {
-                        scan.images.insert(id, pin);
+                    if let Some(image) = local_image(&self.manifest.dir, &vm.image)? {
+                        scan.images.insert(id, image);
                     }
                 }
                 ImageSource::Debian(set) => self.find_keyrings(set)?,

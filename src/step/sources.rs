@@ -3,14 +3,11 @@
 use super::Work;
 use crate::asset::{self, Apt, http, oci};
 use crate::digest::ObjectDigest;
-use crate::error::{Context, Error, Result};
-use crate::lock::{AssetId, FilePin, FileRole, OciPin, Pin, Pinned};
+use crate::error::{Error, Result};
+use crate::lock::{self, AssetId, FilePin, FileRole, OciPin, Pin, Pinned};
 use crate::manifest::model::UrlSource;
 use crate::plan::{Graph, Need, Scan, ScannedSource, Task, needs, node_inputs};
 use crate::project;
-use fs_err as fs;
-use sha2::{Digest, Sha256};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Downloads everything the graph's fetch steps lack, in one go for each kind of source.
@@ -25,7 +22,7 @@ pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
         for need in wanted {
             match (need.pinned(work.lock), need.source) {
                 (Some(Pinned::Packages(pinned)), _) => {
-                    if !asset::debian::have_debs(work.store, &pinned.packages) {
+                    if !asset::have_debs(work.store, &pinned.packages) {
                         apt(work).check_origin(&need.id, &pinned.origin)?;
                     }
                     let pins = pinned.packages.iter().cloned();
@@ -34,7 +31,9 @@ pub(super) fn download(graph: &Graph, work: &Work<'_>) -> Result<()> {
                         None => packages.push((need.id, pins.collect())),
                     }
                 }
-                (Some(Pinned::File(pin)), Some(source)) if !work.store.has(&pin.blake3) => {
+                (Some(Pinned::File(pin)), Some(source))
+                    if !http::is_stored(work.store, source.url(), pin)? =>
+                {
                     files.push((source, pin));
                 }
                 // Container images are fetched by their own step, layers in parallel.
@@ -64,7 +63,7 @@ fn apt(work: &Work<'_>) -> Apt {
 }
 
 fn debs(asset: &AssetId, pins: &[Pin], work: &Work<'_>) -> Result<Vec<PathBuf>> {
-    if work.offline && !asset::debian::have_debs(work.store, pins) {
+    if work.offline && !asset::have_debs(work.store, pins) {
         return Err(project::offline_error("the store lacks packages"));
     }
     asset::fetch_debs(work.store, &apt(work), asset, pins, work.ui)
@@ -101,18 +100,10 @@ fn fetch_files(files: &[(&UrlSource, &FilePin)], work: &Work<'_>) -> Result<()> 
     let fetched = http::fetch(work.store, &wanted, work.ui)?;
     for ((source, pin), fetched) in files.iter().zip(fetched) {
         if fetched.object != pin.blake3 {
-            return Err(contradiction(source));
+            return Err(lock::contradiction(source, "a sha256 and a blake3 of different bytes"));
         }
     }
     Ok(())
-}
-
-fn contradiction(source: &UrlSource) -> Error {
-    Error::failed(
-        "lock.contradiction",
-        format!("{} gives {source} a sha256 and a blake3 of different bytes", project::LOCK_FILE),
-    )
-    .help("It was edited by hand: restore it from version control, or run `firegopher update`.")
 }
 
 /// A download that a step of `task` needs, or the member that is meant in it: a file in the store.
@@ -122,12 +113,7 @@ pub(super) fn downloaded(task: &Task, source: &UrlSource, work: &Work<'_>) -> Re
     let Some(Pinned::File(pin)) = need.pinned(work.lock) else {
         return Err(Error::bug(format!("{source} was not pinned before its step")));
     };
-    if work.store.has(&pin.blake3) {
-        // The lock names the bytes twice; here it shows whether both names are right.
-        if sha256(&work.store.object_path(&pin.blake3))? != pin.sha256 {
-            return Err(contradiction(source));
-        }
-    } else {
+    if !http::is_stored(work.store, source.url(), pin)? {
         fetch_files(&[(source, pin)], work)?;
     }
     let path = work.store.object_path(&pin.blake3);
@@ -139,22 +125,6 @@ pub(super) fn downloaded(task: &Task, source: &UrlSource, work: &Work<'_>) -> Re
             Ok(work.store.object_path(&member))
         }
     }
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut read = || {
-        let mut file = fs::File::open(path)?;
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok::<_, std::io::Error>(()),
-                count => hasher.update(&buffer[..count]),
-            }
-        }
-    };
-    read().or_failed("store.read", || format!("cannot read {}", path.display()))?;
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The layers of a registry's image, lowest first.

@@ -65,6 +65,24 @@ fn an_unknown_package_is_told_with_the_one_that_was_meant() {
     assert_eq!(project.read("firegopher.lock"), before);
 }
 
+#[test]
+fn an_unknown_package_keeps_no_other_image_from_being_pinned() {
+    let Some(_guests) = guests(1) else { return };
+    let project = Project::new(
+        "vm \"a\" { image { debian \"busybox-statik\" }; run \"x\" }
+         vm \"b\" { image { debian \"hostname\" }; run \"x\" }
+         vm \"c\" { image { debian \"netcat-traditionel\" }; run \"x\" }",
+    );
+    let output = project.run(&["lock"]);
+    if lacks_packages(&output.stderr) {
+        return skip_for_want_of_packages("no package source answers");
+    }
+    let output = output.expect(64).says("apt has no package busybox-statik");
+    output.says("apt has no package netcat-traditionel").says("has 1 of 3 pins; the rest failed");
+    let lock = project.read("firegopher.lock");
+    assert!(lock.contains("\"hostname\"") && !lock.contains("statik"), "{lock}");
+}
+
 // --- Full disks -------------------------------------------------------------------------------------------------
 
 /// Leaves `bytes` free.

@@ -137,6 +137,25 @@ fn image_with(port: u16, change: impl FnOnce(&mut Value)) -> Option<Layout> {
     Some(layout)
 }
 
+/// The text of a lock as it was before everything had a BLAKE3.
+pub fn without_blake3(lock: &str) -> String {
+    let mut pieces = lock.split("blake3 = ");
+    let mut out = pieces.next().unwrap().to_owned();
+    for piece in pieces {
+        // Less the digest, its quotes, and what parts it from the next field.
+        let rest = &piece[66..];
+        out.push_str(rest.strip_prefix(", ").or(rest.strip_prefix('\n')).unwrap_or(rest));
+    }
+    out
+}
+
+/// The text of a lock with another BLAKE3 in `line`.
+pub fn other_blake3(lock: &str, line: &str) -> String {
+    let at = line.find("blake3 = \"").unwrap() + "blake3 = \"".len();
+    let edited = format!("{}{}{}", &line[..at], "0".repeat(64), &line[at + 64..]);
+    lock.replace(line, &edited)
+}
+
 const SAYS: &str = "Uid: 1234\nGid: 50\nGroups: 50\nin /srv: 1 one two hello image\n";
 
 #[test]
@@ -349,6 +368,7 @@ fn an_entry_of_the_lock_that_was_edited_builds_nothing() {
             "entrypoint = [\"/bin/sh\", \"/etc/passwd\"]",
         ),
         lock.replace("user = \"app:staff\"", "user = \"root\""),
+        other_blake3(&lock, layers[1]),
     ];
     let refused = |edited: &str| {
         assert_ne!(edited, lock);
@@ -366,6 +386,32 @@ fn an_entry_of_the_lock_that_was_edited_builds_nothing() {
     edits.iter().for_each(|edited| refused(edited));
     project.write("firegopher.lock", &lock);
     project.ok(&["build", "--locked", "--offline"]).says("Nothing to build");
+}
+
+#[test]
+fn an_entry_from_before_everything_had_a_blake3_is_mended_by_update() {
+    let Some(_turn) = guests(1) else { return };
+    let Some(layout) = image(free_port()) else { return };
+    let registry = layout.serve();
+    let reference = format!("{}/group/app:1", registry.address());
+    let project = Project::new(&format!("vm \"app\" {{ image {{ oci \"{reference}\"; }} }}"));
+    project.ok(&["lock"]);
+    let good = project.read("firegopher.lock");
+    let (others, entry) = good.split_at(good.find(&format!("oci = \"{reference}\"")).unwrap());
+    let old = format!("{others}{}", without_blake3(entry));
+    project.write("firegopher.lock", &old);
+    let asked = registry.seen().len();
+    for args in [&["lock"][..], &["build"], &["build", "--locked"], &["up", "--offline"]] {
+        let refused = project.run(args).expect(64).says(&format!("no blake3 for: image {reference}"));
+        refused.says("firegopher update");
+    }
+    let plan = project.ok(&["plan"]).stdout;
+    assert!(plan.contains("its entry in firegopher.lock has no blake3"), "{plan}");
+    assert_eq!(registry.seen().len(), asked);
+    assert_eq!(project.read("firegopher.lock"), old, "a lock is never lost");
+    project.ok(&["update", &reference]).says("Wrote firegopher.lock");
+    assert!(project.read("firegopher.lock").ends_with(entry), "the same image: {entry}");
+    project.ok(&["build", "--locked"]);
 }
 
 #[test]

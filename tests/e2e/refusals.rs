@@ -1,6 +1,7 @@
 //! Input that is refused: each time with what, where and how to mend it, and nothing lost.
 
 use crate::harness::{Project, guests, lacks_packages, skip, skip_for_want_of_packages};
+use crate::oci::{other_blake3, without_blake3};
 use crate::traces::{SLEEP, assert_clean, home_with_packages, is_root};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -250,6 +251,45 @@ fn lock_files_that_cannot_be_used_say_what_to_do() {
         texts.iter().for_each(|text| assert!(output.stderr.contains(text), "{text}: {output:?}"));
         assert_eq!(project.read("firegopher.lock"), lock, "a lock is never lost");
     }
+}
+
+#[test]
+fn a_lock_that_names_different_bytes_builds_nothing() {
+    let Some(_guests) = guests(1) else { return };
+    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}"));
+    project.ok(&["build", "--locked"]);
+    let good = project.read("firegopher.lock");
+    let package = good.lines().find(|line| line.contains("name = \"busybox-static\"")).unwrap();
+    let edited = other_blake3(&good, package);
+    project.write("firegopher.lock", &edited);
+    let plan = project.ok(&["plan"]).stdout;
+    assert!(plan.contains("→") && plan.contains("b3:00000000"), "{plan}");
+    let output = project.run(&["build", "--locked", "--offline"]).expect(1);
+    output.says("gives the package busybox-static a sha256 and a blake3 of different bytes").says("by hand");
+    project.write("firegopher.lock", &good);
+    project.ok(&["build", "--locked", "--offline"]).says("Nothing to build");
+}
+
+#[test]
+fn a_lock_from_before_everything_had_a_blake3_is_mended_by_update() {
+    let Some(_guests) = guests(1) else { return };
+    let text = format!("vm \"a\" {{ {SLEEP} }}");
+    let project = Project::new(&text);
+    let before = without_blake3(&project.read("firegopher.lock"));
+    project.write("firegopher.lock", &before);
+    project
+        .run(&["build"])
+        .expect(64)
+        .says("no blake3 for: kernel linux-image-cloud-amd64; ")
+        .says("firegopher update");
+    let output = project.run(&["update", "kernel"]);
+    if lacks_packages(&output.stderr) {
+        return skip_for_want_of_packages("no package source answers");
+    }
+    let update = output.expect(0);
+    assert!(update.stdout.contains("image busybox-static "), "what pins nothing is pinned, too: {update:?}");
+    project.ok(&["build", "--locked"]);
+    project.ok(&["build", "--locked", "--offline"]).says("Nothing to build");
 }
 
 // --- Volumes ----------------------------------------------------------------------------------------------------

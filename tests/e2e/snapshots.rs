@@ -109,6 +109,24 @@ fn a_manifest_that_names_what_is_not_there_says_so() {
     project.run(&["plan"]).expect(64).says("nothing is not there");
 }
 
+#[test]
+fn a_lock_from_before_everything_had_a_blake3_names_update() {
+    let project = Project::empty();
+    project.manifest("vm \"web\" { run \"true\" }");
+    let sha256 = "0123456789abcdef".repeat(4);
+    let entry = |head: &str, package: &str| {
+        format!(
+            "[[asset]]\n{head}distribution = \"debian\"\nsuite = \"bookworm\"\npackages = [\n  {{ name = \"{package}\", \
+             arch = \"amd64\", version = \"1\", size = 1, sha256 = \"{sha256}\", path = \"pool/x.deb\" }},\n]\n\n"
+        )
+    };
+    let kernel = entry("kind = \"kernel\"\nnames = [\"linux-image-cloud-amd64\"]\n", "linux-image-6.1-amd64");
+    let names = r#"["base-files", "base-passwd", "bash", "coreutils", "dash", "libc-bin"]"#;
+    let image = entry(&format!("kind = \"image\"\nnames = {names}\n"), "dash");
+    project.write("firegopher.lock", format!("format = 1\n\n{kernel}{image}"));
+    insta::assert_snapshot!(all(&project, &[&["lock"], &["build", "--locked"], &["run", "--offline"]]));
+}
+
 /// Nothing built, nothing pinned, nothing running: what every command says then.
 #[test]
 fn a_project_that_has_done_nothing_yet() {

@@ -228,8 +228,7 @@ impl Job<'_> {
     }
 
     fn record(&self, fetched: &Fetched, took: Duration) -> Result<()> {
-        let inputs =
-            vec![("url".to_owned(), shown(&fetched.url)), ("sha256".to_owned(), fetched.sha256.clone())];
+        let inputs = inputs(&fetched.url, &fetched.sha256);
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let action = Action { kind: "url".to_owned(), output: fetched.object, inputs, millis };
         self.store.record(&file_key(&fetched.sha256), &action)
@@ -253,7 +252,13 @@ pub(super) fn known(store: &Store, wanted: &Wanted) -> Result<Option<Fetched>> {
     Ok(Some(Fetched { object: action.output, sha256, size: meta.len(), url }))
 }
 
-fn file_key(sha256: &str) -> StepKey {
+/// What a record says of a file.
+pub(super) fn inputs(url: &str, sha256: &str) -> Vec<(String, String)> {
+    vec![("url".to_owned(), shown(url)), ("sha256".to_owned(), sha256.to_owned())]
+}
+
+/// Of the record that leads from a file's SHA-256 to its object.
+pub(super) fn file_key(sha256: &str) -> StepKey {
     FieldHasher::new("firegopher url file v1").field(sha256).finish().into()
 }
 

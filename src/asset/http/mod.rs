@@ -18,9 +18,11 @@ mod tests;
 pub use member::member;
 pub use url::shown;
 
+use super::named::Named;
 use super::progress::Progress;
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
+use crate::lock::FilePin;
 use crate::store::{STALE, Store};
 use settings::Settings;
 use std::sync::Mutex;
@@ -87,9 +89,14 @@ pub fn fetch_each(
     });
 }
 
-/// Whether the store has this file, so that [`fetch`] needs no network for it. Never so without a SHA-256.
-pub fn have(store: &Store, wanted: &Wanted) -> bool {
-    matches!(download::known(store, wanted), Ok(Some(_)))
+/// Whether the store has what the download from `url` is pinned to.
+///
+/// # Errors
+/// `lock.contradiction` if its SHA-256 and BLAKE3 are those of different bytes; failed if it cannot be read.
+pub fn is_stored(store: &Store, url: &str, pin: &FilePin) -> Result<bool> {
+    let FilePin { size, sha256, blake3 } = pin;
+    let named = Named { key: download::file_key(sha256), sha256, blake3: *blake3, size: Some(*size) };
+    named.is_stored(store, &shown(url), || ("url", download::inputs(url, sha256)))
 }
 
 fn fetch_with(

@@ -3,9 +3,10 @@
 
 use super::image::{MAX_DOCUMENT, digest_of, invalid};
 use crate::asset::http::sink::Sink;
+use crate::asset::named::Named;
 use crate::digest::{FieldHasher, ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
-use crate::lock::OciLayer;
+use crate::lock::{Layer, OciLayer};
 use crate::store::{Action, Partial, Store};
 use fs_err as fs;
 use hyper::body::Bytes;
@@ -16,15 +17,61 @@ use std::time::Instant;
 /// What is read of a local file at once.
 const PIECE: usize = 1 << 20;
 
+/// The kinds of records.
+const LAYER: &str = "oci layer";
+const DOCUMENT: &str = "oci document";
+
 fn key(digest: &str) -> StepKey {
     FieldHasher::new("firegopher oci blob v1").field(digest).finish().into()
 }
 
-/// The object that holds a layer's blob, if the store has it.
-pub fn stored(store: &Store, layer: &OciLayer) -> Option<ObjectDigest> {
+/// What a record says of a blob.
+fn inputs(digest: &str) -> Vec<(String, String)> {
+    vec![("sha256".to_owned(), digest.to_owned())]
+}
+
+/// What a lock calls a blob: `sha256:…` and its BLAKE3.
+#[derive(Clone, Copy)]
+pub(super) struct Names<'a> {
+    pub digest: &'a str,
+    pub blake3: ObjectDigest,
+}
+
+impl Names<'_> {
+    /// `shown` is the image that the blob is of.
+    fn is_stored(self, store: &Store, shown: &str, kind: &'static str, size: Option<u64>) -> Result<bool> {
+        let Names { digest, blake3 } = self;
+        let sha256 = digest.trim_start_matches("sha256:");
+        let what = format_args!("the image {shown} (in {digest})");
+        Named { key: key(digest), sha256, blake3, size }.is_stored(store, &what, || (kind, inputs(digest)))
+    }
+}
+
+/// Whether the store has a layer that is pinned, of the image `shown`.
+///
+/// # Errors
+/// `lock.contradiction` if its SHA-256 and BLAKE3 are those of different bytes; failed if it cannot be read.
+pub(super) fn is_stored(store: &Store, shown: &str, layer: &OciLayer) -> Result<bool> {
+    let names = Names { digest: &layer.digest, blake3: layer.blake3 };
+    names.is_stored(store, shown, LAYER, Some(layer.size))
+}
+
+/// The object that holds a layer's blob, by its SHA-256 alone, if the store has it.
+pub fn stored(store: &Store, layer: &Layer) -> Option<ObjectDigest> {
     let output = store.action(&key(&layer.digest))?.output;
     let there = fs::metadata(store.object_path(&output)).is_ok_and(|meta| meta.len() == layer.size);
     there.then_some(output)
+}
+
+/// A pinned manifest or configuration of the image `shown`, if the store has it, both of its digests checked.
+///
+/// # Errors
+/// As [`is_stored`].
+pub(super) fn pinned_document(store: &Store, shown: &str, names: Names<'_>) -> Result<Option<Vec<u8>>> {
+    match names.is_stored(store, shown, DOCUMENT, None)? {
+        true => Ok(document(store, names.digest)),
+        false => Ok(None),
+    }
 }
 
 /// A manifest or configuration that the store has, its digest checked.
@@ -40,14 +87,14 @@ pub(super) fn document(store: &Store, digest: &str) -> Option<Vec<u8>> {
 pub(super) fn keep(store: &Store, bytes: &[u8]) -> Result<()> {
     let digest = digest_of(bytes);
     let output = store.publish_bytes(bytes)?;
-    let inputs = vec![("sha256".to_owned(), digest.clone())];
-    store.record(&key(&digest), &Action { kind: "oci document".to_owned(), output, inputs, millis: 0 })
+    let action = Action { kind: DOCUMENT.to_owned(), output, inputs: inputs(&digest), millis: 0 };
+    store.record(&key(&digest), &action)
 }
 
 /// Takes in a layer's bytes, counts and hashes them, and publishes them if they are what was announced.
 pub(super) struct Intake<'a> {
     store: &'a Store,
-    layer: &'a OciLayer,
+    layer: &'a Layer,
     partial: Partial,
     sink: Sink,
     began: Instant,
@@ -55,7 +102,7 @@ pub(super) struct Intake<'a> {
 
 impl<'a> Intake<'a> {
     /// Waits for whoever takes in the same layer, and goes on with what they left.
-    pub fn open(store: &'a Store, layer: &'a OciLayer, on_wait: &dyn Fn(&str)) -> Result<Self> {
+    pub fn open(store: &'a Store, layer: &'a Layer, on_wait: &dyn Fn(&str)) -> Result<Self> {
         let partial = store.partial(&key(&layer.digest), on_wait)?;
         let sink = Sink::open(&partial.bytes())?;
         let mut intake = Intake { store, layer, partial, sink, began: Instant::now() };
@@ -107,8 +154,7 @@ impl<'a> Intake<'a> {
         let output = hashed.blake3;
         self.partial.publish(store, &output)?;
         let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let inputs = vec![("sha256".to_owned(), layer.digest.clone())];
-        let action = Action { kind: "oci layer".to_owned(), output, inputs, millis };
+        let action = Action { kind: LAYER.to_owned(), output, inputs: inputs(&layer.digest), millis };
         store.record(&key(&layer.digest), &action)?;
         Ok(Ok(output))
     }
@@ -125,14 +171,14 @@ impl<'a> Intake<'a> {
 }
 
 /// What the store has of a layer that is under way.
-pub(super) fn begun(store: &Store, layer: &OciLayer) -> u64 {
+pub(super) fn begun(store: &Store, layer: &Layer) -> u64 {
     let partials = store.partials().unwrap_or_default();
     let key = key(&layer.digest);
     partials.iter().find(|partial| partial.key == key).map_or(0, |partial| partial.size)
 }
 
 /// Publishes a layer out of a local file's bytes, unless the store has it.
-pub(super) fn import(store: &Store, layer: &OciLayer, from: impl Read, path: &Path) -> Result<ObjectDigest> {
+pub(super) fn import(store: &Store, layer: &Layer, from: impl Read, path: &Path) -> Result<ObjectDigest> {
     if let Some(there) = stored(store, layer) {
         return Ok(there);
     }

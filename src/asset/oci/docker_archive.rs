@@ -1,11 +1,11 @@
 //! What `docker save`, `podman save --format docker-archive` and `skopeo copy … docker-archive:` write: a tar with a
 //! manifest.json, configurations and layers.
 
-use super::image::{self, MAX_DOCUMENT, digest_of, digest_text, invalid};
+use super::image::{self, MAX_DOCUMENT, digest_text, invalid};
 use super::local::{Found, is_named, several, unknown_tag};
 use super::source::Source;
 use crate::error::{Context, Result};
-use crate::lock::{OciLayer, is_digest};
+use crate::lock::{Layer, is_digest};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::io::Read;
@@ -62,13 +62,12 @@ pub(super) fn find(source: &Source, list: &[u8], tag: Option<&str>) -> Result<Fo
         layers.push(layer(source, name, diff_id)?);
     }
     // The configuration lists every layer's digest: its own digest is the image's.
-    let digest = digest_of(&config);
-    let pin = image::pin(digest.clone(), digest, &config, layers, &shown)?;
-    Ok(Found { pin, files: listed.layers.clone() })
+    let image = image::image(&config, &config, layers, &shown)?;
+    Ok(Found { image, files: listed.layers.clone() })
 }
 
 /// A layer's digest: known for an uncompressed one, whose blob is what the configuration names.
-fn layer(source: &Source, name: &str, diff_id: &str) -> Result<OciLayer> {
+fn layer(source: &Source, name: &str, diff_id: &str) -> Result<Layer> {
     let shown = source.shown();
     let lacks = || source.lacks(&format!("the layer {name}"));
     let mut opened = source.file(name)?.ok_or_else(lacks)?;
@@ -93,5 +92,5 @@ fn layer(source: &Source, name: &str, diff_id: &str) -> Result<OciLayer> {
             }
         }
     };
-    Ok(OciLayer { digest, size: opened.size, media: media.to_owned() })
+    Ok(Layer { digest, size: opened.size, media: media.to_owned() })
 }

@@ -1,13 +1,13 @@
 //! The manifest and the configuration that a pin names. The lock repeats what they say so that people can read and
 //! merge it; before anything is made of it, both must say the same.
 
-use super::blob;
+use super::blob::{self, Names};
 use super::image::{self, MANIFEST_TYPES, MAX_DOCUMENT, Manifest, digest_of, invalid};
 use super::reference::Place;
 use super::registry::{Registry, Session};
 use super::trouble::What;
 use crate::error::{Error, Result};
-use crate::lock::{FILE_NAME, OciPin};
+use crate::lock::{self, OciImage, OciPin};
 use crate::store::Store;
 
 /// An index may list indexes; nobody nests deeper.
@@ -19,7 +19,7 @@ pub(super) async fn ask(
     registry: &Registry<'_>,
     place: &Place,
     store: &Store,
-) -> Result<(OciPin, Vec<String>)> {
+) -> Result<(OciImage, Vec<String>)> {
     let shown = place.shown();
     let first = format!("manifests/{}", place.version());
     let mut bytes = registry.document(&first, What::Manifest, MANIFEST_TYPES, MAX_DOCUMENT).await?;
@@ -39,10 +39,10 @@ pub(super) async fn ask(
         let (config_digest, size) = image::config_of(&manifest, &shown)?;
         let config = config_by_digest(registry, place, &config_digest, size).await?;
         let layers = image::layers_of(&manifest, &shown)?;
-        let pin = image::pin(digest_of(&bytes), config_digest, &config, layers, &shown)?;
+        let said = image::image(&bytes, &config, layers, &shown)?;
         blob::keep(store, &bytes)?;
         blob::keep(store, &config)?;
-        return Ok((pin, image::left_out(&config)));
+        return Ok((said, image::left_out(&config)));
     }
     Err(invalid(&shown, "its indexes list each other"))
 }
@@ -70,7 +70,11 @@ pub(super) fn compare<'s>(
     if meant(place, &by_digest)?.is_some_and(|meant| meant != pin.manifest) {
         return Err(contradiction(&shown, "another manifest than its reference names"));
     }
-    let manifest = by_digest(&pin.manifest)?;
+    let names = Names { digest: &pin.manifest, blake3: pin.blake3 };
+    let manifest = match blob::pinned_document(store, &shown, names)? {
+        Some(bytes) => bytes,
+        None => by_digest(&pin.manifest)?,
+    };
     let Manifest::Image(parsed) = image::manifest(&manifest, &shown)? else {
         return Err(contradiction(&shown, "an index where its manifest should be"));
     };
@@ -80,10 +84,12 @@ pub(super) fn compare<'s>(
         return Err(contradiction(&shown, "another configuration than its manifest names"));
     }
     let layers = image::layers_of(&parsed, &shown)?;
-    if layers != pin.layers {
+    let locked = pin.image();
+    if layers != locked.layers {
         return Err(contradiction(&shown, "other layers than its manifest names"));
     }
-    let config = match blob::document(store, &config_digest) {
+    let names = Names { digest: &config_digest, blake3: pin.config.blake3 };
+    let config = match blob::pinned_document(store, &shown, names)? {
         Some(bytes) => bytes,
         None => {
             let registry = Registry::new(session()?)?;
@@ -93,7 +99,12 @@ pub(super) fn compare<'s>(
             bytes
         }
     };
-    match image::pin(pin.manifest.clone(), config_digest, &config, layers, &shown)? == *pin {
+    let said = image::image(&manifest, &config, layers, &shown)?;
+    // What was fetched just now.
+    if (said.blake3, said.config.blake3) != (locked.blake3, locked.config.blake3) {
+        return Err(contradiction(&shown, "a sha256 and a blake3 of different documents"));
+    }
+    match said == locked {
         true => Ok(()),
         false => Err(contradiction(
             &shown,
@@ -108,9 +119,14 @@ pub fn have(store: &Store, reference: &str, pin: &OciPin) -> bool {
     let here = |digest: &str| {
         blob::document(store, digest).ok_or_else(|| Error::failed("oci.gone", "the store lacks a document"))
     };
+    let documents = [(&pin.manifest, pin.blake3), (&pin.config.digest, pin.config.blake3)];
+    let shown = place.shown();
+    let kept =
+        |(digest, blake3): (&String, _)| blob::pinned_document(store, &shown, Names { digest, blake3 });
+    // A contradiction is told without a network, too.
     meant(&place, &here).is_ok()
-        && [&pin.manifest, &pin.config.digest].iter().all(|digest| here(digest).is_ok())
-        && pin.layers.iter().all(|layer| blob::stored(store, layer).is_some())
+        && documents.into_iter().all(|document| !matches!(kept(document), Ok(None)))
+        && pin.layers.iter().all(|layer| !matches!(blob::is_stored(store, &shown, layer), Ok(false)))
 }
 
 /// The manifest that a reference by digest means: itself, or what its index has for this platform.
@@ -130,8 +146,7 @@ fn meant(place: &Place, by_digest: &dyn Fn(&str) -> Result<Vec<u8>>) -> Result<O
 }
 
 fn contradiction(shown: &str, what: &str) -> Error {
-    Error::failed("lock.contradiction", format!("{FILE_NAME} gives the image {shown} {what}"))
-        .help("It was edited by hand: restore it from version control, or run `firegopher update`.")
+    lock::contradiction(format_args!("the image {shown}"), what)
 }
 
 async fn manifest_by_digest(registry: &Registry<'_>, place: &Place, digest: &str) -> Result<Vec<u8>> {

@@ -7,7 +7,7 @@ use super::settings::Settings;
 use super::trouble::{Trouble, What};
 use crate::asset::progress::Progress;
 use crate::error::{Error, Result};
-use crate::lock::OciLayer;
+use crate::lock::Layer;
 use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
 
@@ -19,7 +19,7 @@ pub(super) struct Download<'a> {
     pub registry: &'a Registry<'a>,
     pub place: &'a Place,
     pub settings: &'a Settings,
-    pub layer: &'a OciLayer,
+    pub layer: &'a Layer,
     pub progress: &'a dyn Progress,
     /// How far progress was told. After a restart the same bytes come again, and a bar does not go back.
     pub told: u64,

@@ -1,7 +1,7 @@
-//! What an image's documents say: indexes, manifests and configurations, of OCI and of Docker, turned into a pin.
+//! What an image's documents say: indexes, manifests and configurations, of OCI and of Docker.
 
 use crate::error::{Error, Result};
-use crate::lock::{OciConfig, OciLayer, OciPin, is_digest, is_layer_type};
+use crate::lock::{Layer, OciConfig, OciImage, is_digest, is_layer_type};
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -137,7 +137,7 @@ pub(super) fn config_of(manifest: &ImageManifest, subject: &str) -> Result<(Stri
 }
 
 /// The layers that a manifest names, lowest first.
-pub(super) fn layers_of(manifest: &ImageManifest, subject: &str) -> Result<Vec<OciLayer>> {
+pub(super) fn layers_of(manifest: &ImageManifest, subject: &str) -> Result<Vec<Layer>> {
     let layer = |entry: &Descriptor| {
         let (digest, size) = descriptor(entry, subject)?;
         let media = entry.media_type().to_string();
@@ -149,37 +149,41 @@ pub(super) fn layers_of(manifest: &ImageManifest, subject: &str) -> Result<Vec<O
                 error
             });
         }
-        Ok(OciLayer { digest, size, media })
+        Ok(Layer { digest, size, media })
     };
     manifest.layers().iter().map(layer).collect()
 }
 
-/// Puts a pin together out of what was fetched.
-pub(super) fn pin(
-    manifest_digest: String,
-    config_digest: String,
-    config: &[u8],
-    layers: Vec<OciLayer>,
-    subject: &str,
-) -> Result<OciPin> {
-    let (config, count) = configuration(config_digest, config, subject)?;
+/// Puts together what the documents say.
+pub(super) fn image(manifest: &[u8], config: &[u8], layers: Vec<Layer>, subject: &str) -> Result<OciImage> {
+    let (config, count) = configuration(config, subject)?;
     if count != layers.len() {
         let what = format!("its manifest has {} layers and its configuration {count}", layers.len());
         return Err(invalid(subject, &what));
     }
-    let pin = OciPin { manifest: manifest_digest, layers, config };
-    pin.check().map_err(|why| invalid(subject, &why))?;
-    Ok(pin)
+    let image =
+        OciImage { manifest: digest_of(manifest), blake3: blake3::hash(manifest).into(), layers, config };
+    image.check().map_err(|why| invalid(subject, &why))?;
+    Ok(image)
 }
 
 /// Reads a configuration; also how many layers it says there are.
-fn configuration(digest: String, bytes: &[u8], subject: &str) -> Result<(OciConfig, usize)> {
+fn configuration(bytes: &[u8], subject: &str) -> Result<(OciConfig, usize)> {
     let parsed: ImageConfiguration = serde_json::from_slice(bytes)
         .map_err(|e| invalid(subject, "its configuration cannot be read").because(e))?;
     if *parsed.os() != Os::Linux || *parsed.architecture() != Arch::Amd64 {
         return Err(other_platform(subject, &format!("{}/{}", parsed.os(), parsed.architecture())));
     }
-    let mut config = OciConfig { digest, ..OciConfig::default() };
+    let mut config = OciConfig {
+        digest: digest_of(bytes),
+        blake3: blake3::hash(bytes).into(),
+        entrypoint: Vec::new(),
+        cmd: Vec::new(),
+        env: Vec::new(),
+        user: String::new(),
+        workdir: String::new(),
+        ports: Vec::new(),
+    };
     if let Some(said) = parsed.config() {
         config.entrypoint = said.entrypoint().clone().unwrap_or_default();
         config.cmd = said.cmd().clone().unwrap_or_default();

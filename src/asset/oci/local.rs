@@ -7,7 +7,7 @@ use super::source::{Source, blob_path};
 use crate::asset::parallel::parallel;
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
-use crate::lock::OciPin;
+use crate::lock::{OciImage, OciPin};
 use crate::store::Store;
 use oci_spec::image::{Descriptor, ImageIndex};
 use std::path::Path;
@@ -28,9 +28,9 @@ pub struct LocalImage {
     pub layers: Vec<ObjectDigest>,
 }
 
-/// An image's pin, and for each layer the file that holds it.
+/// An image, and for each layer the file that holds it.
 pub(super) struct Found {
-    pub pin: OciPin,
+    pub image: OciImage,
     pub files: Vec<String>,
 }
 
@@ -42,22 +42,22 @@ pub(super) struct Found {
 pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<LocalImage> {
     let temp = store.temp_dir()?;
     let source = Source::open(path, temp.path())?;
-    let Found { pin, files } = find(&source, tag)?;
-    let pairs: Vec<_> = pin.layers.iter().zip(&files).collect();
+    let Found { image, files } = find(&source, tag)?;
+    let pairs: Vec<_> = image.layers.iter().zip(&files).collect();
     let layers = parallel(&pairs, |(layer, name)| {
         let lacks = || source.lacks(&format!("the layer {}", layer.digest));
         let opened = source.file(name)?.ok_or_else(lacks)?;
         import(store, layer, opened.reader, path)
     })?;
-    Ok(LocalImage { pin, layers })
+    Ok(LocalImage { pin: image.pinned(&layers), layers })
 }
 
 /// Reads only what the image says of itself, without its layers: cheap unless the archive is compressed.
 ///
 /// # Errors
 /// As [`open_local`].
-pub fn inspect(path: &Path, tag: Option<&str>) -> Result<OciPin> {
-    Ok(find(&Source::open(path, &std::env::temp_dir())?, tag)?.pin)
+pub fn inspect(path: &Path, tag: Option<&str>) -> Result<OciImage> {
+    Ok(find(&Source::open(path, &std::env::temp_dir())?, tag)?.image)
 }
 
 fn find(source: &Source, tag: Option<&str>) -> Result<Found> {
@@ -96,8 +96,8 @@ fn find_in_layout(source: &Source, index: &[u8], tag: Option<&str>) -> Result<Fo
         let config = source.blob(&config_digest, size, MAX_DOCUMENT)?;
         let layers = image::layers_of(&manifest, &shown)?;
         let files = layers.iter().map(|layer| blob_path(&layer.digest)).collect();
-        let pin = image::pin(digest, config_digest, &config, layers, &shown)?;
-        return Ok(Found { pin, files });
+        let image = image::image(&bytes, &config, layers, &shown)?;
+        return Ok(Found { image, files });
     }
     Err(invalid(&shown, "its indexes list each other"))
 }

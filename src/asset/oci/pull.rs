@@ -1,6 +1,6 @@
 //! Pins images of registries and brings their layers into the store, several at a time.
 
-use super::blob::{self, Intake, stored};
+use super::blob::{self, Intake, is_stored, stored};
 use super::documents;
 use super::download::Download;
 use super::reference::Place;
@@ -11,15 +11,16 @@ use crate::asset::progress::Progress;
 use crate::asset::room;
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
-use crate::lock::{OciLayer, OciPin};
+use crate::lock::{Layer, OciImage, OciPin};
 use crate::store::Store;
 
-/// Asks the registry what `reference` is just now, for linux/amd64. Its manifest and configuration are kept; what a
-/// VM takes over nothing of is told.
+/// Asks the registry what `reference` is just now, for linux/amd64, and takes its layers into the store. Its manifest
+/// and configuration are kept; what a VM takes over nothing of is told.
 ///
 /// # Errors
 /// Usage for what is no reference; `oci.unknown-registry`, `oci.unreachable`, `oci.login-needed`,
-/// `oci.login-refused`, `oci.unknown-image`, `oci.no-platform`, `oci.schema-1`, `oci.invalid`, `oci.digest`.
+/// `oci.login-refused`, `oci.unknown-image`, `oci.no-platform`, `oci.schema-1`, `oci.invalid`; `oci.gone` for a layer
+/// that is not served; `oci.digest` and `oci.size` for one that is not what it should be; `store.disk-full`.
 pub fn resolve(store: &Store, reference: &str, progress: &dyn Progress) -> Result<OciPin> {
     resolve_with(store, reference, &Access::of_user(), progress)
 }
@@ -48,26 +49,39 @@ pub(super) fn resolve_with(
     access: &Access,
     progress: &dyn Progress,
 ) -> Result<OciPin> {
+    let (image, session) = ask_with(store, reference, access, progress)?;
+    let lacking = image.layers.iter().filter(|layer| stored(store, layer).is_none()).collect();
+    fetch_layers(store, lacking, &|| Ok(&session), progress)?;
+    let objects = image.layers.iter().map(|layer| stored(store, layer)).collect::<Option<Vec<_>>>();
+    Ok(image.pinned(&objects.ok_or_else(gone)?))
+}
+
+/// What the registry says that the image is, and the session in which it was asked.
+pub(super) fn ask_with(
+    store: &Store,
+    reference: &str,
+    access: &Access,
+    progress: &dyn Progress,
+) -> Result<(OciImage, Session)> {
     let place = Place::parse(reference)?;
     progress.start(&format!("resolving {}", place.shown()), None);
     let session = Session::new(place.clone(), access.logins.find(&place)?, &access.settings);
     let registry = Registry::new(&session)?;
     let asked = runtime()?.block_on(documents::ask(&registry, &place, store));
     progress.end();
-    let (pin, left_out) = asked?;
+    let (image, left_out) = asked?;
     for what in left_out {
         progress.note(&format!("{}: {what}", place.shown()));
     }
-    Ok(pin)
+    Ok((image, session))
 }
 
 /// The layers of `pin` in the store, lowest first. What the store lacks is downloaded from where `reference` says.
 ///
 /// # Errors
-/// As [`resolve`]; `lock.contradiction` if the pin does not say what its manifest and configuration say; `oci.gone`,
-/// naming `firegopher update`, for a layer that is no longer served; `oci.digest` and `oci.size` for one that is not
-/// what it should be; `store.disk-full`. Layers that arrived whole before a failure stay, and of others what arrived
-/// is gone on with.
+/// As [`resolve`]; `lock.contradiction` if the pin does not say what its manifest and configuration say, or its SHA-256
+/// and BLAKE3 are those of different bytes; `oci.gone`, naming `firegopher update`, for a layer that is no longer
+/// served. Layers that arrived whole before a failure stay, and of others what arrived is gone on with.
 pub fn fetch(
     store: &Store,
     reference: &str,
@@ -94,27 +108,51 @@ pub(super) fn fetch_with(
         made.get().ok_or_else(|| Error::bug("a session was made and is not there"))
     };
     documents::compare(store, &place, pin, &session)?;
-    let mut missing: Vec<&OciLayer> = Vec::new();
-    for layer in &pin.layers {
-        if stored(store, layer).is_none() && !missing.iter().any(|other| other.digest == layer.digest) {
+    let (shown, image) = (place.shown(), pin.image());
+    let mut lacking = Vec::new();
+    for (pinned, layer) in pin.layers.iter().zip(&image.layers) {
+        if !is_stored(store, &shown, pinned)? {
+            lacking.push(layer);
+        }
+    }
+    fetch_layers(store, lacking, &session, progress)?;
+    let object = |layer| match is_stored(store, &shown, layer)? {
+        true => Ok(layer.blake3),
+        false => Err(gone()),
+    };
+    pin.layers.iter().map(object).collect()
+}
+
+/// Fetches what the store lacks, in parallel.
+fn fetch_layers<'s>(
+    store: &Store,
+    lacking: Vec<&Layer>,
+    session: &dyn Fn() -> Result<&'s Session>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let mut missing: Vec<&Layer> = Vec::new();
+    for layer in lacking {
+        if !missing.iter().any(|other| other.digest == layer.digest) {
             missing.push(layer);
         }
     }
-    if !missing.is_empty() {
-        let total = missing.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
-        let begun = missing.iter().map(|layer| blob::begun(store, layer)).fold(0, u64::saturating_add);
-        room::check(&store.home().store(), total.saturating_sub(begun))?;
-        let session = session()?;
-        // The longest ones first: none is left to the end alone.
-        missing.sort_by_key(|layer| std::cmp::Reverse(layer.size));
-        waiting(&missing, |layer| fetch_layer(store, session, layer, progress))?;
+    if missing.is_empty() {
+        return Ok(());
     }
-    let found =
-        |layer| stored(store, layer).ok_or_else(|| Error::bug("a layer was published and is not there"));
-    pin.layers.iter().map(found).collect()
+    let total = missing.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+    let begun = missing.iter().map(|layer| blob::begun(store, layer)).fold(0, u64::saturating_add);
+    room::check(&store.home().store(), total.saturating_sub(begun))?;
+    let session = session()?;
+    // The longest ones first: none is left to the end alone.
+    missing.sort_by_key(|layer| std::cmp::Reverse(layer.size));
+    waiting(&missing, |layer| fetch_layer(store, session, layer, progress)).map(|_| ())
 }
 
-fn fetch_layer(store: &Store, session: &Session, layer: &OciLayer, progress: &dyn Progress) -> Result<()> {
+fn gone() -> Error {
+    Error::bug("a layer was published and is not there")
+}
+
+fn fetch_layer(store: &Store, session: &Session, layer: &Layer, progress: &dyn Progress) -> Result<()> {
     let waiting = |who: &str| progress.note(&format!("waiting for {who}, which downloads the same layer"));
     let mut intake = Intake::open(store, layer, &waiting)?;
     // Whoever had the layer may have fetched it.

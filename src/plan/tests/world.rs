@@ -99,6 +99,7 @@ impl World {
             version: version.to_owned(),
             arch: "amd64".to_owned(),
             sha256: digest(version).to_hex(),
+            blake3: digest(version),
             size: 1,
             pool: "pool/p.deb".to_owned(),
         };

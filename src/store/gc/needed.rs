@@ -86,6 +86,15 @@ impl Needed {
                 }
             }
         }
+        // What a lock file names as the store does is found without a record.
+        for (lock, pins) in &self.pins {
+            for object in pins.iter().filter_map(|pin| pin.parse::<ObjectDigest>().ok()) {
+                if inventory.objects.contains_key(&object) {
+                    let users = self.objects.entry(object).or_default();
+                    users.insert(User::Pinned { lock: lock.clone() });
+                }
+            }
+        }
         let parts: Vec<(ObjectDigest, BTreeSet<User>)> = self
             .objects
             .iter()

@@ -157,6 +157,30 @@ fn pins_of_a_lock_file_keep_what_was_fetched_for_them_and_for_nothing_else() {
 }
 
 #[test]
+fn an_object_that_a_lock_file_names_stays_without_a_record() {
+    let mut depot = Depot::new();
+    let (pinned, other) = (depot.made("deb", "dash", 8, 40), depot.made("deb", "bash", 8, 40));
+    std::fs::remove_dir_all(depot.s.store.home().store().join("actions")).unwrap();
+    depot.needed.lock("/p/firegopher.lock".into(), &format!("blake3 = \"{pinned}\"\n"));
+    depot.collect(aged(30));
+    assert!(depot.s.store.has(&pinned) && !depot.s.store.has(&other));
+}
+
+#[test]
+fn both_names_of_a_pin_stand_for_the_step_that_fetched_it() {
+    let mut depot = Depot::new();
+    let (sha256, blake3) = ("a".repeat(64), "b".repeat(64));
+    let output = depot.s.store.publish_bytes(b"[]").unwrap();
+    let inputs = vec![("dash".into(), format!("1 {sha256} {blake3}"))];
+    depot.record("fetch image", "dash", output, inputs, 40);
+    depot.needed.lock("/p/firegopher.lock".into(), &format!("\"{sha256}\" \"{blake3}\""));
+    assert!(depot.chosen(aged(30)).is_empty());
+    depot.needed = Needed::default();
+    depot.needed.lock("/p/firegopher.lock".into(), &format!("\"{sha256}\""));
+    assert_eq!(depot.chosen(aged(30)), ["fetch image dash Age"]);
+}
+
+#[test]
 fn the_parts_of_what_is_needed_are_needed() {
     let mut depot = Depot::new();
     let deb = depot.made("deb", "dash", 8, 40);

@@ -76,7 +76,8 @@ fn warm() -> Result<(), String> {
     let project = super::Project::empty();
     project.manifest(WARM);
     std::fs::create_dir_all(home()).unwrap();
-    if let Some(lock) = lock() {
+    // One from before everything had a BLAKE3 pins nothing.
+    if let Some(lock) = lock().filter(|lock| lock.contains("blake3 = ")) {
         project.write("firegopher.lock", lock);
     }
     let built = project.command(&["build"]).limit(Duration::from_secs(900)).output();

@@ -4,7 +4,7 @@ use super::super::login::Logins;
 use super::super::*;
 use super::fake::{Fake, Reply, Request};
 use super::local::Layout;
-use super::{fetch_as, resolve_as};
+use super::{fetch_as, pin_as, resolve_as};
 use crate::asset::Silent;
 use crate::asset::oci::image::digest_of;
 use crate::error::Error;
@@ -37,7 +37,7 @@ fn pull(
     let fake = Fake::registry(&layout, &image, change);
     let s = scratch();
     let pulled = (|| {
-        let pin = resolve_as(&fake.reference(), &Logins::default(), &Silent)?;
+        let pin = pin_as(&scratch().store, &fake.reference(), &Logins::default(), &[&layer()])?;
         let layers = fetch_as(&s.store, &fake.reference(), &pin, &Logins::default(), &Silent)?;
         s.store.read(&layers[0])
     })();
@@ -233,7 +233,7 @@ fn two_fetches_at_once_download_once() {
         reply
     });
     let s = scratch();
-    let pin = resolve_as(&fake.reference(), &Logins::default(), &Silent).unwrap();
+    let pin = pin_as(&scratch().store, &fake.reference(), &Logins::default(), &[&layer()]).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| fetch_as(&s.store, &fake.reference(), &pin, &Logins::default(), &Silent).unwrap());

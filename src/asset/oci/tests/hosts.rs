@@ -1,10 +1,10 @@
 //! Registries by https, killed processes, silence, and a disk that fills.
 
 use super::super::login::Logins;
-use super::super::pull::{fetch_with, resolve_with};
+use super::super::pull::{ask_with, fetch_with, resolve_with};
 use super::super::settings::{Access, Settings};
-use super::hasty;
 use super::local::Layout;
+use super::{hasty, pin_as};
 use crate::asset::Silent;
 use crate::asset::oci::image::digest_of;
 use crate::home::Home;
@@ -51,8 +51,8 @@ fn reference(server: &Server) -> String {
     format!("{}/app:1", server.address())
 }
 
-fn resolve(server: &Server) -> OciPin {
-    resolve_with(&scratch().store, &reference(server), &hasty(&Logins::default()), &Silent).unwrap()
+fn pin_of(server: &Server, layer: &[u8]) -> OciPin {
+    pin_as(&scratch().store, &reference(server), &Logins::default(), &[layer]).unwrap()
 }
 
 /// What each request for the layer began with.
@@ -106,7 +106,7 @@ fn damage_in_what_was_left_costs_a_new_start_and_nothing_else() {
         0 => reply.stall(512 << 10),
         _ => reply,
     }));
-    let pin = resolve(&server);
+    let pin = pin_of(&server, &layer);
     let mut access = hasty(&Logins::default());
     access.settings.waits.clear();
     let fetch = || fetch_with(&s.store, &reference(&server), &pin, &access, &Silent);
@@ -134,7 +134,7 @@ fn silence_is_not_waited_for_and_slowness_is() {
     let layer = bytes(200_000);
     // Falls silent each time, but never before something came.
     let server = Server::start(answers(&layer, |_, reply| reply.stall(70_000)));
-    let (s, pin) = (scratch(), resolve(&server));
+    let (s, pin) = (scratch(), pin_of(&server, &layer));
     let begin = Instant::now();
     let fetch = |access: &Access| fetch_with(&s.store, &reference(&server), &pin, access, &Silent);
     let layers = fetch(&hasty(&Logins::default())).unwrap();
@@ -143,7 +143,7 @@ fn silence_is_not_waited_for_and_slowness_is() {
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
 
     let silent = Server::start(answers(&layer, |_, reply| reply.stall(0)));
-    let (s, pin) = (scratch(), resolve(&silent));
+    let (s, pin) = (scratch(), pin_of(&silent, &layer));
     let error =
         fetch_with(&s.store, &reference(&silent), &pin, &hasty(&Logins::default()), &Silent).unwrap_err();
     assert_eq!(error.code(), "oci.unreachable", "{error}");
@@ -153,7 +153,7 @@ fn silence_is_not_waited_for_and_slowness_is() {
 
     // Longer than any silence may be, a little at a time.
     let slow = Server::start(answers(&layer, |_, reply| reply.drip(20_000, Duration::from_millis(80))));
-    let (s, pin) = (scratch(), resolve(&slow));
+    let (s, pin) = (scratch(), pin_of(&slow, &layer));
     let begin = Instant::now();
     fetch_with(&s.store, &reference(&slow), &pin, &hasty(&Logins::default()), &Silent).unwrap();
     assert!(begin.elapsed() > Duration::from_millis(700));
@@ -168,13 +168,13 @@ fn a_full_disk_publishes_no_layer_and_stays_usable() {
             fetch_with(&store, &reference(server), pin, &hasty(&Logins::default()), &Silent)
         };
         let no_layer = |pin: &OciPin| {
-            assert!(super::super::stored(&store, &pin.layers[0]).is_none());
+            assert!(super::super::stored(&store, &pin.image().layers[0]).is_none());
             assert!(store.partials().unwrap().is_empty(), "what is there would be in everybody's way");
         };
 
         let large = bytes(4 << 20);
         let server = Server::start(answers(&large, |_, reply| reply));
-        let pin = resolve(&server);
+        let pin = pin_of(&server, &large);
         let error = fetch(&server, &pin).unwrap_err();
         assert_eq!(error.code(), "store.disk-full", "{error}");
         assert!(asked_from(&server, &large).is_empty(), "told before the first byte");
@@ -188,7 +188,7 @@ fn a_full_disk_publishes_no_layer_and_stays_usable() {
             fs_err::write(&fill, vec![1; 1300 << 10]).unwrap();
             reply
         }));
-        let pin = resolve(&server);
+        let pin = pin_of(&server, &layer);
         let error = fetch(&server, &pin).unwrap_err();
         assert_eq!(error.code(), "store.disk-full", "{error}");
         assert!(error.to_string().contains("writing"), "{error}");
@@ -235,7 +235,8 @@ fn https_is_spoken_with_registries_whose_certificates_are_trusted() {
         assert!(error.help_text().unwrap().contains("certificate"), "{error:?}");
     }
     assert_eq!(server.seen().len(), 0, "nothing is asked of a stranger");
-    let pin = resolve_with(&s.store, &reference, &access(&[&cert]), &Silent).unwrap();
+    let (image, _) = ask_with(&s.store, &reference, &access(&[&cert]), &Silent).unwrap();
+    let pin = image.pinned(&[blake3::hash(&layer).into()]);
     let fetch =
         |roots: &[&rcgen::Certificate]| fetch_with(&s.store, &reference, &pin, &access(roots), &Silent);
     assert_eq!(fetch(&[&cert, &other_cert]).unwrap_err().code(), "oci.redirect", "not to plain http");

@@ -101,8 +101,8 @@ fn an_image_brings_its_defaults_and_its_layers() {
     assert_eq!(pin.config.ports, [8080, 9000, 9001, 9002]);
     assert_eq!(s.store.read(&layers[0]).unwrap(), b"lower layer");
     assert_eq!(s.store.read(&layers[1]).unwrap(), b"upper layer");
-    assert!(pin.layers.iter().all(|layer| stored(&s.store, layer).is_some()));
-    assert_eq!(inspect(&path, None).unwrap(), pin);
+    assert!(pin.image().layers.iter().all(|layer| stored(&s.store, layer).is_some()));
+    assert_eq!(inspect(&path, None).unwrap(), pin.image());
 
     // The same as an archive, plain and compressed.
     let tar = dir.path().join("image.tar");

@@ -4,9 +4,10 @@ use super::super::have;
 use super::super::login::Logins;
 use super::fake::{Fake, Request};
 use super::local::Layout;
-use super::{fetch_as, hasty};
+use super::{fetch_as, hasty, pin_as};
 use crate::asset::Silent;
 use crate::asset::oci::pull::resolve_with;
+use crate::digest::ObjectDigest;
 use crate::error::Error;
 use crate::lock::OciPin;
 use crate::store::testing::{Scratch, scratch};
@@ -24,7 +25,7 @@ fn registry() -> Fake {
 
 fn resolved(fake: &Fake) -> (Scratch, OciPin) {
     let s = scratch();
-    let pin = resolve_with(&s.store, &fake.reference(), &hasty(&Logins::default()), &Silent).unwrap();
+    let pin = pin_as(&s.store, &fake.reference(), &Logins::default(), &[LOWER, UPPER]).unwrap();
     (s, pin)
 }
 
@@ -82,11 +83,73 @@ fn an_entry_that_its_manifest_does_not_bear_out_is_refused() {
     }
 }
 
+fn other(blake3: &mut ObjectDigest) {
+    *blake3 = ObjectDigest::new([7; 32]);
+}
+
+/// Other names of the same parts.
+const RENAMED: &[(&str, Edit, &str)] = &[
+    ("another BLAKE3 of a layer", |pin| other(&mut pin.layers[1].blake3), "different bytes"),
+    ("another BLAKE3 of the manifest", |pin| other(&mut pin.blake3), "different"),
+    ("another BLAKE3 of the configuration", |pin| other(&mut pin.config.blake3), "different"),
+];
+
+#[test]
+fn names_of_different_bytes_are_refused_before_and_after_a_download() {
+    let fake = registry();
+    for (what, edit, says) in RENAMED {
+        let (there, pin) = resolved(&fake);
+        fetch(&there, &fake, &pin).unwrap();
+        let mut edited = pin.clone();
+        edit(&mut edited);
+        edited.check().unwrap();
+        for (s, is_there) in [(&there, true), (&scratch(), false)] {
+            let asked = fake.asked().len();
+            assert_eq!(have(&s.store, &fake.reference(), &edited), is_there, "{what}");
+            let error = fetch(s, &fake, &edited).unwrap_err();
+            assert_eq!(error.code(), "lock.contradiction", "{what}: {error}");
+            assert!(error.to_string().contains(says), "{what}: {error}");
+            // Of what is there no network is needed to say so.
+            assert_eq!(fake.asked().len() == asked, is_there, "{what}");
+            assert_eq!(fetch(s, &fake, &pin).unwrap(), 2, "nothing was poisoned");
+        }
+    }
+}
+
+#[test]
+fn resolving_takes_the_layers_and_says_how_the_store_names_everything() {
+    let fake = registry();
+    let s = scratch();
+    let pin = resolve_with(&s.store, &fake.reference(), &hasty(&Logins::default()), &Silent).unwrap();
+    assert_eq!(fake.asked().len(), 4, "manifest, configuration and two layers");
+    let named = |bytes: &[u8]| ObjectDigest::from(blake3::hash(bytes));
+    assert_eq!(pin.layers.iter().map(|l| l.blake3).collect::<Vec<_>>(), [named(LOWER), named(UPPER)]);
+    for blake3 in [pin.blake3, pin.config.blake3, pin.layers[0].blake3, pin.layers[1].blake3] {
+        assert!(s.store.has(&blake3));
+    }
+    assert!(have(&s.store, &fake.reference(), &pin));
+    assert_eq!(fetch(&s, &fake, &pin).unwrap(), 2);
+    assert_eq!(fake.asked().len(), 4);
+}
+
+#[test]
+fn a_part_whose_record_is_gone_is_read_and_not_downloaded() {
+    let fake = registry();
+    let (s, pin) = resolved(&fake);
+    fetch(&s, &fake, &pin).unwrap();
+    let asked = fake.asked().len();
+    fs_err::remove_dir_all(s.store.home().store().join("actions")).unwrap();
+    assert!(have(&s.store, &fake.reference(), &pin));
+    assert_eq!(fetch(&s, &fake, &pin).unwrap(), 2);
+    assert_eq!(fake.asked().len(), asked);
+    assert!(super::super::stored(&s.store, &pin.image().layers[0]).is_some(), "there is a record again");
+}
+
 #[test]
 fn every_edit_makes_another_key() {
     let (_s, pin) = resolved(&registry());
     let mut seen = vec![pin.fingerprint()];
-    for (what, edit, _) in EDITS {
+    for (what, edit, _) in EDITS.iter().chain(RENAMED) {
         let mut pin = pin.clone();
         edit(&mut pin);
         assert!(!seen.contains(&pin.fingerprint()), "{what}");
@@ -137,21 +200,22 @@ fn a_reference_by_digest_is_no_other_image_whatever_the_lock_says() {
     let fake = Fake::registry(&layout, &two, |_, reply| reply);
     let by_digest =
         |of: &serde_json::Value| format!("{}/app@{}", fake.address, of["digest"].as_str().unwrap());
-    let access = hasty(&Logins::default());
-    let resolve = |s: &Scratch, reference: &str| resolve_with(&s.store, reference, &access, &Silent).unwrap();
+    let resolve = |s: &Scratch, reference: &str, layer: &[u8]| {
+        pin_as(&s.store, reference, &Logins::default(), &[layer]).unwrap()
+    };
     let fetch = |s: &Scratch, reference: &str, pin: &OciPin| {
         fetch_as(&s.store, reference, pin, &Logins::default(), &Silent).map(|_| ())
     };
     for reference in [by_digest(&index), by_digest(&one)] {
         let (here, there) = (scratch(), scratch());
-        let pin = resolve(&here, &reference);
+        let pin = resolve(&here, &reference, LOWER);
         assert_eq!(pin.manifest, one["digest"].as_str().unwrap());
         for s in [&here, &there] {
             assert!(!have(&s.store, &reference, &pin));
             fetch(s, &reference, &pin).unwrap();
             assert!(have(&s.store, &reference, &pin), "offline from now on");
             // An entry without a contradiction in itself, of another image.
-            let other = resolve(s, &fake.reference());
+            let other = resolve(s, &fake.reference(), UPPER);
             let error = fetch(s, &reference, &other).unwrap_err();
             assert_eq!(error.code(), "lock.contradiction", "{error}");
             assert!(error.to_string().contains("than its reference names"), "{error}");

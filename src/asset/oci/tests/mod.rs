@@ -11,9 +11,9 @@ mod tokens;
 mod tools;
 
 use super::login::Logins;
-use super::pull::{fetch_with, resolve_with};
+use super::pull::{ask_with, fetch_with, resolve_with};
 use super::settings::{Access, Settings};
-use crate::asset::Progress;
+use crate::asset::{Progress, Silent};
 use crate::digest::ObjectDigest;
 use crate::error::Result;
 use crate::lock::OciPin;
@@ -31,6 +31,13 @@ fn hasty(logins: &Logins) -> Access {
 /// Resolves into a store of its own.
 fn resolve_as(reference: &str, logins: &Logins, progress: &dyn Progress) -> Result<OciPin> {
     resolve_with(&scratch().store, reference, &hasty(logins), progress)
+}
+
+/// What a registry says of an image, pinned with these layers, lowest first, of which nothing is fetched.
+fn pin_as(store: &Store, reference: &str, logins: &Logins, layers: &[&[u8]]) -> Result<OciPin> {
+    let (image, _) = ask_with(store, reference, &hasty(logins), &Silent)?;
+    let objects: Vec<ObjectDigest> = layers.iter().map(|layer| blake3::hash(layer).into()).collect();
+    Ok(image.pinned(&objects))
 }
 
 fn fetch_as(

@@ -11,7 +11,7 @@ use crate::asset::progress::Progress;
 use crate::digest::ObjectDigest;
 use crate::image::tests::compare::{differences, of_dir, of_image, set_xattr};
 use crate::image::{BASE_IMAGE, BaseSource, build_base};
-use crate::lock::OciPin;
+use crate::lock::OciConfig;
 use crate::store::Store;
 use crate::store::testing::scratch;
 use fs_err as fs;
@@ -197,11 +197,11 @@ impl Progress for Counted {
     }
 }
 
-fn check_defaults(pin: &OciPin) {
-    assert_eq!(pin.config.argv(), ["/bin/tool", "serve"]);
-    assert_eq!((pin.config.user.as_str(), pin.config.workdir.as_str()), ("1000:1001", "/srv"));
-    assert_eq!(pin.config.ports, [8080]);
-    assert!(pin.config.env.contains(&("PATH".into(), "/usr/bin:/bin".into())), "{:?}", pin.config.env);
+fn check_defaults(config: &OciConfig) {
+    assert_eq!(config.argv(), ["/bin/tool", "serve"]);
+    assert_eq!((config.user.as_str(), config.workdir.as_str()), ("1000:1001", "/srv"));
+    assert_eq!(config.ports, [8080]);
+    assert!(config.env.contains(&("PATH".into(), "/usr/bin:/bin".into())), "{:?}", config.env);
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_layout_becomes_the_tree_that_umoci_unpacks() {
     let Some(sample) = sample() else { return };
     let (s, dir) = (scratch(), tempfile::tempdir().unwrap());
     let image = open_local(&s.store, &sample.dir.path().join("layout"), Some("v1")).unwrap();
-    check_defaults(&image.pin);
+    check_defaults(&image.pin.config);
     assert_eq!(image.layers.len(), 3);
     assert_is_the_oracle(&build(&s.store, &image.layers, dir.path()), sample);
 }
@@ -222,7 +222,7 @@ fn archives_of_docker_and_of_oci_become_the_same_tree() {
         let path = dir.path().join("image.tar");
         sample.tools.copy(&[], &sample.layout(), &format!("{transport}:{}:{tag}", path.display()));
         for name in [None, Some("v1"), Some(tag)] {
-            check_defaults(&inspect(&path, name).unwrap());
+            check_defaults(&inspect(&path, name).unwrap().config);
         }
         let image = open_local(&s.store, &path, None).unwrap();
         assert_is_the_oracle(&build(&s.store, &image.layers, dir.path()), sample);
@@ -244,7 +244,7 @@ fn a_registry_serves_the_same_image_in_both_formats_and_layers_are_downloaded_on
         sample.tools.copy(&["--format", format], &sample.layout(), &to);
     }
     let pin = resolve_as(&reference("oci"), &logins, &Silent).unwrap();
-    check_defaults(&pin);
+    check_defaults(&pin.config);
     assert!(!have(&s.store, &reference("oci"), &pin));
     let counted = Counted::default();
     let layers = fetch_as(&s.store, &reference("oci"), &pin, &logins, &counted).unwrap();

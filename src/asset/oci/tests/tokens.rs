@@ -3,7 +3,7 @@
 use super::super::login::Logins;
 use super::fake::{Fake, Reply, Request};
 use super::local::Layout;
-use super::{fetch_as, resolve_as};
+use super::{fetch_as, pin_as};
 use crate::asset::Silent;
 use crate::error::Error;
 use crate::store::testing::scratch;
@@ -43,7 +43,7 @@ fn pull(fake: &Fake, login: Option<serde_json::Value>) -> Result<Vec<u8>, Error>
         logins = Logins::of_files(vec![file]);
     }
     let s = scratch();
-    let pin = resolve_as(&fake.reference(), &logins, &Silent)?;
+    let pin = pin_as(&scratch().store, &fake.reference(), &logins, &[b"a layer"])?;
     let layers = fetch_as(&s.store, &fake.reference(), &pin, &logins, &Silent)?;
     s.store.read(&layers[0])
 }
