@@ -44,8 +44,11 @@ pub(super) fn collect(
         let full = scope.spawn(move || {
             let full = stays_full(dir, &is_done);
             if full {
-                // Not reaped yet, so the pid is still its own; its methods end with it.
-                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                // Not reaped yet, so the pid is still its own. Its methods end with it, and whoever is in a group of
+                // its own takes the group along.
+                let leads = nix::unistd::getpgid(Some(pid)) == Ok(pid);
+                let whom = if leads { nix::unistd::Pid::from_raw(-pid.as_raw()) } else { pid };
+                let _ = nix::sys::signal::kill(whom, nix::sys::signal::Signal::SIGKILL);
             }
             full
         });

@@ -34,7 +34,7 @@ mod fake_tests;
 #[cfg(test)]
 mod real_tests;
 #[cfg(test)]
-mod scripts_tests;
+pub(crate) mod scripts_tests;
 
 pub use apt::Apt;
 pub use debian::{resolve_all, resolve_each};

@@ -4,12 +4,15 @@
 use super::named::sha256;
 use super::parallel::parallel;
 use super::progress::Progress;
-use super::{apt_run, parse};
+use super::{apt_error, apt_run, parse};
 use crate::error::{Context, Error, Result};
+use crate::image::room;
+use crate::store::TempDir;
 use fs_err as fs;
 use std::ffi::OsString;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -28,30 +31,30 @@ var/log/dpkg.log var/log/alternatives.log var/log/bootstrap.log var/log/fontconf
 ///
 /// # Errors
 /// Host if this user or host cannot (no root and no subordinate ids, say); failed with mmdebstrap's last words if a
-/// script fails.
-pub fn run_scripts(tool: &Path, debs: &[PathBuf], temp: &Path, progress: &dyn Progress) -> Result<PathBuf> {
+/// script fails, and if there is too little room.
+pub fn run_scripts(
+    tool: &Path,
+    debs: &[PathBuf],
+    temp: &TempDir,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         can_map_ids()?;
     }
     progress.start("running maintainer scripts", None);
     // Subordinate ids cannot look into the store's private directories.
-    let shared = if root {
-        None
-    } else {
-        let made = tempfile::Builder::new().prefix("firegopher-").tempdir();
-        let made = made.or_failed("asset.scripts", || "cannot make a temporary directory".to_owned())?;
-        fs::set_permissions(made.path(), std::fs::Permissions::from_mode(0o711))
-            .or_failed("asset.scripts", || format!("cannot prepare {}", made.path().display()))?;
-        Some(made)
-    };
-    let work = shared.as_ref().map_or(temp, |dir| dir.path());
+    let shared = if root { None } else { Some(temp.outside()?) };
+    let work = shared.as_ref().map_or(temp.path(), |dir| dir.path());
+    let packages = parallel(debs, |deb| Package::read(deb))?;
+    check_room(&packages, work, temp.path())?;
     let repository = work.join("repository");
-    let packages = write_repository(debs, &repository)?;
-    let built = debs.iter().map(|deb| built(deb)).collect::<Result<Vec<u64>>>()?;
-    let newest = built.into_iter().max().unwrap_or_default();
+    write_repository(&packages, &repository)?;
+    let mut names: Vec<String> = packages.iter().map(|p| format!("{}={}", p.name, p.version)).collect();
+    names.sort();
+    let newest = packages.iter().map(|package| package.built).max().unwrap_or_default();
 
-    let tar = temp.join("root.tar");
+    let tar = temp.path().join("root.tar");
     let scratch = work.join("work");
     fs::create_dir(&scratch)
         .and_then(|()| fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o1777)))
@@ -60,7 +63,7 @@ pub fn run_scripts(tool: &Path, debs: &[PathBuf], temp: &Path, progress: &dyn Pr
     command
         .args(["--variant=custom", "--format=tar"])
         .arg(if root { "--mode=root" } else { "--mode=unshare" })
-        .arg(format!("--include={}", packages.join(",")))
+        .arg(format!("--include={}", names.join(",")))
         .arg(format!("--setup-hook={}", merged_usr(tool)?))
         .arg(format!("--customize-hook={CLEAN}"))
         // The tree is thrown away if anything goes wrong: nothing in it needs to be on a disk.
@@ -73,19 +76,56 @@ pub fn run_scripts(tool: &Path, debs: &[PathBuf], temp: &Path, progress: &dyn Pr
         .env("TMPDIR", &scratch)
         .env("SOURCE_DATE_EPOCH", newest.to_string())
         .current_dir("/");
-    let said = apt_run::collect(command, "mmdebstrap", temp, None, &mut |_| ())?;
+    if !root {
+        // All that it starts can be ended at once, whatever their ids.
+        command.process_group(0);
+    }
+    let said = apt_run::collect(command, "mmdebstrap", work, None, &mut |_| ())?;
     if said.status.success() {
         return Ok(tar);
     }
+    Err(failure(&said, [work, temp.path()], root))
+}
+
+/// What mmdebstrap failed of, working in the first directory and writing its tar to the second.
+fn failure(said: &apt_run::Said, dirs: [&Path; 2], root: bool) -> Error {
+    let failed = "the packages cannot be installed with their scripts";
     let words: Vec<&str> = said.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
     let tail = words[words.len().saturating_sub(15)..].join("\n");
-    let message = match said.complaints.lines().find(|line| !line.starts_with("mmdebstrap failed")) {
-        Some(first) => format!("the packages cannot be installed with their scripts: {first}"),
-        None => format!("mmdebstrap ended with {}", said.status),
+    let help = |mend: &str| parse::printable(&format!("{mend}; mmdebstrap's last words were:\n{tail}"));
+    if said.complaints.disk_full() || apt_error::says_disk_full(&said.stderr) {
+        // Their own names mean nothing, and both are gone by now.
+        let mut places = dirs.map(|dir| dir.parent().unwrap_or(dir).display().to_string()).to_vec();
+        places.dedup();
+        let message = format!("{failed}: no space is left in {}", places.join(" or "));
+        let mend = format!("free some space there, or {}", elsewhere(root));
+        return Error::failed("asset.disk-full", message).help(help(&mend));
+    }
+    let message = match apt_error::why_not_installed(&said.stderr) {
+        Some(why) => format!("{failed}: {why}"),
+        None => format!("{failed}: mmdebstrap ended with {}", said.status),
     };
-    Err(Error::failed("asset.scripts", message).help(parse::printable(&format!(
-        "without `scripts=#true` they are unpacked and no script runs; mmdebstrap's last words were:\n{tail}"
-    ))))
+    let mend = "without `scripts=#true` they are unpacked and no script runs";
+    Error::failed("asset.scripts", message).help(help(mend))
+}
+
+/// How the work gets another disk.
+fn elsewhere(root: bool) -> &'static str {
+    if root { "set FIREGOPHER_HOME to a larger disk" } else { "set TMPDIR to a directory on a larger disk" }
+}
+
+/// Refuses what would not fit: the tree and the tar of it, and copies of the packages where they cannot be links.
+fn check_room(packages: &[Package], work: &Path, temp: &Path) -> Result<()> {
+    let sum = |of: fn(&Package) -> u64| packages.iter().map(of).sum::<u64>();
+    let (installed, size) = (sum(|package| package.installed), sum(|package| package.size));
+    let what = "installing the packages with their scripts";
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
+    if device(work) == device(temp) {
+        return room::check(temp, installed.saturating_mul(2), what);
+    }
+    room::check(temp, installed, "the tar of the packages, installed with their scripts,")?;
+    room::check(work, installed.saturating_add(size), what)
+        .map_err(|e| e.help(format!("free some space there, or {}", elsewhere(false))))
 }
 
 /// mmdebstrap by the tree's own perl; as root without network and with an end for all its children.
@@ -174,37 +214,72 @@ fn can_map_ids() -> Result<()> {
     Ok(())
 }
 
-/// A flat repository of just these packages; gives `name=version` of each.
-fn write_repository(debs: &[PathBuf], dir: &Path) -> Result<Vec<String>> {
+/// A flat repository of just these packages.
+fn write_repository(packages: &[Package], dir: &Path) -> Result<()> {
     let failed = || format!("cannot write {}", dir.display());
     fs::create_dir(dir).or_failed("asset.scripts", failed)?;
-    let stanzas = parallel(debs, |deb| {
-        let (name, version, control) = control(deb)?;
+    let stanzas = parallel(packages, |Package { deb, control, size, .. }| {
         let file = format!("{}.deb", deb.file_name().unwrap_or_default().to_string_lossy());
         let to = dir.join(&file);
-        // A link where it is the same file system, and not for subordinate ids, which could not follow it.
         if fs::hard_link(deb, &to).is_err() {
             fs::copy(deb, &to).or_failed("asset.scripts", failed)?;
         }
-        let size = fs::metadata(&to).or_failed("asset.scripts", failed)?.len();
         let sha256 = sha256(&to)?;
-        let stanza = format!("{control}\nFilename: ./{file}\nSize: {size}\nSHA256: {sha256}\n\n");
-        Ok((format!("{name}={version}"), stanza))
+        Ok(format!("{control}\nFilename: ./{file}\nSize: {size}\nSHA256: {sha256}\n\n"))
     })?;
-    let text: String = stanzas.iter().map(|(_, stanza)| stanza.as_str()).collect();
-    fs::write(dir.join("Packages"), text).or_failed("asset.scripts", failed)?;
+    fs::write(dir.join("Packages"), stanzas.concat()).or_failed("asset.scripts", failed)?;
     for entry in [dir.to_owned(), dir.join("Packages")] {
         let mode = if entry == dir { 0o755 } else { 0o644 };
         fs::set_permissions(&entry, std::fs::Permissions::from_mode(mode))
             .or_failed("asset.scripts", failed)?;
     }
-    let mut names: Vec<String> = stanzas.into_iter().map(|(name, _)| name).collect();
-    names.sort();
-    Ok(names)
+    Ok(())
 }
 
-/// Name, version and whole control file of a package.
-fn control(deb: &Path) -> Result<(String, String, String)> {
+/// What is to be known of a package before it is installed.
+struct Package {
+    deb: PathBuf,
+    name: String,
+    version: String,
+    /// The whole control file.
+    control: String,
+    /// Of the file, in bytes.
+    size: u64,
+    /// In bytes, as the package says; 0 if it does not.
+    installed: u64,
+    /// When it was built, in seconds.
+    built: u64,
+}
+
+impl Package {
+    fn read(deb: &Path) -> Result<Package> {
+        let text = control(deb)?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(|value| value.trim().to_owned())
+        };
+        let (Some(name), Some(version)) = (field("Package"), field("Version")) else {
+            let message = format!("cannot read the package {}: it does not say which it is", deb.display());
+            return Err(Error::failed("asset.deb", message));
+        };
+        // deb-control(5): in KiB.
+        let installed = field("Installed-Size").and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
+        let size =
+            fs::metadata(deb).or_failed("asset.deb", || format!("cannot read {}", deb.display()))?.len();
+        Ok(Package {
+            deb: deb.to_owned(),
+            name,
+            version,
+            size,
+            installed: installed.saturating_mul(1024),
+            built: built(deb)?,
+            control: text,
+        })
+    }
+}
+
+/// The control file of a package.
+fn control(deb: &Path) -> Result<String> {
     let failed = || format!("cannot read the package {}", deb.display());
     let mut archive = tar::Archive::new(crate::image::deb::control_tar(deb)?);
     for entry in archive.entries().or_failed("asset.deb", failed)? {
@@ -214,15 +289,9 @@ fn control(deb: &Path) -> Result<(String, String, String)> {
         }
         let mut text = String::new();
         entry.take(1 << 20).read_to_string(&mut text).or_failed("asset.deb", failed)?;
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.map(|value| value.trim().to_owned())
-        };
-        if let (Some(name), Some(version)) = (field("Package"), field("Version")) {
-            return Ok((name, version, text.trim_end().to_owned()));
-        }
+        return Ok(text.trim_end().to_owned());
     }
-    Err(Error::failed("asset.deb", format!("{}: it does not say which package it is", failed())))
+    Err(Error::failed("asset.deb", format!("{}: it has no control file", failed())))
 }
 
 /// When a package was built, in seconds: the time of its first member (ar(5)).

@@ -15,7 +15,7 @@ mod initramfs;
 mod member;
 mod oci;
 mod place;
-mod room;
+pub(crate) mod room;
 mod sink;
 mod superblock;
 mod tree;

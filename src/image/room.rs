@@ -12,7 +12,7 @@ const MARGIN: u64 = 1 << 20;
 ///
 /// # Errors
 /// `image.disk-full`, naming what is needed and what is there.
-pub(super) fn check(dir: &Path, needed: u64, what: &str) -> Result<()> {
+pub(crate) fn check(dir: &Path, needed: u64, what: &str) -> Result<()> {
     let Ok(stat) = statvfs(dir) else { return Ok(()) };
     // Root may use the blocks that are reserved for it.
     let blocks = if nix::unistd::geteuid().is_root() { stat.blocks_free() } else { stat.blocks_available() };

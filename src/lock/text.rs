@@ -1,5 +1,5 @@
 //! The lock's text: TOML with one line a package and nothing that depends on time or order, so that two branches
-//! which pin different things merge.
+//! merge where what they changed stands apart. New entries that sort into the same place conflict.
 
 use super::{
     AssetId, FORMAT, FilePin, FileRole, Lock, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins,

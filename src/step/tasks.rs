@@ -143,7 +143,7 @@ fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) 
         (ImageParts::Debs(digests), ImageSource::Debian(set)) if set.scripts => {
             let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
             let tool = parents.get(1).ok_or_else(|| Error::bug("scripts shall run without their tool"))?;
-            let tar = asset::run_scripts(&work.store.object_path(tool), &paths, temp.path(), work.ui)?;
+            let tar = asset::run_scripts(&work.store.object_path(tool), &paths, &temp, work.ui)?;
             image::build_base(BaseSource::Tar(&tar), &out, temp.path())?
         }
         (ImageParts::Debs(digests), _) => {

@@ -3,7 +3,7 @@
 
 use super::Store;
 use super::lock::{Mode, acquire, open_lock_file, write_holder};
-use super::temp::{self, remove_tree};
+use super::temp::{self, discard};
 use super::write_failed;
 use crate::error::Result;
 use std::fs::File;
@@ -53,7 +53,7 @@ impl Temps {
             if entry.file_name().to_string_lossy().starts_with(&ours) {
                 // Their owners may still be writing; what stays even so is swept by the next command.
                 let path = entry.path();
-                let _ = (0..100).try_for_each(|_| match remove_tree(&path) {
+                let _ = (0..100).try_for_each(|_| match discard(&path) {
                     Err(e) if e.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
                     other => Err(other),
                 });

@@ -4,7 +4,7 @@
 //! v1/objects/ab/abcdef…   sealed outputs: a file (0444), an executable (0555) or a tree
 //! v1/actions/ab/abcdef…   step key -> output digest and inputs (JSON)
 //! v1/stat/                stat caches of scanned workloads
-//! v1/tmp/                 unfinished work, each directory locked by its owner
+//! v1/tmp/                 unfinished work, each directory locked by its owner; may name a directory in $TMPDIR
 //! v1/partial/             downloads that are not finished
 //! v1/locks/               one lock file for each step key being worked on
 //! v1/quarantine/          objects found broken
@@ -21,6 +21,7 @@ mod holders;
 mod inventory;
 mod lock;
 mod object;
+mod outside;
 mod partial;
 mod record;
 pub mod scan;
@@ -34,6 +35,7 @@ pub use guard::{FileLock, Temps, lock_file};
 pub use hash::hash_file;
 pub use inventory::{Area, Inventory, Object, Other, Record, allocated};
 pub use lock::{Exclusive, KeyLock};
+pub use outside::Outside;
 pub use partial::{Partial, PartialInfo, STALE};
 pub use record::{Action, Last, LastStep};
 pub use temp::TempDir;

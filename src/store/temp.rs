@@ -1,7 +1,7 @@
 //! Directories for unfinished work in `v1/tmp`: locked while their owner lives, swept once it is gone.
 
 use super::lock::{Mode, acquire, open_lock_file, try_acquire};
-use super::{Store, write_failed};
+use super::{Store, outside, write_failed};
 use crate::error::Result;
 use std::fs::File;
 use std::io;
@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[derive(Debug)]
 pub struct TempDir {
     path: PathBuf,
+    /// The lock file that guards the sweep.
+    guard: PathBuf,
     /// Its flock tells a sweep that we live.
     _lock: File,
 }
@@ -21,6 +23,11 @@ impl TempDir {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Keeps the sweep, and the end of this process, away while something is made.
+    pub(super) fn making(&self) -> io::Result<File> {
+        making(&self.guard)
     }
 }
 
@@ -33,7 +40,7 @@ impl AsRef<Path> for TempDir {
 impl Drop for TempDir {
     fn drop(&mut self) {
         // What stays is swept by the next command.
-        let _ = remove_tree(&self.path);
+        let _ = discard(&self.path);
     }
 }
 
@@ -48,6 +55,19 @@ pub(super) fn close(tmp_lock: &Path) {
     let _ = lock();
 }
 
+/// Takes the lock on making temporary directories; waits for the end of a process that is about to end.
+fn making(guard: &Path) -> io::Result<File> {
+    let mut file = open_lock_file(guard)?;
+    acquire(&mut file, Mode::Shared, &|_| ())?;
+    if CLOSED.load(Ordering::SeqCst) {
+        drop(file);
+        loop {
+            std::thread::park();
+        }
+    }
+    Ok(file)
+}
+
 impl Store {
     /// A new temporary directory, from which outputs are published by renaming.
     pub fn temp_dir(&self) -> Result<TempDir> {
@@ -55,14 +75,8 @@ impl Store {
         let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let failed = |e| write_failed("making a temporary directory in the store", e);
         // Between mkdir and flock the directory looks abandoned; sweeping waits for that (`sweep`).
-        let mut guard = open_lock_file(&self.dir("tmp.lock")).map_err(failed)?;
-        acquire(&mut guard, Mode::Shared, &|_| ()).map_err(failed)?;
-        if CLOSED.load(Ordering::SeqCst) {
-            drop(guard);
-            loop {
-                std::thread::park();
-            }
-        }
+        let guard = self.dir("tmp.lock");
+        let _making = making(&guard).map_err(failed)?;
         let mut path = self.dir("tmp").join(&name);
         // pids come again: a name may be taken by something dead.
         let mut attempt = 0_u32;
@@ -75,7 +89,7 @@ impl Store {
         }
         let lock = File::open(&path).map_err(failed)?;
         try_acquire(&lock, Mode::Exclusive).map_err(failed)?;
-        Ok(TempDir { path, _lock: lock })
+        Ok(TempDir { path, guard, _lock: lock })
     }
 }
 
@@ -101,9 +115,15 @@ pub(super) fn sweep(store: &Store) -> Result<()> {
     // Deleting can take seconds, and the locks we hold on the dead keep other sweeps off them.
     drop(guard);
     for (path, _lock) in dead {
-        let _ = remove_tree(&path);
+        let _ = discard(&path);
     }
     Ok(())
+}
+
+/// Removes a temporary directory, and first what belongs to it outside of the store: nothing else says where that is.
+pub(super) fn discard(path: &Path) -> io::Result<()> {
+    outside::remove_of(path)?;
+    remove_tree(path)
 }
 
 /// Removes a file or a whole tree, directories without write permission included.

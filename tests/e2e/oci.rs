@@ -1,6 +1,7 @@
 //! Container images: out of a registry and out of a layout, booted by what they say of themselves.
 
 use crate::harness::{Project, free_port, guests, skip};
+use crate::traces::home_with_packages;
 use crate::web::{Reply, Server};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -430,5 +431,52 @@ fn an_image_that_cannot_be_had_says_why() {
         let run = project.run(&["lock"]);
         assert!(run.code.is_some_and(|code| code != 0), "{}", run.stderr);
         run.says(says);
+    }
+}
+
+#[test]
+fn two_homes_that_share_nothing_build_the_same_of_a_lock() {
+    let Some(_turn) = guests(1) else { return };
+    let Some(layout) = image(free_port()) else { return };
+    let registry = layout.serve();
+    let text = format!(
+        "vm \"served\" {{ image {{ oci \"{}/group/app:1\"; }}; workload \"./app\" to=\"/app\" }}\n\
+         vm \"here\" {{ image {{ oci-path \"./layout\" tag=\"1\"; }}; workload \"./app\" to=\"/app\"; port \"none\" }}",
+        registry.address()
+    );
+    let copy = || {
+        let project = Project::new(&format!("project \"twice\"\n{text}"));
+        layout.write(&project.path().join("layout"));
+        project.write("app/run.sh", "echo run");
+        project
+    };
+    let locked = copy();
+    locked.ok(&["lock"]);
+    let lock = locked.read("firegopher.lock");
+    let built: Vec<_> = (0..2)
+        .map(|_| {
+            let own = tempfile::tempdir().unwrap();
+            let home = own.path().join("home");
+            // Packages as they are downloaded, and nothing made of them.
+            home_with_packages(&home);
+            let project = copy().with_home(&home);
+            project.write("firegopher.lock", &lock);
+            let asked = registry.seen().len();
+            let built = project.ok(&["build", "--locked", "--json"]).says("Built ").json();
+            assert!(registry.seen().len() >= asked + 2, "both layers are downloaded anew");
+            assert_eq!(project.read("firegopher.lock"), lock);
+            let steps = built["steps"].as_array().unwrap().clone();
+            let of =
+                |step: &Value| format!("{} {} {} {}", step["kind"], step["vms"], step["key"], step["output"]);
+            steps.iter().map(of).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(built[0], built[1]);
+    // The same image, wherever it comes from.
+    for kind in ["fetch-image", "image", "unpack"] {
+        let start = format!("\"{kind}\" ");
+        let of_kind = built[0].iter().filter(|step| step.starts_with(&start));
+        let outputs: Vec<&str> = of_kind.filter_map(|step| step.rsplit(' ').next()).collect();
+        assert!(outputs.len() == 2 && outputs[0] == outputs[1], "{kind}: {outputs:?}");
     }
 }

@@ -7,6 +7,7 @@ use firegopher::asset::{Apt, Silent, fetch_debs, resolve_all};
 use firegopher::home::Home;
 use firegopher::lock::AssetId;
 use firegopher::store::Store;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -53,9 +54,74 @@ fn a_root_tarball_by_url_boots() {
     jammy.ok(&["lock"]).says("trusting what comes");
     let run = jammy.ok(&["run", "--locked"]);
     assert_eq!(run.stdout, "this is Ubuntu 22.04.5 LTS\npython answered curl\n");
+
+    let built = jammy.ok(&["build", "--json", "--locked"]).json();
+    let steps = built["steps"].as_array().unwrap();
+    let base = steps.iter().find(|step| step["kind"] == "image").unwrap()["path"].as_str().unwrap();
+    let image = std::fs::File::open(Path::new(base).join("base.ext4")).unwrap();
+    let files = mkext4::reader::Fs::open(image).unwrap();
+    let inode = |path: &str| files.inode(files.resolve(path).unwrap()).unwrap();
+    let target = |path: &str| String::from_utf8(files.symlink_target(files.resolve(path).unwrap()).unwrap());
+    assert_eq!(target("/bin").unwrap(), "usr/bin");
+    assert_eq!(target("/usr/bin/sh").unwrap(), "dash");
+    assert_eq!(files.resolve("/usr/bin/hard").unwrap(), files.resolve("/usr/bin/dash").unwrap());
+    assert_eq!(inode("/usr/bin/dash").links_count, 2);
+    let seen = |path: &str| {
+        let inode = inode(path);
+        (inode.mode & 0o7777, inode.uid, inode.gid)
+    };
+    for &(path, mode, uid, gid) in OWNERS {
+        let (uid, gid) = if is_root() { (uid, gid) } else { (0, 0) };
+        assert_eq!(seen(path), (mode, uid, gid), "{path}");
+    }
+    if !is_root() {
+        return skip("only root can make the devices, and owners, of a root");
+    }
+    let device = inode("/dev/null");
+    assert_eq!(device.mode, 0o020_666);
+    // As old_encode_dev (linux/kdev_t.h) puts it.
+    assert_eq!(device.block[..4], [3, 1, 0, 0]);
 }
 
-/// A merged-/usr root as cloud images have it, out of the host's packages: owners, links, a device and all.
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// What cloud images have of modes and owners beside root's.
+const OWNERS: &[(&str, u16, u32, u32)] = &[
+    ("/home/ubuntu", 0o750, 1000, 1000),
+    ("/home/ubuntu/.profile", 0o644, 1000, 1000),
+    ("/var/local", 0o2775, 0, 50),
+    ("/var/mail", 0o2775, 0, 8),
+    ("/tmp", 0o1777, 0, 0),
+    ("/root", 0o700, 0, 0),
+    ("/usr/bin/dash", 0o755, 0, 0),
+];
+
+/// Gives the unpacked root what scripts and Canonical add: a user, modes, a second name, and, by root, a device.
+fn furnish(root: &Path) {
+    for dir in ["home/ubuntu", "var/local", "var/mail"] {
+        std::fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    std::fs::write(root.join("home/ubuntu/.profile"), "umask 022\n").unwrap();
+    std::fs::hard_link(root.join("usr/bin/dash"), root.join("usr/bin/hard")).unwrap();
+    for &(path, mode, uid, gid) in OWNERS {
+        let path = root.join(&path[1..]);
+        if is_root() {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+        }
+        // After the owner, whose change takes special bits away.
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode.into())).unwrap();
+    }
+    if is_root() {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        let null = root.join("dev/null");
+        mknod(&null, SFlag::S_IFCHR, Mode::empty(), makedev(1, 3)).unwrap();
+        std::fs::set_permissions(&null, PermissionsExt::from_mode(0o666)).unwrap();
+    }
+}
+
+/// A merged-/usr root as cloud images have it, out of the host's packages: links, and by root owners and a device.
 fn root_tarball(dir: &Path) -> PathBuf {
     let home = Home::new(home());
     let (store, apt) = (Store::open(home.clone()).unwrap(), Apt::new(&home));
@@ -118,9 +184,13 @@ fn root_tarball(dir: &Path) -> PathBuf {
     let release = "PRETTY_NAME=\"Ubuntu 22.04.5 LTS\"\nNAME=\"Ubuntu\"\nVERSION_ID=\"22.04\"\nVERSION_CODENAME=jammy\nID=ubuntu\nID_LIKE=debian\n";
     std::fs::write(root.join("usr/lib/os-release"), release).unwrap();
 
+    furnish(&root);
     let tarball = dir.join("root.tar.xz");
     let mut tar = Command::new("tar");
-    tar.args(["-c", "--numeric-owner", "--owner=0", "--group=0"]);
+    tar.args(["-c", "--numeric-owner"]);
+    if !is_root() {
+        tar.args(["--owner=0", "--group=0"]);
+    }
     // Cloud images name their members without a leading `./`.
     let names = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name());
     let mut made = tar.arg("-C").arg(&root).args(names).stdout(Stdio::piped()).spawn().unwrap();

@@ -12,6 +12,7 @@ mod oci;
 mod oracle;
 mod ownership;
 mod random;
+mod scripts;
 mod sparse;
 mod ways;
 
