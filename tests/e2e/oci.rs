@@ -184,6 +184,26 @@ fn a_layout_in_the_project_boots_without_a_network_and_without_a_lock_entry() {
 }
 
 #[test]
+fn a_layer_that_unpacks_to_something_else_makes_no_image() {
+    let lie =
+        |config: &mut Value| config["rootfs"]["diff_ids"][0] = json!(format!("sha256:{}", "1".repeat(64)));
+    let Some(_turn) = guests(1) else { return };
+    let Some(layout) = image_with(free_port(), lie) else { return };
+    let lower =
+        layout.files.iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0.replace("blobs/sha256/", "");
+    let registry = layout.serve();
+    for source in [format!("oci \"{}/group/app:1\"", registry.address()), "oci-path \"layout\"".to_owned()] {
+        let project = Project::new(&format!("vm \"app\" {{ image {{ {source}; }} }}"));
+        layout.write(&project.path().join("layout"));
+        let name = source.split('"').nth(1).unwrap();
+        let output = project.run(&["build"]).expect(1);
+        output.says(&format!("the layer sha256:{lower} of {name} unpacks to sha256:")).says("help: ");
+        let plan = project.ok(&["plan"]).stdout;
+        assert!(plan.lines().any(|line| line.contains("image") && line.contains("run")), "{plan}");
+    }
+}
+
+#[test]
 fn a_working_directory_that_no_layer_holds_is_made_for_the_user() {
     let Some(_turn) = guests(1) else { return };
     let elsewhere = |config: &mut Value| config["config"]["WorkingDir"] = json!("/srv/not/there");

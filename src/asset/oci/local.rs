@@ -3,9 +3,9 @@
 use super::blob::import;
 use super::docker_archive;
 use super::image::{self, MAX_DOCUMENT, Manifest, invalid};
+use super::layer::{self, StoredLayer};
 use super::source::{Source, blob_path};
 use crate::asset::parallel::parallel;
-use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
 use crate::lock::OciPin;
 use crate::store::Store;
@@ -24,14 +24,15 @@ pub struct LocalImage {
     /// What it is made of and brings. In what `docker save` wrote without a manifest, `manifest` is the digest of
     /// the configuration: the image's id, which covers all layers.
     pub pin: OciPin,
-    /// The layers' objects, lowest first.
-    pub layers: Vec<ObjectDigest>,
+    /// The layers, lowest first.
+    pub layers: Vec<StoredLayer>,
 }
 
-/// An image's pin, and for each layer the file that holds it.
+/// An image's pin, for each layer the file that holds it, and its configuration.
 pub(super) struct Found {
     pub pin: OciPin,
     pub files: Vec<String>,
+    pub config: Vec<u8>,
 }
 
 /// Reads the image at `path` and takes its layers into the store. `tag` chooses one of several: a tag or a full name.
@@ -42,13 +43,15 @@ pub(super) struct Found {
 pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<LocalImage> {
     let temp = store.temp_dir()?;
     let source = Source::open(path, temp.path())?;
-    let Found { pin, files } = find(&source, tag)?;
+    let Found { pin, files, config } = find(&source, tag)?;
+    let diff_ids = image::diff_ids(&config, &source.shown())?;
     let pairs: Vec<_> = pin.layers.iter().zip(&files).collect();
-    let layers = parallel(&pairs, |(layer, name)| {
+    let objects = parallel(&pairs, |(layer, name)| {
         let lacks = || source.lacks(&format!("the layer {}", layer.digest));
         let opened = source.file(name)?.ok_or_else(lacks)?;
         import(store, layer, opened.reader, path)
     })?;
+    let layers = layer::join(&pin, &objects, diff_ids);
     Ok(LocalImage { pin, layers })
 }
 
@@ -97,7 +100,7 @@ fn find_in_layout(source: &Source, index: &[u8], tag: Option<&str>) -> Result<Fo
         let layers = image::layers_of(&manifest, &shown)?;
         let files = layers.iter().map(|layer| blob_path(&layer.digest)).collect();
         let pin = image::pin(digest, config_digest, &config, layers, &shown)?;
-        return Ok(Found { pin, files });
+        return Ok(Found { pin, files, config });
     }
     Err(invalid(&shown, "its indexes list each other"))
 }
