@@ -84,6 +84,9 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
                 ImageSource::OciPath { path, tag } => {
                     let image =
                         asset::oci::open_local(work.store, &project_path(path, work), tag.as_deref())?;
+                    for what in &image.left_out {
+                        work.ui.note(&format!("{}: {what}", path.display()));
+                    }
                     ImageParts::Layers(image.layers)
                 }
                 ImageSource::Debian(_) => {

@@ -229,7 +229,7 @@ pub(super) fn diff_ids(config: &[u8], subject: &str) -> Result<Vec<String>> {
     }
 }
 
-/// What a configuration says that no VM takes over, in words, for whoever pins the image.
+/// What a configuration says that no VM takes over, in words, for whoever pins or builds the image.
 pub(super) fn left_out(config: &[u8]) -> Vec<String> {
     #[derive(Deserialize, Default)]
     #[serde(default, rename_all = "PascalCase")]

@@ -26,6 +26,8 @@ pub struct LocalImage {
     pub pin: OciPin,
     /// The layers, lowest first.
     pub layers: Vec<StoredLayer>,
+    /// What it says of running it that no VM takes over, in words.
+    pub left_out: Vec<String>,
 }
 
 /// An image's pin, for each layer the file that holds it, and its configuration.
@@ -52,7 +54,7 @@ pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<Local
         import(store, layer, opened.reader, path)
     })?;
     let layers = layer::join(&pin, &objects, diff_ids);
-    Ok(LocalImage { pin, layers })
+    Ok(LocalImage { pin, layers, left_out: image::left_out(&config) })
 }
 
 /// Reads only what the image says of itself, without its layers: cheap unless the archive is compressed.

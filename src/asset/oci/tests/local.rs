@@ -93,13 +93,14 @@ fn an_image_brings_its_defaults_and_its_layers() {
     layout.index(std::slice::from_ref(&image));
     let path = layout.dir(&dir.path().join("layout"));
     let opened = open_local(&s.store, &path, None).unwrap();
-    let LocalImage { pin, layers } = opened.clone();
+    let LocalImage { pin, layers, left_out } = opened.clone();
     assert_eq!(pin.manifest, image["digest"].as_str().unwrap());
     assert_eq!(pin.config.argv(), ["/app", "--serve"]);
     let env: Vec<_> = pin.config.env.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
     assert_eq!(env, [("PATH", "/bin"), ("A", "2")]);
     assert_eq!((pin.config.user.as_str(), pin.config.workdir.as_str()), ("1000:1000", "/srv"));
     assert_eq!(pin.config.ports, [8080, 9000, 9001, 9002]);
+    assert_eq!(left_out, ["53/udp is exposed and not published: only TCP is"]);
     assert_eq!(s.store.read(&layers[0].object).unwrap(), b"lower layer");
     assert_eq!(s.store.read(&layers[1].object).unwrap(), b"upper layer");
     assert_eq!(layers[1].diff_id, digest_of(b"upper layer"));
