@@ -28,7 +28,7 @@ impl Project {
                 }
                 ImageSource::OciPath { path, tag } => {
                     let id = Scan::image_id(path, tag.as_deref());
-                    if let Some(pin) = local_image(&self.manifest.dir, &vm.image)? {
+                    if let Some(pin) = local_image(&self.store, &self.manifest.dir, &vm.image)? {
                         scan.images.insert(id, pin);
                     }
                 }

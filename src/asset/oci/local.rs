@@ -6,11 +6,15 @@ use super::image::{self, MAX_DOCUMENT, Manifest, invalid};
 use super::layer::{self, StoredLayer};
 use super::source::{Source, blob_path};
 use crate::asset::parallel::parallel;
+use crate::digest::{FieldHasher, ObjectDigest, StepKey};
 use crate::error::{Error, Result};
+use crate::image::archive::is_compressed;
 use crate::lock::OciPin;
-use crate::store::Store;
+use crate::store::scan::scan_file;
+use crate::store::{Action, Store};
 use oci_spec::image::{Descriptor, ImageIndex};
 use std::path::Path;
+use std::time::Instant;
 
 /// The tag of an image in a layout (image-spec, annotations.md), and containerd's full name of it.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -57,12 +61,49 @@ pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<Local
     Ok(LocalImage { pin, layers, left_out: image::left_out(&config) })
 }
 
-/// Reads only what the image says of itself, without its layers: cheap unless the archive is compressed.
+/// Reads only what the image says of itself, without its layers. What a compressed archive says, which has to be
+/// unpacked for that, is remembered by its bytes.
 ///
 /// # Errors
 /// As [`open_local`].
-pub fn inspect(path: &Path, tag: Option<&str>) -> Result<OciPin> {
-    Ok(find(&Source::open(path, &std::env::temp_dir())?, tag)?.pin)
+pub fn inspect(store: &Store, path: &Path, tag: Option<&str>) -> Result<OciPin> {
+    if !is_compressed(path) {
+        // Nothing is unpacked: where to does not matter.
+        return Ok(find(&Source::open(path, &store.home().store())?, tag)?.pin);
+    }
+    let digest = scan_file(store, path)?.digest;
+    let key = archive_key(&digest, tag);
+    if let Some(pin) = remembered(store, &key) {
+        return Ok(pin);
+    }
+    let began = Instant::now();
+    let temp = store.temp_dir()?;
+    let pin = find(&Source::open(path, temp.path())?, tag)?.pin;
+    // Somebody may have put another archive in its place meanwhile.
+    if scan_file(store, path)?.digest == digest {
+        let json = serde_json::to_vec(&pin).map_err(|e| Error::bug("a pin is no JSON").because(e))?;
+        let inputs = vec![
+            ("archive".to_owned(), digest.to_hex()),
+            ("tag".to_owned(), tag.unwrap_or_default().to_owned()),
+        ];
+        let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let output = store.publish_bytes(&json)?;
+        store.record(&key, &Action { kind: "oci archive".to_owned(), output, inputs, millis })?;
+    }
+    Ok(pin)
+}
+
+/// The key of what an archive says of its image, or of the one with this tag.
+pub(super) fn archive_key(archive: &ObjectDigest, tag: Option<&str>) -> StepKey {
+    let mut hasher = FieldHasher::new("firegopher oci archive v1");
+    hasher.field(archive.to_hex()).field(tag.is_some().to_string()).field(tag.unwrap_or_default());
+    hasher.finish().into()
+}
+
+/// What was read of an archive before, by this version or one that wrote the same.
+fn remembered(store: &Store, key: &StepKey) -> Option<OciPin> {
+    let pin: OciPin = serde_json::from_slice(&store.read(&store.reuse(key)?).ok()?).ok()?;
+    pin.check().is_ok().then_some(pin)
 }
 
 fn find(source: &Source, tag: Option<&str>) -> Result<Found> {

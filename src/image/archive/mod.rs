@@ -180,6 +180,16 @@ fn read_within(
     Ok(entries)
 }
 
+/// Whether reading the archive at `path` means unpacking it first. What cannot be read is told by whoever reads it.
+pub(crate) fn is_compressed(path: &Path) -> bool {
+    let mut head = Vec::new();
+    // A pipe would wait for its other end.
+    let is_file = fs::metadata(path).is_ok_and(|meta| meta.is_file());
+    let read =
+        is_file && fs::File::open(path).is_ok_and(|file| file.take(512).read_to_end(&mut head).is_ok());
+    read && !matches!(detect(&head), None | Some(Format::Tar | Format::Zip))
+}
+
 /// What a compressed file says it unpacks to: a hint, which may lie, to find out early that there is no room.
 fn declared_size(head: &[u8], path: &Path) -> Option<u64> {
     match detect(head)? {
@@ -283,7 +293,8 @@ fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, account: &Accoun
     let (mut total, mut zeros) = (0, 0_u64);
     let unwritten = |e: io::Error| match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::failed("image.disk-full", format!("no space left to decompress {name}")).because(e)
+            let error = Error::failed("image.disk-full", format!("no space left to decompress {name}"));
+            error.help(room::HELP).because(e)
         }
         _ => {
             Error::failed("archive.spool", format!("cannot decompress {name} to a temporary file")).because(e)

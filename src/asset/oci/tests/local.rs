@@ -2,7 +2,11 @@
 
 use super::super::*;
 use crate::asset::oci::image::digest_of;
+use crate::asset::oci::local::archive_key;
 use crate::error::Error;
+use crate::lock::{OciConfig, OciPin};
+use crate::store::Action;
+use crate::store::scan::scan_file;
 use crate::store::testing::{Scratch, scratch};
 use fs_err as fs;
 use serde_json::{Value, json};
@@ -105,7 +109,7 @@ fn an_image_brings_its_defaults_and_its_layers() {
     assert_eq!(s.store.read(&layers[1].object).unwrap(), b"upper layer");
     assert_eq!(layers[1].diff_id, digest_of(b"upper layer"));
     assert!(pin.layers.iter().all(|layer| stored(&s.store, layer).is_some()));
-    assert_eq!(inspect(&path, None).unwrap(), pin);
+    assert_eq!(inspect(&s.store, &path, None).unwrap(), pin);
 
     // The same as an archive, plain and compressed.
     let tar = dir.path().join("image.tar");
@@ -115,6 +119,52 @@ fn an_image_brings_its_defaults_and_its_layers() {
     gzip.write_all(&layout.tar()).unwrap();
     fs::write(&tar, gzip.finish().unwrap()).unwrap();
     assert_eq!(open_local(&s.store, &tar, None).unwrap(), opened);
+}
+
+#[test]
+fn what_a_compressed_archive_says_is_remembered_by_its_bytes() {
+    let (s, dir) = bench();
+    let path = dir.path().join("image.tar.gz");
+    let pack = |argument: &str| {
+        let mut layout = Layout::default();
+        let image = layout.image("amd64", json!({ "Cmd": [argument] }), &[b"a layer"]);
+        layout.index(&[named(image, "v1")]);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&layout.tar()).unwrap();
+        // A new file: of one whose time is that of this moment no digest is kept.
+        let _ = fs::remove_file(&path);
+        fs::write(&path, gzip.finish().unwrap()).unwrap();
+    };
+    let argv = |tag| inspect(&s.store, &path, tag).map(|pin| pin.config.argv());
+    let kept = || s.store.objects().unwrap().len();
+    pack("one");
+    assert_eq!(argv(None).unwrap(), ["one"]);
+    assert_eq!(kept(), 1);
+    assert_eq!(argv(Some("v1")).unwrap(), ["one"]);
+    assert_eq!(
+        argv(Some("")).unwrap_err().code(),
+        "oci.unknown-tag",
+        "no tag is another one than an empty tag"
+    );
+    assert_eq!(kept(), 1, "both say the same");
+    pack("two");
+    assert_eq!(argv(None).unwrap(), ["two"]);
+    assert_eq!(kept(), 2);
+
+    // What is remembered stands for the archive, which is not unpacked again.
+    let key = archive_key(&scan_file(&s.store, &path).unwrap().digest, None);
+    let remember = |bytes: &[u8]| {
+        let output = s.store.publish_bytes(bytes).unwrap();
+        s.store.record(&key, &Action { output, ..s.store.action(&key).unwrap() }).unwrap();
+    };
+    let pin = inspect(&s.store, &path, None).unwrap();
+    let config = OciConfig { cmd: vec!["three".into()], ..pin.config.clone() };
+    remember(&serde_json::to_vec(&OciPin { config, ..pin }).unwrap());
+    assert_eq!(argv(None).unwrap(), ["three"]);
+    for nonsense in ["{}", "no JSON"] {
+        remember(nonsense.as_bytes());
+        assert_eq!(argv(None).unwrap(), ["two"], "what cannot be believed is read again");
+    }
 }
 
 #[test]

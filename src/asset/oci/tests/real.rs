@@ -221,7 +221,7 @@ fn archives_of_docker_and_of_oci_become_the_same_tree() {
         let path = dir.path().join("image.tar");
         sample.tools.copy(&[], &sample.layout(), &format!("{transport}:{}:{tag}", path.display()));
         for name in [None, Some("v1"), Some(tag)] {
-            check_defaults(&inspect(&path, name).unwrap());
+            check_defaults(&inspect(&s.store, &path, name).unwrap());
         }
         let image = open_local(&s.store, &path, None).unwrap();
         assert_is_the_oracle(&build(&s.store, &image.layers, dir.path()), sample);
