@@ -3,7 +3,7 @@
 //! The image is made of Debian packages (a C compiler, git and python3: about 300 MB in three gzip layers), umoci is
 //! one of them too and runs out of its own tree. `umoci unpack` writes files and a listing with their digests; ours
 //! writes an ext4 image and its index. Both begin with the layout in the page cache, and both verify the layers by their
-//! SHA-256. Ours then has the layers in the store (each once, for all images), which is also timed from there on: what
+//! SHA-256, both as blobs and unpacked. Ours then has the layers in the store (each once, for all images), which is also timed from there on: what
 //! a second image of the same layers costs. Of the two only ours syncs what it publishes. The heading gives the sizes of
 //! the layers as they are (compressed) and of the image.
 
@@ -13,7 +13,7 @@ mod common;
 use common::{Series, heading, home, rounds, scratch, wanted};
 use firegopher::asset::{Apt, Silent, fetch_debs, oci, resolve_all};
 use firegopher::home::Home;
-use firegopher::image::{BaseSource, build_base, deb};
+use firegopher::image::{BaseSource, Layer, build_base, deb};
 use firegopher::lock::AssetId;
 use firegopher::store::Store;
 use std::fs;
@@ -119,7 +119,7 @@ fn unpack(sample: &Sample) {
         let store = Store::open(Home::new(&home)).expect("a store");
         let begin = Instant::now();
         let local = oci::open_local(&store, &sample.layout, Some("v1")).expect("an image");
-        let layers: Vec<PathBuf> = local.layers.iter().map(|layer| store.object_path(layer)).collect();
+        let layers: Vec<Layer> = local.layers.iter().map(|layer| layer.in_store(&store)).collect();
         let taken = Instant::now();
         build_base(BaseSource::Layers(&layers), &work, &work).expect("a base image");
         ours.millis(taken.elapsed());
@@ -127,8 +127,8 @@ fn unpack(sample: &Sample) {
         sizes = format!(
             "{} layers of {}, an image of {}",
             layers.len(),
-            size(&layers),
-            size(&[work.join("base.ext4")])
+            size(layers.iter().map(|layer| &layer.path)),
+            size([&work.join("base.ext4")])
         );
         theirs.millis(time.unwrap_or_else(umoci));
     }
@@ -143,8 +143,8 @@ fn unpack(sample: &Sample) {
 }
 
 /// Allocated mebibytes.
-fn size(paths: &[PathBuf]) -> String {
+fn size<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> String {
     use std::os::unix::fs::MetadataExt as _;
     let blocks = |path: &PathBuf| fs::metadata(Path::new(path)).map_or(0, |meta| meta.blocks());
-    format!("{} MiB", paths.iter().map(blocks).sum::<u64>() >> 11)
+    format!("{} MiB", paths.into_iter().map(blocks).sum::<u64>() >> 11)
 }

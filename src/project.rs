@@ -184,20 +184,20 @@ fn complete(mut manifest: Manifest, home: &Home, store: &Store) -> Result<(Manif
     let (root, dir) = (nix::unistd::geteuid().is_root(), manifest.dir.clone());
     let hardware = || probe::kvm().is_usable();
     vmms::decide(&mut manifest, root, hardware, |source| step::proof::auto(store, &lock, home, &dir, source));
-    fill(&mut manifest, &lock)?;
+    fill(&mut manifest, &lock, store)?;
     Ok((manifest, lock))
 }
 
 /// Fills in what container images say of running them.
-fn fill(manifest: &mut Manifest, lock: &Lock) -> Result<()> {
+fn fill(manifest: &mut Manifest, lock: &Lock, store: &Store) -> Result<()> {
     let dir = manifest.dir.clone();
-    fill_defaults(manifest, lock, |image| Ok(local_image(&dir, image)?.map(|image| image.config)))
+    fill_defaults(manifest, lock, |image| Ok(local_image(store, &dir, image)?.map(|image| image.config)))
 }
 
 /// What a container image on this host holds; `None` for other sources.
-fn local_image(dir: &Path, image: &ImageSource) -> Result<Option<OciImage>> {
+fn local_image(store: &Store, dir: &Path, image: &ImageSource) -> Result<Option<OciImage>> {
     match image {
-        ImageSource::OciPath { path, tag } => oci::inspect(&dir.join(path), tag.as_deref()).map(Some),
+        ImageSource::OciPath { path, tag } => oci::inspect(store, &dir.join(path), tag.as_deref()).map(Some),
         _ => Ok(None),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::archive::{self, Limits};
 use super::index::Index;
+use super::oci::Layer;
 use super::place::Placer;
 use super::tree::Meta;
 use super::writer::{Ext4, ImageWriter as _, create_file, write_error};
@@ -19,8 +20,8 @@ pub enum BaseSource<'a> {
     Debs(&'a [PathBuf]),
     /// A root file system as a tar (plain or compressed) or zip.
     Tar(&'a Path),
-    /// The layers of a container image, lowest first: tars, plain or compressed with gzip or zstd.
-    Layers(&'a [PathBuf]),
+    /// The layers of a container image, lowest first.
+    Layers(&'a [Layer]),
     /// A root file system as a scanned directory; root owns everything in it.
     Dir {
         /// The directory.
@@ -36,7 +37,8 @@ pub enum BaseSource<'a> {
 /// `scratch_dir`.
 ///
 /// # Errors
-/// `deb.damaged`, `archive.*`, `image.*`; neither file is left behind.
+/// `deb.damaged`, `archive.*`, `image.*`; `oci.diff-id` for a layer that unpacks to other bytes than it should. Neither
+/// file is left behind.
 pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) -> Result<Vec<String>> {
     let image = out_dir.join(BASE_IMAGE);
     let mut warnings = Vec::new();

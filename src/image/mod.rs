@@ -31,6 +31,7 @@ pub use base::{BaseSource, build_base};
 pub use empty::create_empty;
 pub use initramfs::write_initramfs;
 pub use member::extract_member;
+pub use oci::Layer;
 pub use workload::{WorkloadItem, WorkloadSource, build_workload};
 
 /// Names everything that decides an image's bytes besides its inputs: belongs in step keys.

@@ -17,8 +17,34 @@ const OPAQUE: &str = ".wh..wh..opq";
 /// Begins the names of AUFS's own bookkeeping, of which only [`OPAQUE`] means anything.
 const BOOKKEEPING: &str = ".wh..wh.";
 
+/// A layer of a container image.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Its blob: a tar, plain or compressed with gzip or zstd.
+    pub path: PathBuf,
+    /// `sha256:…` of the blob, which whoever took it in has checked.
+    pub blob: String,
+    /// `sha256:…` of the tar, once it is no longer compressed, as the image's configuration says (`diff_ids`).
+    pub diff_id: String,
+}
+
+impl Layer {
+    /// Compares what the layer unpacks to with what it should.
+    pub(super) fn check(&self, found: &str) -> Result<()> {
+        if found == self.diff_id {
+            return Ok(());
+        }
+        let (shown, wanted) = (self.path.display(), &self.diff_id);
+        Err(Error::failed(
+            "oci.diff-id",
+            format!("{shown} unpacks to {found}, and the image's configuration says {wanted}"),
+        )
+        .help("the image was made wrongly or was changed: make or fetch it again, from whom you trust"))
+    }
+}
+
 /// The tree that `layers`, lowest first, make up. All of them together are held to one archive's limits.
-pub(super) fn assemble(layers: &[PathBuf], scratch_dir: &Path, limits: Limits) -> Result<Tree> {
+pub(super) fn assemble(layers: &[Layer], scratch_dir: &Path, limits: Limits) -> Result<Tree> {
     let read = read_all(layers, scratch_dir, &Account::rooted(limits))?;
     let mut stack = Stack {
         tree: Tree::new(Meta::root(0o755), 0),
@@ -26,17 +52,17 @@ pub(super) fn assemble(layers: &[PathBuf], scratch_dir: &Path, limits: Limits) -
         dirs: HashMap::new(),
         own: HashSet::new(),
     };
-    for (path, entries) in layers.iter().zip(read) {
-        stack.apply(path.display().to_string(), entries)?;
+    for (layer, entries) in layers.iter().zip(read) {
+        stack.apply(layer.path.display().to_string(), entries)?;
     }
     Ok(stack.tree)
 }
 
 /// Reads all indexes, compressed layers side by side and the largest first.
-fn read_all(layers: &[PathBuf], scratch_dir: &Path, account: &Account) -> Result<Vec<Vec<Entry>>> {
+fn read_all(layers: &[Layer], scratch_dir: &Path, account: &Account) -> Result<Vec<Vec<Entry>>> {
     let mut order: Vec<usize> = (0..layers.len()).collect();
     order.sort_by_key(|index| {
-        std::cmp::Reverse(fs_err::metadata(&layers[*index]).map_or(0, |meta| meta.len()))
+        std::cmp::Reverse(fs_err::metadata(&layers[*index].path).map_or(0, |meta| meta.len()))
     });
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(layers.len()));
@@ -45,7 +71,7 @@ fn read_all(layers: &[PathBuf], scratch_dir: &Path, account: &Account) -> Result
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = archive::read_within(&layers[*index], scratch_dir, (0, 0), account);
+                    let result = archive::read_layer(&layers[*index], scratch_dir, account);
                     let failed = result.is_err();
                     done.lock().unwrap_or_else(PoisonError::into_inner).push((*index, result));
                     if failed {

@@ -6,6 +6,9 @@ use std::path::Path;
 
 /// A file system that is filled to its last block serves nobody.
 const MARGIN: u64 = 1 << 20;
+/// Everything that is large is written below firegopher's home.
+pub(super) const HELP: &str =
+    "free some space (`firegopher gc` reclaims unused artifacts), or set FIREGOPHER_HOME to a larger disk";
 
 /// Whether `needed` more bytes fit on the file system of `dir`; `what` is written there. A file system that does not
 /// tell is believed to have room: writing tells.
@@ -28,7 +31,7 @@ pub(crate) fn check(dir: &Path, needed: u64, what: &str) -> Result<()> {
         "image.disk-full",
         format!("{what} needs {} in {}, where {} are free", bytes(needed), dir.display(), bytes(free)),
     )
-    .help("free some space (`firegopher gc` reclaims unused artifacts), or set FIREGOPHER_HOME to a larger disk"))
+    .help(HELP))
 }
 
 /// For people, rounded up.

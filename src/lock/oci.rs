@@ -2,6 +2,7 @@
 //! how they are found is `asset::oci`'s.
 
 use crate::digest::{FieldHasher, ObjectDigest};
+use serde::{Deserialize, Serialize};
 
 /// More layers than any builder makes (overlay's own limit is 500, Docker's 127).
 const MOST_LAYERS: usize = 512;
@@ -50,7 +51,7 @@ pub struct OciLayer {
 }
 
 /// One exact image by what its documents say, whether its layers were ever seen or not.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OciImage {
     /// As in [`OciPin`].
     pub manifest: String,
@@ -63,7 +64,7 @@ pub struct OciImage {
 }
 
 /// One layer's blob, as a manifest names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     /// As in [`OciLayer`].
     pub digest: String,
@@ -74,7 +75,7 @@ pub struct Layer {
 }
 
 /// What an image says about running it: the defaults of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OciConfig {
     /// `sha256:…` of the configuration blob.
     pub digest: String,

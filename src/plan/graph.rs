@@ -61,6 +61,8 @@ impl StepKind {
         match self {
             // 4: drivers of the balloon and of the host's entropy.
             StepKind::FetchKernel => 4,
+            // 2: what layers must unpack to.
+            StepKind::FetchImage => 2,
             _ => 1,
         }
     }

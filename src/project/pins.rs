@@ -80,7 +80,7 @@ impl Project {
             self.lock = lock;
         }
         let mut errors = errors.into_iter();
-        let Some(first) = errors.next() else { return fill(&mut self.manifest, &self.lock) };
+        let Some(first) = errors.next() else { return fill(&mut self.manifest, &self.lock, &self.store) };
         ui.clear();
         if kept > 0 {
             ui.note(&format!("{LOCK_FILE} has {kept} of {} pins; the rest failed", wanted.len()));

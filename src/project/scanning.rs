@@ -44,7 +44,7 @@ impl Project {
                 }
                 ImageSource::OciPath { path, tag } => {
                     let id = Scan::image_id(path, tag.as_deref());
-                    if let Some(image) = local_image(&self.manifest.dir, &vm.image)? {
+                    if let Some(image) = local_image(&self.store, &self.manifest.dir, &vm.image)? {
                         scan.images.insert(id, image);
                     }
                 }

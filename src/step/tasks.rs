@@ -3,9 +3,11 @@
 use super::sources::{digest_of, downloaded, layers, pinned_debs, scanned, scanned_file, unchanged};
 use super::{GUEST_INIT, Work, run_config};
 use crate::asset;
+use crate::asset::oci::StoredLayer;
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
-use crate::image::{self, BaseSource, WorkloadItem, WorkloadSource};
+use crate::image::{self, BaseSource, Layer, WorkloadItem, WorkloadSource};
+use crate::lock::AssetId;
 use crate::manifest::is_archive;
 use crate::manifest::model::{ImageSource, KernelSource, Workload, WorkloadFrom};
 use crate::plan::{Node, Scan, ScannedSource, Task, image_subject};
@@ -25,8 +27,8 @@ enum ImageParts {
     File(ObjectDigest),
     /// The digest of a directory's listing.
     Dir(ObjectDigest),
-    /// The layers of a container image, as objects, lowest first.
-    Layers(Vec<ObjectDigest>),
+    /// The layers of a container image, lowest first.
+    Layers(Vec<StoredLayer>),
 }
 
 /// Runs a step and publishes its output.
@@ -78,10 +80,13 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
                 ImageSource::Url(source) => {
                     ImageParts::File(digest_of(&downloaded(&node.task, source, work)?)?)
                 }
-                ImageSource::Oci(reference) => ImageParts::Layers(layers(reference, work)?),
+                ImageSource::Oci(reference) => ImageParts::Layers(registry_layers(reference, work)?),
                 ImageSource::OciPath { path, tag } => {
                     let image =
                         asset::oci::open_local(work.store, &project_path(path, work), tag.as_deref())?;
+                    for what in &image.left_out {
+                        work.ui.note(&format!("{}: {what}", path.display()));
+                    }
                     ImageParts::Layers(image.layers)
                 }
                 ImageSource::Debian(_) => {
@@ -150,9 +155,10 @@ fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) 
             let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
             image::build_base(BaseSource::Debs(&paths), &out, temp.path())?
         }
-        (ImageParts::Layers(digests), _) => {
-            let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
-            image::build_base(BaseSource::Layers(&paths), &out, temp.path())?
+        (ImageParts::Layers(stored), _) => {
+            let layers: Vec<Layer> = stored.iter().map(|layer| layer.in_store(work.store)).collect();
+            let built = image::build_base(BaseSource::Layers(&layers), &out, temp.path());
+            built.map_err(|error| naming(error, &layers, source))?
         }
         (ImageParts::File(_) | ImageParts::Dir(_), ImageSource::Path { path, keep_modes }) => {
             match base(path, *keep_modes, work)? {
@@ -175,6 +181,22 @@ fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) 
     };
     warnings.iter().for_each(|w| work.ui.warning(w));
     work.store.publish_tree(&out)
+}
+
+/// The layers of a registry's image, lowest first.
+fn registry_layers(reference: &str, work: &Work<'_>) -> Result<Vec<StoredLayer>> {
+    let objects = layers(reference, work)?;
+    let id = AssetId::Oci(reference.to_owned());
+    let pin = work.lock.oci(&id).ok_or_else(|| Error::bug(format!("{id} was not pinned before its step")))?;
+    asset::oci::stored_layers(work.store, reference, pin, &objects)
+}
+
+/// Names layers as people know them: by their digests, and of which image.
+fn naming(error: Error, layers: &[Layer], source: &ImageSource) -> Error {
+    let image = image_subject(source);
+    layers.iter().fold(error, |error, Layer { path, blob, .. }| {
+        error.calling(path, format!("the layer {blob} of {image}"))
+    })
 }
 
 /// A base image on this host, as it was scanned.

@@ -204,6 +204,45 @@ fn a_layout_in_the_project_boots_without_a_network_and_without_a_lock_entry() {
 }
 
 #[test]
+fn what_of_a_layout_no_vm_takes_over_is_told_when_it_is_built() {
+    let settings = |config: &mut Value| {
+        let config = &mut config["config"];
+        config["Volumes"] = json!({ "/var/lib/data": {} });
+        config["Healthcheck"] = json!({ "Test": ["CMD", "true"] });
+        config["StopSignal"] = json!("SIGINT");
+        config["ExposedPorts"]["53/udp"] = json!({});
+    };
+    let Some(_turn) = guests(1) else { return };
+    let Some(layout) = image_with(free_port(), settings) else { return };
+    let project = Project::new("vm \"app\" { image { oci-path \"layout\"; } }");
+    layout.write(&project.path().join("layout"));
+    let built = project.ok(&["build"]);
+    let built = built.says("layout: 53/udp is exposed and not published");
+    let built = built.says("layout: what is written to /var/lib/data goes with the VM");
+    built.says("layout: its stop signal SIGINT is not sent").says("layout: its health check is not run");
+}
+
+#[test]
+fn a_layer_that_unpacks_to_something_else_makes_no_image() {
+    let lie =
+        |config: &mut Value| config["rootfs"]["diff_ids"][0] = json!(format!("sha256:{}", "1".repeat(64)));
+    let Some(_turn) = guests(1) else { return };
+    let Some(layout) = image_with(free_port(), lie) else { return };
+    let lower =
+        layout.files.iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0.replace("blobs/sha256/", "");
+    let registry = layout.serve();
+    for source in [format!("oci \"{}/group/app:1\"", registry.address()), "oci-path \"layout\"".to_owned()] {
+        let project = Project::new(&format!("vm \"app\" {{ image {{ {source}; }} }}"));
+        layout.write(&project.path().join("layout"));
+        let name = source.split('"').nth(1).unwrap();
+        let output = project.run(&["build"]).expect(1);
+        output.says(&format!("the layer sha256:{lower} of {name} unpacks to sha256:")).says("help: ");
+        let plan = project.ok(&["plan"]).stdout;
+        assert!(plan.lines().any(|line| line.contains("image") && line.contains("run")), "{plan}");
+    }
+}
+
+#[test]
 fn a_working_directory_that_no_layer_holds_is_made_for_the_user() {
     let Some(_turn) = guests(1) else { return };
     let elsewhere = |config: &mut Value| config["config"]["WorkingDir"] = json!("/srv/not/there");

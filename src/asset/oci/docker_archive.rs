@@ -24,17 +24,6 @@ struct Listed {
     layers: Vec<String>,
 }
 
-#[derive(Deserialize)]
-struct JustRootFs {
-    rootfs: JustDiffIds,
-}
-
-#[derive(Deserialize)]
-struct JustDiffIds {
-    #[serde(default)]
-    diff_ids: Vec<String>,
-}
-
 pub(super) fn find(source: &Source, list: &[u8], tag: Option<&str>) -> Result<Found> {
     let shown = source.shown();
     let list: Vec<Listed> = serde_json::from_slice(list)
@@ -54,16 +43,15 @@ pub(super) fn find(source: &Source, list: &[u8], tag: Option<&str>) -> Result<Fo
     };
     let config =
         source.document(&listed.config, MAX_DOCUMENT)?.ok_or_else(|| source.lacks(&listed.config))?;
-    let diff_ids: JustRootFs = serde_json::from_slice(&config)
-        .map_err(|e| invalid(&shown, "its configuration cannot be read").because(e))?;
+    let diff_ids = image::diff_ids(&config, &shown)?;
     let mut layers = Vec::with_capacity(listed.layers.len());
     for (index, name) in listed.layers.iter().enumerate() {
-        let diff_id = diff_ids.rootfs.diff_ids.get(index).map_or("", String::as_str);
+        let diff_id = diff_ids.get(index).map_or("", String::as_str);
         layers.push(layer(source, name, diff_id)?);
     }
     // The configuration lists every layer's digest: its own digest is the image's.
     let image = image::image(&config, &config, layers, &shown)?;
-    Ok(Found { image, files: listed.layers.clone() })
+    Ok(Found { image, files: listed.layers.clone(), config })
 }
 
 /// A layer's digest: known for an uncompressed one, whose blob is what the configuration names.

@@ -210,7 +210,30 @@ fn configuration(bytes: &[u8], subject: &str) -> Result<(OciConfig, usize)> {
     Ok((config, parsed.rootfs().diff_ids().len()))
 }
 
-/// What a configuration says that no VM takes over, in words, for whoever pins the image.
+/// The digests of the layers' tars once they are no longer compressed, lowest first, each checked to be one that is
+/// known here.
+pub(super) fn diff_ids(config: &[u8], subject: &str) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Document {
+        rootfs: RootFs,
+    }
+    #[derive(Deserialize)]
+    struct RootFs {
+        #[serde(default)]
+        diff_ids: Vec<String>,
+    }
+    let parsed: Document = serde_json::from_slice(config)
+        .map_err(|e| invalid(subject, "its configuration cannot be read").because(e))?;
+    match parsed.rootfs.diff_ids.iter().find(|digest| !is_digest(digest)) {
+        Some(other) => Err(invalid(
+            subject,
+            &format!("a layer's digest {other:?}, uncompressed, is not of the kind sha256"),
+        )),
+        None => Ok(parsed.rootfs.diff_ids),
+    }
+}
+
+/// What a configuration says that no VM takes over, in words, for whoever pins or builds the image.
 pub(super) fn left_out(config: &[u8]) -> Vec<String> {
     #[derive(Deserialize, Default)]
     #[serde(default, rename_all = "PascalCase")]

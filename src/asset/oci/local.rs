@@ -3,14 +3,18 @@
 use super::blob::import;
 use super::docker_archive;
 use super::image::{self, MAX_DOCUMENT, Manifest, invalid};
+use super::layer::{self, StoredLayer};
 use super::source::{Source, blob_path};
 use crate::asset::parallel::parallel;
-use crate::digest::ObjectDigest;
+use crate::digest::{FieldHasher, ObjectDigest, StepKey};
 use crate::error::{Error, Result};
+use crate::image::archive::is_compressed;
 use crate::lock::{OciImage, OciPin};
-use crate::store::Store;
+use crate::store::scan::scan_file;
+use crate::store::{Action, Store};
 use oci_spec::image::{Descriptor, ImageIndex};
 use std::path::Path;
+use std::time::Instant;
 
 /// The tag of an image in a layout (image-spec, annotations.md), and containerd's full name of it.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -24,14 +28,17 @@ pub struct LocalImage {
     /// What it is made of and brings. In what `docker save` wrote without a manifest, `manifest` is the digest of
     /// the configuration: the image's id, which covers all layers.
     pub pin: OciPin,
-    /// The layers' objects, lowest first.
-    pub layers: Vec<ObjectDigest>,
+    /// The layers, lowest first.
+    pub layers: Vec<StoredLayer>,
+    /// What it says of running it that no VM takes over, in words.
+    pub left_out: Vec<String>,
 }
 
-/// An image, and for each layer the file that holds it.
+/// An image, for each layer the file that holds it, and its configuration.
 pub(super) struct Found {
     pub image: OciImage,
     pub files: Vec<String>,
+    pub config: Vec<u8>,
 }
 
 /// Reads the image at `path` and takes its layers into the store. `tag` chooses one of several: a tag or a full name.
@@ -42,22 +49,62 @@ pub(super) struct Found {
 pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<LocalImage> {
     let temp = store.temp_dir()?;
     let source = Source::open(path, temp.path())?;
-    let Found { image, files } = find(&source, tag)?;
+    let Found { image, files, config } = find(&source, tag)?;
+    let diff_ids = image::diff_ids(&config, &source.shown())?;
     let pairs: Vec<_> = image.layers.iter().zip(&files).collect();
-    let layers = parallel(&pairs, |(layer, name)| {
+    let objects = parallel(&pairs, |(layer, name)| {
         let lacks = || source.lacks(&format!("the layer {}", layer.digest));
         let opened = source.file(name)?.ok_or_else(lacks)?;
         import(store, layer, opened.reader, path)
     })?;
-    Ok(LocalImage { pin: image.pinned(&layers), layers })
+    let pin = image.pinned(&objects);
+    let layers = layer::join(&pin, &objects, diff_ids);
+    Ok(LocalImage { pin, layers, left_out: image::left_out(&config) })
 }
 
-/// Reads only what the image says of itself, without its layers: cheap unless the archive is compressed.
+/// Reads only what the image says of itself, without its layers. What a compressed archive says, which has to be
+/// unpacked for that, is remembered by its bytes.
 ///
 /// # Errors
 /// As [`open_local`].
-pub fn inspect(path: &Path, tag: Option<&str>) -> Result<OciImage> {
-    Ok(find(&Source::open(path, &std::env::temp_dir())?, tag)?.image)
+pub fn inspect(store: &Store, path: &Path, tag: Option<&str>) -> Result<OciImage> {
+    if !is_compressed(path) {
+        // Nothing is unpacked: where to does not matter.
+        return Ok(find(&Source::open(path, &store.home().store())?, tag)?.image);
+    }
+    let digest = scan_file(store, path)?.digest;
+    let key = archive_key(&digest, tag);
+    if let Some(image) = remembered(store, &key) {
+        return Ok(image);
+    }
+    let began = Instant::now();
+    let temp = store.temp_dir()?;
+    let image = find(&Source::open(path, temp.path())?, tag)?.image;
+    // Somebody may have put another archive in its place meanwhile.
+    if scan_file(store, path)?.digest == digest {
+        let json = serde_json::to_vec(&image).map_err(|e| Error::bug("an image is no JSON").because(e))?;
+        let inputs = vec![
+            ("archive".to_owned(), digest.to_hex()),
+            ("tag".to_owned(), tag.unwrap_or_default().to_owned()),
+        ];
+        let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let output = store.publish_bytes(&json)?;
+        store.record(&key, &Action { kind: "oci archive".to_owned(), output, inputs, millis })?;
+    }
+    Ok(image)
+}
+
+/// The key of what an archive says of its image, or of the one with this tag.
+pub(super) fn archive_key(archive: &ObjectDigest, tag: Option<&str>) -> StepKey {
+    let mut hasher = FieldHasher::new("firegopher oci archive v1");
+    hasher.field(archive.to_hex()).field(tag.is_some().to_string()).field(tag.unwrap_or_default());
+    hasher.finish().into()
+}
+
+/// What was read of an archive before, by this version or one that wrote the same.
+fn remembered(store: &Store, key: &StepKey) -> Option<OciImage> {
+    let image: OciImage = serde_json::from_slice(&store.read(&store.reuse(key)?).ok()?).ok()?;
+    image.check().is_ok().then_some(image)
 }
 
 fn find(source: &Source, tag: Option<&str>) -> Result<Found> {
@@ -97,7 +144,7 @@ fn find_in_layout(source: &Source, index: &[u8], tag: Option<&str>) -> Result<Fo
         let layers = image::layers_of(&manifest, &shown)?;
         let files = layers.iter().map(|layer| blob_path(&layer.digest)).collect();
         let image = image::image(&bytes, &config, layers, &shown)?;
-        return Ok(Found { image, files });
+        return Ok(Found { image, files, config });
     }
     Err(invalid(&shown, "its indexes list each other"))
 }

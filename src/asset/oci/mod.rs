@@ -6,6 +6,7 @@ mod docker_archive;
 mod documents;
 mod download;
 mod image;
+mod layer;
 mod local;
 mod login;
 mod pull;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use blob::stored;
 pub use documents::have;
+pub use layer::{StoredLayer, stored_layers};
 pub use local::{LocalImage, inspect, open_local};
 pub use pull::{fetch, resolve, resolve_each};
 pub use reference::full_reference;

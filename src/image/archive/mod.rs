@@ -1,17 +1,20 @@
 //! Reads archives that nobody vouches for: what they contain is checked as a whole before anything is written.
 
+mod hashed;
 mod path;
 mod sparse;
 mod tar;
 mod zip;
 
 use super::content::Content;
+use super::oci::Layer;
 use super::place::Placer;
 use super::room;
 use super::tree::{Kind, Meta};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
 use fs_err::os::unix::fs::FileExt as _;
+use hashed::Hashed;
 use std::collections::HashMap;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
@@ -123,15 +126,21 @@ fn detect(head: &[u8]) -> Option<Format> {
 /// Reads the index of the archive at `path`. Compressed tars are unpacked once, to a nameless file in `scratch_dir`.
 /// `owner` owns what has no owner of its own (members of zip archives).
 pub(crate) fn read(path: &Path, scratch_dir: &Path, owner: (u32, u32), limits: Limits) -> Result<Vec<Entry>> {
-    read_within(path, scratch_dir, owner, &Account::new(limits))
+    read_within(path, scratch_dir, owner, &Account::new(limits), None)
 }
 
-/// As [`read`], for one of several archives that share their limits.
-pub(crate) fn read_within(
+/// As [`read`], for one of several layers that share their limits. One that unpacks to other bytes than it should is
+/// refused.
+pub(super) fn read_layer(layer: &Layer, scratch_dir: &Path, account: &Account) -> Result<Vec<Entry>> {
+    read_within(&layer.path, scratch_dir, (0, 0), account, Some(layer))
+}
+
+fn read_within(
     path: &Path,
     scratch_dir: &Path,
     owner: (u32, u32),
     account: &Account,
+    layer: Option<&Layer>,
 ) -> Result<Vec<Entry>> {
     let name = path.display().to_string();
     let mut file = fs::File::open(path).or_failed("archive.open", || format!("cannot open {name}"))?;
@@ -139,7 +148,11 @@ pub(crate) fn read_within(
     let mut head = Vec::new();
     Read::by_ref(&mut file).take(512).read_to_end(&mut head).map_err(unreadable)?;
     file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
-    let decompressed: Box<dyn Read> = match detect(&head) {
+    let format = detect(&head);
+    if let (Some(layer), Some(Format::Tar | Format::Zip)) = (layer, format) {
+        layer.check(&layer.blob)?;
+    }
+    let decompressed: Box<dyn Read> = match format {
         Some(Format::Tar) => {
             let length = file.metadata().map_err(unreadable)?.len();
             return tar::read(Arc::new(file), 0..length, &name, account);
@@ -159,7 +172,22 @@ pub(crate) fn read_within(
     if let Some(size) = declared_size(&head, path) {
         room::check(scratch_dir, size, &format!("decompressing {name}"))?;
     }
-    Spool::new(path, scratch_dir)?.read_within(decompressed, &name, account)
+    let mut spool = Spool::new(path, scratch_dir)?;
+    let Some(layer) = layer else { return spool.read_within(decompressed, &name, account) };
+    let mut hashed = Hashed::new(decompressed)?;
+    let entries = spool.read_within(&mut hashed, &name, account)?;
+    layer.check(&hashed.finish()?)?;
+    Ok(entries)
+}
+
+/// Whether reading the archive at `path` means unpacking it first. What cannot be read is told by whoever reads it.
+pub(crate) fn is_compressed(path: &Path) -> bool {
+    let mut head = Vec::new();
+    // A pipe would wait for its other end.
+    let is_file = fs::metadata(path).is_ok_and(|meta| meta.is_file());
+    let read =
+        is_file && fs::File::open(path).is_ok_and(|file| file.take(512).read_to_end(&mut head).is_ok());
+    read && !matches!(detect(&head), None | Some(Format::Tar | Format::Zip))
 }
 
 /// What a compressed file says it unpacks to: a hint, which may lie, to find out early that there is no room.
@@ -265,7 +293,8 @@ fn spool_to(mut from: impl Read, mut to: &fs::File, name: &str, account: &Accoun
     let (mut total, mut zeros) = (0, 0_u64);
     let unwritten = |e: io::Error| match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Error::failed("image.disk-full", format!("no space left to decompress {name}")).because(e)
+            let error = Error::failed("image.disk-full", format!("no space left to decompress {name}"));
+            error.help(room::HELP).because(e)
         }
         _ => {
             Error::failed("archive.spool", format!("cannot decompress {name} to a temporary file")).because(e)

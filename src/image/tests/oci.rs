@@ -2,15 +2,21 @@
 
 use super::*;
 use crate::error::Error;
-use crate::image::{BASE_IMAGE, BaseSource, build_base};
+use crate::image::{BASE_IMAGE, BaseSource, Layer, build_base};
 use std::io::Write as _;
 
 fn try_build(layers: Vec<Vec<u8>>) -> Result<(Bench, Image), Error> {
+    try_build_with(layers, |_| ())
+}
+
+/// As `try_build`, of layers that are changed beforehand.
+fn try_build_with(layers: Vec<Vec<u8>>, change: impl Fn(&mut [Layer])) -> Result<(Bench, Image), Error> {
     let bench = Bench::new();
-    let paths: Vec<PathBuf> =
-        layers.into_iter().enumerate().map(|(n, layer)| bench.write(&format!("layer-{n}"), layer)).collect();
+    let write = |(n, bytes)| layer(bench.write(&format!("layer-{n}"), bytes));
+    let mut layers: Vec<Layer> = layers.into_iter().enumerate().map(write).collect();
+    change(&mut layers);
     let out = bench.make_dir("out");
-    let built = build_base(BaseSource::Layers(&paths), &out, &bench.scratch());
+    let built = build_base(BaseSource::Layers(&layers), &out, &bench.scratch());
     assert_eq!(built.is_ok(), out.join(BASE_IMAGE).exists(), "an image is there if and only if it is good");
     built?;
     let image = Image::open(&out.join(BASE_IMAGE));
@@ -247,6 +253,25 @@ fn layers_may_be_compressed_each_in_its_own_way() {
 }
 
 #[test]
+fn a_layer_that_unpacks_to_other_bytes_than_its_image_says_is_refused() {
+    let tar = Tar::default().file("a", b"1").end();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&tar).unwrap();
+    let all = vec![gzip.finish().unwrap(), zstd::encode_all(&tar[..], 1).unwrap(), tar];
+    for wrong in 0..all.len() {
+        let other = format!("sha256:{}", "1".repeat(64));
+        let change = |layers: &mut [Layer]| layers[wrong].diff_id = other.clone();
+        let error = try_build_with(all.clone(), change).map(|_| ()).unwrap_err();
+        assert_eq!(error.code(), "oci.diff-id", "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("layer-{wrong} unpacks to sha256:")), "{text}");
+        assert!(text.ends_with(&format!("says {other}")), "{text}");
+        assert!(error.help_text().is_some());
+    }
+    try_build(all).unwrap();
+}
+
+#[test]
 fn what_is_no_layer_or_broken_off_is_an_error() {
     let tar = Tar::default().file("a", &[7; 5000]).end();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -265,10 +290,10 @@ fn what_is_no_layer_or_broken_off_is_an_error() {
 fn all_layers_together_are_held_to_one_limit() {
     use crate::image::archive::Limits;
     let bench = Bench::new();
-    let layer = |n: u32| {
+    let bytes = |n: u32| {
         zstd::encode_all(&Tar::default().file(&format!("f{n}"), &[0; 1 << 20]).end()[..], 1).unwrap()
     };
-    let layers: Vec<_> = (0..4).map(|n| bench.write(&n.to_string(), layer(n))).collect();
+    let layers: Vec<Layer> = (0..4).map(|n| layer(bench.write(&n.to_string(), bytes(n)))).collect();
     let build = |limits| crate::image::oci::assemble(&layers, &bench.scratch(), limits).map(|_| ());
     let error = build(Limits { total: 3 << 20, entries: 100 }).unwrap_err();
     assert_eq!(error.code(), "archive.too-big");

@@ -20,7 +20,7 @@ fn base(bench: &Bench, name: &str, source: BaseSource<'_>) -> PathBuf {
 #[test]
 fn a_layer_is_what_tar_unpacks() {
     let Some((bench, tar, wanted)) = prepared("") else { return };
-    let image = base(&bench, "out", BaseSource::Layers(std::slice::from_ref(&tar)));
+    let image = base(&bench, "out", BaseSource::Layers(&[layer(tar)]));
     assert_same(&without_root(facts(mounted(&bench, &image).path())), &without_root(wanted));
 }
 
@@ -29,8 +29,8 @@ fn two_layers_are_what_tar_unpacks_of_their_whole() {
     let Some((bench, _, wanted)) = prepared("") else { return };
     let parts = corpus_in_two();
     assert!(parts.iter().all(|part| part.len() > 20_000));
-    let layers: Vec<PathBuf> =
-        parts.iter().enumerate().map(|(n, part)| bench.write(&format!("layer-{n}"), part)).collect();
+    let write = |(n, part)| layer(bench.write(&format!("layer-{n}"), part));
+    let layers: Vec<_> = parts.iter().enumerate().map(write).collect();
     let image = base(&bench, "out", BaseSource::Layers(&layers));
     assert_same(&without_root(facts(mounted(&bench, &image).path())), &without_root(wanted));
 }
@@ -177,7 +177,7 @@ fn a_file_beyond_4_gib_survives_every_way_into_a_base() {
     assert_large(&bench, &image, "tar");
     let copied = base(&bench, "ext4", BaseSource::Ext4(&image));
     assert_large(&bench, &copied, "ext4");
-    let layers = [bench.write("below", corpus_in_two()[0].as_slice()), tar.clone()];
+    let layers = [bench.write("below", corpus_in_two()[0].as_slice()), tar.clone()].map(layer);
     assert_large(&bench, &base(&bench, "layers", BaseSource::Layers(&layers[1..])), "layer");
     let upper = base(&bench, "two", BaseSource::Layers(&layers));
     assert_eq!(Image::open(&upper).inode("/opt/large").size, LARGE);

@@ -2,7 +2,11 @@
 
 use super::super::*;
 use crate::asset::oci::image::digest_of;
+use crate::asset::oci::local::archive_key;
 use crate::error::Error;
+use crate::lock::{OciConfig, OciImage};
+use crate::store::Action;
+use crate::store::scan::scan_file;
 use crate::store::testing::{Scratch, scratch};
 use fs_err as fs;
 use serde_json::{Value, json};
@@ -92,29 +96,75 @@ fn an_image_brings_its_defaults_and_its_layers() {
     let image = layout.image("amd64", config(), &[b"lower layer", b"upper layer"]);
     layout.index(std::slice::from_ref(&image));
     let path = layout.dir(&dir.path().join("layout"));
-    let LocalImage { pin, layers } = open_local(&s.store, &path, None).unwrap();
+    let opened = open_local(&s.store, &path, None).unwrap();
+    let LocalImage { pin, layers, left_out } = opened.clone();
     assert_eq!(pin.manifest, image["digest"].as_str().unwrap());
     assert_eq!(pin.config.argv(), ["/app", "--serve"]);
     let env: Vec<_> = pin.config.env.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
     assert_eq!(env, [("PATH", "/bin"), ("A", "2")]);
     assert_eq!((pin.config.user.as_str(), pin.config.workdir.as_str()), ("1000:1000", "/srv"));
     assert_eq!(pin.config.ports, [8080, 9000, 9001, 9002]);
-    assert_eq!(s.store.read(&layers[0]).unwrap(), b"lower layer");
-    assert_eq!(s.store.read(&layers[1]).unwrap(), b"upper layer");
+    assert_eq!(left_out, ["53/udp is exposed and not published: only TCP is"]);
+    assert_eq!(s.store.read(&layers[0].object).unwrap(), b"lower layer");
+    assert_eq!(s.store.read(&layers[1].object).unwrap(), b"upper layer");
+    assert_eq!(layers[1].diff_id, digest_of(b"upper layer"));
     assert!(pin.image().layers.iter().all(|layer| stored(&s.store, layer).is_some()));
-    assert_eq!(inspect(&path, None).unwrap(), pin.image());
+    assert_eq!(inspect(&s.store, &path, None).unwrap(), pin.image());
 
     // The same as an archive, plain and compressed.
     let tar = dir.path().join("image.tar");
     fs::write(&tar, layout.tar()).unwrap();
-    assert_eq!(
-        open_local(&s.store, &tar, None).unwrap(),
-        LocalImage { pin: pin.clone(), layers: layers.clone() }
-    );
+    assert_eq!(open_local(&s.store, &tar, None).unwrap(), opened);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&layout.tar()).unwrap();
     fs::write(&tar, gzip.finish().unwrap()).unwrap();
-    assert_eq!(open_local(&s.store, &tar, None).unwrap(), LocalImage { pin, layers });
+    assert_eq!(open_local(&s.store, &tar, None).unwrap(), opened);
+}
+
+#[test]
+fn what_a_compressed_archive_says_is_remembered_by_its_bytes() {
+    let (s, dir) = bench();
+    let path = dir.path().join("image.tar.gz");
+    let pack = |argument: &str| {
+        let mut layout = Layout::default();
+        let image = layout.image("amd64", json!({ "Cmd": [argument] }), &[b"a layer"]);
+        layout.index(&[named(image, "v1")]);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&layout.tar()).unwrap();
+        // A new file: of one whose time is that of this moment no digest is kept.
+        let _ = fs::remove_file(&path);
+        fs::write(&path, gzip.finish().unwrap()).unwrap();
+    };
+    let argv = |tag| inspect(&s.store, &path, tag).map(|pin| pin.config.argv());
+    let kept = || s.store.objects().unwrap().len();
+    pack("one");
+    assert_eq!(argv(None).unwrap(), ["one"]);
+    assert_eq!(kept(), 1);
+    assert_eq!(argv(Some("v1")).unwrap(), ["one"]);
+    assert_eq!(
+        argv(Some("")).unwrap_err().code(),
+        "oci.unknown-tag",
+        "no tag is another one than an empty tag"
+    );
+    assert_eq!(kept(), 1, "both say the same");
+    pack("two");
+    assert_eq!(argv(None).unwrap(), ["two"]);
+    assert_eq!(kept(), 2);
+
+    // What is remembered stands for the archive, which is not unpacked again.
+    let key = archive_key(&scan_file(&s.store, &path).unwrap().digest, None);
+    let remember = |bytes: &[u8]| {
+        let output = s.store.publish_bytes(bytes).unwrap();
+        s.store.record(&key, &Action { output, ..s.store.action(&key).unwrap() }).unwrap();
+    };
+    let image = inspect(&s.store, &path, None).unwrap();
+    let config = OciConfig { cmd: vec!["three".into()], ..image.config.clone() };
+    remember(&serde_json::to_vec(&OciImage { config, ..image }).unwrap());
+    assert_eq!(argv(None).unwrap(), ["three"]);
+    for nonsense in ["{}", "no JSON"] {
+        remember(nonsense.as_bytes());
+        assert_eq!(argv(None).unwrap(), ["two"], "what cannot be believed is read again");
+    }
 }
 
 #[test]
@@ -217,7 +267,7 @@ fn what_docker_save_writes_is_read() {
     assert_eq!(one.pin.manifest, one.pin.config.digest);
     let two = open_local(&s.store, &path, Some("app:latest")).unwrap();
     assert_eq!(two.layers[0], one.layers[0], "a layer of two images is one object");
-    assert_eq!(s.store.read(&two.layers[1]).unwrap(), b"upper");
+    assert_eq!(s.store.read(&two.layers[1].object).unwrap(), b"upper");
 }
 
 fn refused(change: impl FnOnce(&mut Layout, Value)) -> Error {
@@ -297,6 +347,19 @@ fn a_damaged_or_hostile_image_is_refused_and_says_why() {
             "helm",
         ),
         (image_with(|m| m["config"]["size"] = json!(1)), "oci.invalid", "other bytes"),
+        (
+            Box::new(|layout: &mut Layout, _| {
+                let config = json!({ "os": "linux", "architecture": "amd64",
+                    "rootfs": { "type": "layers", "diff_ids": ["md5:0"] } });
+                let config = layout.blob(CONFIG, config.to_string().as_bytes());
+                let layer = layout.blob(LAYER, b"a layer");
+                let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
+                let image = layout.blob(MANIFEST, manifest.to_string().as_bytes());
+                layout.index(&[image]);
+            }),
+            "oci.invalid",
+            "\"md5:0\", uncompressed, is not of the kind sha256",
+        ),
     ];
     for (change, code, says) in cases {
         let error = refused(change);

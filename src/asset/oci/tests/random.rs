@@ -10,7 +10,6 @@ use crate::store::testing::scratch;
 use fs_err as fs;
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 const CASES: u64 = 40;
 
@@ -124,10 +123,10 @@ fn random_layers_become_the_tree_that_umoci_unpacks() {
         let theirs = tools.command("umoci").args(["unpack", "--image", &from]).arg(&bundle).output().unwrap();
 
         let local = open_local(&s.store, &path, None).unwrap();
-        let paths: Vec<PathBuf> = local.layers.iter().map(|layer| s.store.object_path(layer)).collect();
+        let layers: Vec<_> = local.layers.iter().map(|layer| layer.in_store(&s.store)).collect();
         let out = dir.path().join("out");
         fs::create_dir(&out).unwrap();
-        let ours = build_base(BaseSource::Layers(&paths), &out, dir.path());
+        let ours = build_base(BaseSource::Layers(&layers), &out, dir.path());
         match (ours, theirs.status.success()) {
             (Ok(_), true) => {
                 let ours = without_directory_times(of_image(&out.join(BASE_IMAGE)));

@@ -8,7 +8,6 @@ use super::tools::{Tools, tools};
 use super::{fetch_as, resolve_as};
 use crate::asset::Silent;
 use crate::asset::progress::Progress;
-use crate::digest::ObjectDigest;
 use crate::image::tests::compare::{differences, of_dir, of_image, set_xattr};
 use crate::image::{BASE_IMAGE, BaseSource, build_base};
 use crate::lock::OciConfig;
@@ -168,11 +167,11 @@ fn third(root: &Path) {
     fs::write(root.join("Grüße 🎈"), "utf-8").unwrap();
 }
 
-fn build(store: &Store, layers: &[ObjectDigest], dir: &Path) -> PathBuf {
-    let paths: Vec<PathBuf> = layers.iter().map(|layer| store.object_path(layer)).collect();
+fn build(store: &Store, layers: &[StoredLayer], dir: &Path) -> PathBuf {
+    let layers: Vec<_> = layers.iter().map(|layer| layer.in_store(store)).collect();
     let out = dir.join("out");
     fs::create_dir_all(&out).unwrap();
-    build_base(BaseSource::Layers(&paths), &out, dir).unwrap();
+    build_base(BaseSource::Layers(&layers), &out, dir).unwrap();
     out.join(BASE_IMAGE)
 }
 
@@ -222,7 +221,7 @@ fn archives_of_docker_and_of_oci_become_the_same_tree() {
         let path = dir.path().join("image.tar");
         sample.tools.copy(&[], &sample.layout(), &format!("{transport}:{}:{tag}", path.display()));
         for name in [None, Some("v1"), Some(tag)] {
-            check_defaults(&inspect(&path, name).unwrap().config);
+            check_defaults(&inspect(&s.store, &path, name).unwrap().config);
         }
         let image = open_local(&s.store, &path, None).unwrap();
         assert_is_the_oracle(&build(&s.store, &image.layers, dir.path()), sample);
@@ -250,7 +249,8 @@ fn a_registry_serves_the_same_image_in_both_formats_and_layers_are_downloaded_on
     let layers = fetch_as(&s.store, &reference("oci"), &pin, &logins, &counted).unwrap();
     assert_eq!(counted.0.load(Ordering::Relaxed), pin.layers.iter().map(|layer| layer.size).sum::<u64>());
     assert!(have(&s.store, &reference("oci"), &pin));
-    assert_is_the_oracle(&build(&s.store, &layers, dir.path()), sample);
+    let stored = stored_layers(&s.store, &reference("oci"), &pin, &layers).unwrap();
+    assert_is_the_oracle(&build(&s.store, &stored, dir.path()), sample);
 
     let docker = resolve_as(&reference("v2s2"), &logins, &Silent).unwrap();
     assert_ne!(docker.manifest, pin.manifest);
