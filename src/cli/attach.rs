@@ -1,7 +1,7 @@
 //! Follows running VMs: their output to this terminal, this terminal's signals to them.
 
 use super::signals::Signals;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::manifest::model::Port;
 use crate::name::Name;
@@ -108,7 +108,7 @@ fn read_events(index: usize, mut client: Client, sender: Sender<Message>) {
             let message = match client.next_event() {
                 Ok(Some(event)) => Message::Event(index, event),
                 Ok(None) => Message::Lost(index, None),
-                Err(error) => Message::Lost(index, Some(error.to_string())),
+                Err(error) => Message::Lost(index, Some(words(&error))),
             };
             let last = !matches!(&message, Message::Event(_, event) if !matches!(event, Event::Ended(_)));
             if sender.send(message).is_err() || last {
@@ -116,6 +116,20 @@ fn read_events(index: usize, mut client: Client, sender: Sender<Message>) {
             }
         }
     });
+}
+
+/// An error in the form of a failed VM's message: with its causes, and its help on a line of its own.
+fn words(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(why) = cause {
+        text += &format!(": {why}");
+        cause = why.source();
+    }
+    if let Some(help) = error.help_text() {
+        text += &format!("\nhelp: {help}");
+    }
+    text
 }
 
 struct Follower<'a> {

@@ -55,7 +55,10 @@ impl Project {
                 vm.tuning.check_qemu(vm.name.as_str())?;
             }
             match &vm.vmm {
-                VmmSource::QemuPath(path) => self.scan_plain(&mut scan, path)?,
+                VmmSource::QemuPath(path) => {
+                    self.scan_plain(&mut scan, path)?;
+                    step::check_qemu(&self.store, &scan, path)?;
+                }
                 VmmSource::Firecracker(Firecracker {
                     from: FirecrackerFrom::Dir(dir),
                     version: declared,

@@ -181,6 +181,27 @@ pub fn scanned_version(store: &Store, scan: &Scan, dir: &Path) -> Result<Version
     firecracker_version(store, &programs, &digests)
 }
 
+/// Whether the QEMU that the manifest names, and that was scanned, can boot VMs. Asked once for its bytes.
+///
+/// # Errors
+/// As `vmm::identify_qemu`.
+pub fn check_qemu(store: &Store, scan: &Scan, path: &Path) -> Result<()> {
+    let Some(ScannedSource::File { path: program, digest, .. }) = scan.sources.get(&Scan::file_id(path))
+    else {
+        return Err(Error::bug(format!("{} was not scanned", path.display())));
+    };
+    let key = FieldHasher::new("firegopher qemu v1").field(digest.to_hex()).finish().into();
+    if store.action(&key).is_some() {
+        return Ok(());
+    }
+    let begin = Instant::now();
+    vmm::identify_qemu(program)?;
+    let output = store.publish_bytes(b"it has microvms\n")?;
+    let inputs = vec![("program".to_owned(), digest.to_string())];
+    let millis = begin.elapsed().as_millis() as u64;
+    store.record(&key, &Action { kind: "qemu".to_owned(), output, inputs, millis })
+}
+
 /// What a version of Firecracker must have to boot `vm`.
 pub fn firecracker_needs(vm: &Vm) -> Vec<Need> {
     let mut needs = vm.tuning.needs();

@@ -9,7 +9,7 @@ pub mod run_config;
 mod sources;
 mod tasks;
 
-pub use boot::{cpu_changes, firecracker_needs, scanned_version};
+pub use boot::{check_qemu, cpu_changes, firecracker_needs, scanned_version};
 pub use execute::{Outputs, execute};
 pub use record::record_last;
 pub use sources::resolve;

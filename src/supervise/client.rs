@@ -3,7 +3,7 @@
 use super::outcome::{Event, Stream};
 use super::state::State;
 use super::wire::{FromSupervisor, SOCKET_FILE, ToSupervisor, WIRE, error_from, message};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use firegopher_protocol::{Decoder, channel, encode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
@@ -186,12 +186,12 @@ impl Client {
                 channel::STDOUT => Event::Output { stream: Stream::Stdout, bytes: frame.payload },
                 channel::STDERR => Event::Output { stream: Stream::Stderr, bytes: frame.payload },
                 channel::CONTROL => {
-                    let message = serde_json::from_slice(&frame.payload)
-                        .or_failed("supervise.version", || {
-                            format!("the supervisor in {} speaks another version", self.dir.display())
-                        })
-                        .map_err(|e| e.help("stop the VM (firegopher down) and start it again"))?;
+                    let message =
+                        serde_json::from_slice(&frame.payload).map_err(|e| self.foreign(e.to_string()))?;
                     match message {
+                        FromSupervisor::Ready { wire } if wire != WIRE => {
+                            return Err(self.foreign(format!("its version is {wire}, this one's {WIRE}")));
+                        }
                         FromSupervisor::Ready { .. } => {
                             self.ready = true;
                             continue;
@@ -245,6 +245,13 @@ impl Client {
             return Next::Event(Event::Ended(outcome));
         }
         Next::Closed
+    }
+
+    fn foreign(&self, why: String) -> Error {
+        let text = format!("the supervisor in {} speaks another version", self.dir.display());
+        Error::failed("supervise.version", text)
+            .because(why)
+            .help("stop the VM (firegopher down) and start it again")
     }
 
     fn broken(&self, e: io::Error) -> Error {

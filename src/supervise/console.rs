@@ -120,6 +120,25 @@ mod tests {
     }
 
     #[test]
+    fn a_console_without_end_stays_bounded_on_disk_and_keeps_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::new(WorkloadLog::create(&dir.path().join("w"), 1000).unwrap(), false);
+        let path = dir.path().join("c");
+        let mut console = Console::create(&path, 100_000).unwrap();
+        for n in 0..1000 {
+            console.push(format!("{n:04}{}\n", "x".repeat(995)).as_bytes(), &hub);
+        }
+        let read = |path: &Path| std::fs::read(path).unwrap();
+        let (now, before) = (read(&path), read(&crate::supervise::logs::rotated(&path)));
+        assert_eq!((now.len(), before.len()), (100_000, 100_000));
+        assert!(
+            now.starts_with(b"0900") && before.starts_with(b"0800"),
+            "the end of it, and what came before"
+        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "and nothing else");
+    }
+
+    #[test]
     fn a_panic_is_told_with_what_led_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let hub = Hub::new(WorkloadLog::create(&dir.path().join("w"), 1000).unwrap(), false);

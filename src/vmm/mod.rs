@@ -1,5 +1,6 @@
 //! Where a VMM comes in: one trait-sized interface, one back end a VMM, and the jail around it.
 
+mod ask;
 mod beside;
 pub mod boot_args;
 pub mod firecracker;
@@ -16,7 +17,7 @@ mod tsc;
 pub mod tuning;
 
 pub use monitor::{Death, Ended, Listener, Monitor, Said};
-pub use qemu::check_forwards;
+pub use qemu::{check_forwards, identify as identify_qemu};
 
 use crate::error::Result;
 use crate::net::netns::Netns;

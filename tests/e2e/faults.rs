@@ -12,8 +12,12 @@ use firegopher::home::Home;
 use firegopher::name::{Name, VmId};
 use firegopher::net::{netns::Netns, tap};
 use firegopher::store::Store;
+use firegopher::supervise::State;
+use serde_json::json;
 use std::fs;
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 // --- Package sources --------------------------------------------------------------------------------------------
@@ -248,6 +252,46 @@ fn a_taken_tap_name_is_told_and_left_alone() {
     project.ok(&["down", "--kill"]);
     drop(namespace);
     assert_clean(&project);
+}
+
+// --- Supervisors of other versions ------------------------------------------------------------------------------
+
+/// Answers at a VM's socket in its supervisor's place.
+fn impersonate(project: &Project, vm: &str, words: serde_json::Value) {
+    let dir = project.state_dir().join(vm);
+    fs::remove_file(dir.join("sup.sock")).unwrap();
+    // The directory's own path may be longer than a socket's may be.
+    let handle = fs::File::open(&dir).unwrap();
+    let listener =
+        std::os::unix::net::UnixListener::bind(format!("/proc/self/fd/{}/sup.sock", handle.as_raw_fd()))
+            .unwrap();
+    let mut answer = Vec::new();
+    let control = firegopher_protocol::channel::CONTROL;
+    firegopher_protocol::encode(control, words.to_string().as_bytes(), &mut answer);
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            // One that has gone by now wanted no answer.
+            let _ = client.unwrap().write_all(&answer);
+        }
+    });
+}
+
+#[test]
+fn a_supervisor_of_another_version_is_named_and_can_be_stopped() {
+    let Some(_guests) = guests(1) else { return };
+    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}"));
+    for words in [json!({"type": "ready", "wire": 2}), json!({"type": "greeting", "by": "another"})] {
+        project.up(&["-d"]);
+        let supervisor = State::load(&project.state_dir().join("a")).unwrap().unwrap().supervisor;
+        impersonate(&project, "a", words);
+        let output = project.run(&["up"]).expect(1);
+        output.says("speaks another version").says("help: stop the VM (firegopher down)");
+        project.ok(&["logs", "a"]);
+        assert_eq!(project.ps("a").unwrap()["status"], "running");
+        project.ok(&["down"]);
+        assert!(!supervisor.is_alive(), "it was stopped");
+        assert_clean(&project);
+    }
 }
 
 // --- Processes that are killed ----------------------------------------------------------------------------------

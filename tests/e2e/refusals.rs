@@ -187,6 +187,18 @@ fn what_cannot_be_started_is_told_before_anything_is_fetched() {
 }
 
 #[test]
+fn a_program_that_is_no_qemu_is_refused_before_anything_is_fetched() {
+    let home = tempfile::tempdir().unwrap();
+    let project = Project::empty().with_home(&home.path().join("home"));
+    project.manifest("vm \"a\" { run \"x\"; vmm \"qemu\" { path \"/bin/true\" } }");
+    for command in ["plan", "up"] {
+        let output = project.run(&[command]).expect(64);
+        assert!(!output.stderr.contains("fetch"), "{output:?}");
+        output.says("true is no QEMU: it has no monitor").says("help: name a `qemu-system-x86_64`");
+    }
+}
+
+#[test]
 fn directories_that_cannot_be_used_are_named() {
     let project = Project::empty();
     let at = |dir: &str, command: &str| {

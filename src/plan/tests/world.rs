@@ -118,8 +118,11 @@ impl World {
                 self.scan.sources.insert(Scan::file_id(&file.path), source);
             }
             for workload in &vm.workloads {
-                let source =
-                    ScannedSource::Dir { path: PathBuf::from("/p/app"), listing: listing.clone(), digest };
+                let source = ScannedSource::Dir {
+                    path: self.manifest.dir.join("app"),
+                    listing: listing.clone(),
+                    digest,
+                };
                 self.scan.sources.insert(Scan::workload_id(workload), source);
             }
         }

@@ -355,24 +355,20 @@ fn an_exec_that_fails_is_told_although_the_jailer_ends_well() {
 }
 
 #[test]
-fn a_jailer_that_fails_says_why() {
+fn a_jailer_that_fails_is_quoted_and_one_that_does_nothing_is_no_start() {
     let Some(mut vm) = vm("refused", &Stub::Reset.elf()) else { return };
-    // The jailer takes no uid of this form.
-    vm.spec.jail.as_mut().unwrap().gid = 0;
     let VmmBinary::Firecracker { jailer, .. } = &mut vm.spec.vmm else { unreachable!() };
     let other = vm.dir.path().join("jailer");
-    fs::copy("/bin/false", &other).unwrap();
     *jailer = other.clone();
-    let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
-    assert_eq!(error.code(), "vmm.jailer", "{error}");
-    // Nor does one that does nothing pass for a start.
-    fs::remove_file(&other).unwrap();
-    jail::clean(vm.jail()).unwrap();
-    fs::copy("/bin/true", &other).unwrap();
-    let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
-    assert_eq!(error.code(), "vmm.jailer", "{error}");
-    fs::remove_file(&other).unwrap();
-    vm.clean();
+    // Neither is a jailer. One is told of options that it does not have and says so, the other ends well.
+    for (program, words) in [("/bin/cat", "--id"), ("/bin/true", "did not leave a VMM behind")] {
+        fs::copy(program, &other).unwrap();
+        let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
+        assert_eq!(error.code(), "vmm.jailer", "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        fs::remove_file(&other).unwrap();
+        vm.clean();
+    }
 }
 
 #[test]
@@ -404,6 +400,32 @@ fn the_keyboard_answers_and_a_dead_api_is_an_error_soon() {
     assert!(begin.elapsed() < Duration::from_secs(5));
     fs::remove_file(vm.inside().join("run/api.sock")).unwrap();
     assert!(block_on(keyboard.ctrl_alt_del()).is_err());
+    block_on(launched.monitor.quit()).unwrap();
+    ended(&mut launched);
+    vm.clean();
+}
+
+/// It takes half a minute where KVM is emulated.
+#[test]
+fn a_debian_kernel_prints_its_first_lines() {
+    let Some(mut vm) = vm("debian", &Stub::Reset.elf()) else { return };
+    let Some(files) = crate::testing::artifacts() else { return };
+    vm.spec.kernel = files.kernel.join("vmlinux");
+    vm.spec.memory = 256 << 20;
+    vm.spec.tuning.console = Console::All;
+    let mut launched = vm.launch(None);
+    let begin = Instant::now();
+    let mut reader = launched.console.reader().unwrap();
+    let (mut all, mut chunk) = (Vec::new(), [0; 4096]);
+    while !String::from_utf8_lossy(&all).contains("Linux version") {
+        let left = Duration::from_secs(120).saturating_sub(begin.elapsed()).as_millis() as u16;
+        let poll = nix::poll::PollFd::new(reader.as_fd(), nix::poll::PollFlags::POLLIN);
+        let ready = nix::poll::poll(&mut [poll], left).unwrap();
+        let got = if ready == 1 { reader.read(&mut chunk).unwrap() } else { 0 };
+        assert!(got > 0, "{}\n{}", launched.monitor.stderr_so_far(), String::from_utf8_lossy(&all));
+        all.extend_from_slice(&chunk[..got]);
+    }
+    println!("after {:?}:\n{}", begin.elapsed(), String::from_utf8_lossy(&all));
     block_on(launched.monitor.quit()).unwrap();
     ended(&mut launched);
     vm.clean();

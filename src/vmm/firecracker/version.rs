@@ -2,19 +2,12 @@
 //! panic of the guest.
 
 use crate::error::{Context, Error, Result};
+use crate::vmm::ask::ask;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::str::FromStr;
-use std::time::{Duration, Instant};
-
-/// How long `--version` may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Far more than what it prints.
-const MAX_OUTPUT: u64 = 64 << 10;
 
 /// A version of Firecracker. One in development counts as the version that it will become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -111,7 +104,7 @@ pub fn check_declared(said: Version, declared: Option<Version>, shown: &str) -> 
 /// As [`of`]; `vmm.jailer-version`.
 pub fn of_both([firecracker, jailer]: [&Path; 2]) -> Result<Version> {
     let version = of(firecracker)?;
-    let other = ask(jailer, "Jailer")?;
+    let other = version_of(jailer, "Jailer")?;
     if other != version {
         return Err(Error::usage(
             "vmm.jailer-version",
@@ -127,40 +120,14 @@ pub fn of_both([firecracker, jailer]: [&Path; 2]) -> Result<Version> {
 /// # Errors
 /// It is missing, not executable here, says something else than a version of Firecracker, or does not end.
 pub fn of(binary: &Path) -> Result<Version> {
-    ask(binary, "Firecracker")
+    version_of(binary, "Firecracker")
 }
 
-fn ask(binary: &Path, name: &str) -> Result<Version> {
+fn version_of(binary: &Path, name: &str) -> Result<Version> {
     let shown = binary.display();
     native(binary)?;
     let fail = || format!("cannot run {shown} --version");
-    let mut child = Command::new(binary)
-        .arg("--version")
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .or_host("firecracker.cannot-run", fail)?;
-    let mut stdout = child.stdout.take().expect("invariant: stdout is piped");
-    let reader = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        stdout.by_ref().take(MAX_OUTPUT).read_to_end(&mut text).map(|_| text)
-    });
-    let start = Instant::now();
-    while child.try_wait().or_host("firecracker.cannot-run", fail)?.is_none() {
-        if start.elapsed() > PATIENCE {
-            // Its own children would keep the pipe open; the error goes out without waiting for the reader.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(Error::host("firecracker.cannot-run", fail())
-                .because(format!("it did not end within {PATIENCE:?}")));
-        }
-        std::thread::sleep(Duration::from_micros(500));
-    }
-    let text = reader.join().map_err(|_| Error::bug("the reader of --version panicked"))?;
-    let text = text.or_host("firecracker.cannot-run", fail)?;
+    let text = ask(binary, &["--version"], "").or_host("firecracker.cannot-run", fail)?;
     parse_output(name, &String::from_utf8_lossy(&text)).ok_or_else(|| {
         Error::host("firecracker.not-firecracker", format!("{shown} is no {name}"))
             .because(format!("--version says {:?}", String::from_utf8_lossy(&text[..text.len().min(80)])))

@@ -1,6 +1,7 @@
 //! QEMU's microvm machine: the back end that needs no KVM.
 
 mod argv;
+mod identify;
 mod kernel_args;
 
 use super::beside::{Lives, beside_tap};
@@ -14,6 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use argv::Wiring;
 pub use argv::check_forwards;
+pub use identify::identify;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

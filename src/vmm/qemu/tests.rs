@@ -253,9 +253,39 @@ fn a_jailed_vmm_has_nothing_but_its_jail() {
     }
     let stat = fs::read_to_string(proc.join("stat")).unwrap();
     assert_eq!(stat.split(' ').nth(5).unwrap(), running.launched.pid.to_string(), "a session of its own");
+    assert_limited(&vm, &running.launched);
     running.say("poweroff");
     assert_eq!(running.end().0, Ended::GuestShutdown);
     vm.clean();
+}
+
+/// Whether the groups of a running VM hold it, and limit it as it should be. What this host cannot limit is skipped.
+fn assert_limited(vm: &Vm, launched: &Launched) {
+    let record = fs::read(cgroup::journal(&vm.spec.jail.as_ref().unwrap().root)).unwrap();
+    let groups: Vec<PathBuf> = serde_json::from_slice(&record).unwrap();
+    // Of each controller the file of cgroup v1, that of v2, and what either holds.
+    let (memory, pids) = ((vm.spec.memory + OVERHEAD).to_string(), (THREADS + 1).to_string());
+    for (controller, v1, v2) in [
+        ("memory", ("memory.limit_in_bytes", &*memory), ("memory.max", &*memory)),
+        ("pids", ("pids.max", &*pids), ("pids.max", &*pids)),
+        ("cpu", ("cpu.cfs_quota_us", "200000"), ("cpu.max", "200000 100000")),
+    ] {
+        if let Some(warning) =
+            launched.warnings.iter().find(|w| w.contains(&format!("VM's {controller} is not")))
+        {
+            crate::testing::skip(warning);
+            continue;
+        }
+        let found = groups.iter().find_map(|group| {
+            let read = |(file, wanted)| fs::read_to_string(group.join(file)).ok().map(|text| (text, wanted));
+            read(v1).or_else(|| read(v2)).map(|found| (group, found))
+        });
+        let (group, (text, wanted)) =
+            found.unwrap_or_else(|| panic!("no limit of {controller} in {groups:?}"));
+        assert_eq!(text.trim(), wanted, "{controller}");
+        let inside = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+        assert!(inside.lines().any(|pid| pid == launched.pid.to_string()), "{controller}: {inside}");
+    }
 }
 
 /// Who holds a lock on any byte of a file: 0 for a descriptor, a pid for a process, whose lock goes with any of its

@@ -87,6 +87,9 @@ fn a_kvm_that_cannot_be_opened_is_told_before_anything_is_staged() {
 #[test]
 fn user_networking_and_a_jail_without_root_are_refused() {
     let mut vm = vm_of(["/x/firecracker".into(), "/x/jailer".into()], "rootless", &Stub::Reset.elf());
+    vm.spec.net = NetSpec::User { forwards: Vec::new(), mac: [2, 0, 10, 0, 2, 15] };
+    let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
+    assert!(error.code() == "bug" && error.to_string().contains("no user networking"), "{error}");
     vm.spec.jail = None;
     let error = backend(&vm.spec).launch(&vm.spec, None).unwrap_err();
     assert_eq!(error.code(), "vmm.firecracker-root");
