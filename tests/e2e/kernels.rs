@@ -1,6 +1,6 @@
 //! Kernels given as files: the real one re-wrapped as other distributions do, and judged before it boots.
 
-use crate::harness::{Project, guests};
+use crate::harness::{Project, guests, skip};
 use crate::web::{Reply, Server};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -102,6 +102,43 @@ fn a_kernel_given_as_a_bz_image_runs_up_to_the_want_of_its_drivers() {
     let console = project.ok(&["logs", "--console", "a"]).stdout;
     assert!(console.contains("PCI: Fatal: No config space access"), "the kernel ran: {console}");
     assert!(!console.contains("Kernel panic"), "it found its init: {console}");
+}
+
+/// Names a vmlinux with all of its drivers built in, such as Firecracker's own CI boots: no package is one.
+const BARE: &str = "FIREGOPHER_TEST_VMLINUX";
+
+#[test]
+fn a_bare_vmlinux_by_url_boots_to_its_workload() {
+    let Some(file) = std::env::var_os(BARE) else {
+        return skip(format!("{BARE} names no vmlinux with its drivers built in"));
+    };
+    let Some(_turn) = guests(1) else { return };
+    let bytes = std::fs::read(&file).unwrap_or_else(|e| panic!("{file:?}: {e}"));
+    assert!(bytes.starts_with(b"\x7fELF"), "{file:?} is no bare vmlinux");
+    let server = Server::start(move |request| Reply::ok(bytes.as_slice()).ranged(request));
+    let project = Project::new(&format!(
+        r##"vm "a" {{
+            kernel {{ url "{}" }}
+            image {{ debian "busybox-static" }}
+            vmm "qemu"
+            volume "data" at="/data" size="32MiB"
+            run "/bin/busybox" "sh" "-c" #"""
+                b=/bin/busybox
+                $b uname -r
+                $b cat /proc/modules 2>/dev/null
+                $b mount | $b grep -E ' on (/|/data) ' | $b cut -d ' ' -f 3,5
+                $b ls /sys/class/net
+                exit 7
+            """#
+        }}"##,
+        server.url("/vmlinux")
+    ));
+    project.ok(&["lock"]).says("trusting what comes");
+    let tree = kernel_tree(&project);
+    let info = firegopher::asset::kernel::KernelInfo::load(&tree).unwrap();
+    assert_eq!(std::fs::read_dir(tree.join("modules")).unwrap().count(), 0, "a file brings none");
+    let run = project.run(&["run", "--locked"]).expect(7);
+    assert_eq!(run.stdout, format!("{}\n/ overlay\n/data ext4\neth0\nlo\n", info.release));
 }
 
 /// The real kernel with the configuration in it, as `CONFIG_IKCONFIG` puts it there.

@@ -1,7 +1,7 @@
 //! `examples/ubuntu-jammy`: with Ubuntu's packages where its archive can be reached, and with a tarball of the shape of
 //! its cloud images from a server of our own.
 
-use crate::harness::{Project, guests, home, skip};
+use crate::harness::{Output, Project, guests, home, skip};
 use crate::web::{Reply, Server};
 use firegopher::asset::{Apt, Silent, fetch_debs, resolve_all};
 use firegopher::home::Home;
@@ -13,19 +13,51 @@ use std::process::{Command, Stdio};
 /// The address in the example.
 const TARBALL: &str = "https://cloud-images.ubuntu.com/minimal/releases/jammy/release/ubuntu-22.04-minimal-cloudimg-amd64-root.tar.xz";
 
+/// Pins what comes from Ubuntu's archive; `None`, and a reason, where that cannot be reached.
+fn locked(project: &Project) -> Option<Output> {
+    let locked = project.run(&["lock"]);
+    let unreachable = ["Could not", "Temporary failure", "Unable to connect", "Connection"];
+    if locked.code != Some(0) && unreachable.iter().any(|s| locked.stderr.contains(s)) {
+        skip(format!("Ubuntu's archive cannot be reached: {}", locked.stderr));
+        return None;
+    }
+    Some(locked.expect(0))
+}
+
+#[test]
+fn a_kernel_with_its_drivers_built_in_boots_with_the_few_modules_it_has() {
+    let Some(_turn) = guests(1) else { return };
+    let jammy = Project::example("ubuntu-jammy");
+    let text = jammy.read("firegopher.kdl");
+    let sources: Vec<&str> = text.lines().filter(|line| line.trim().starts_with("source ")).collect();
+    jammy.manifest(&format!(
+        "vm \"a\" {{\nimage {{ debian \"busybox-static\" }}\nrun \"/bin/busybox\" \"uname\" \"-r\"\n\
+         volume \"data\" at=\"/data\" size=\"32MiB\"\nkernel {{ debian \"linux-image-kvm\" {{\n{}\n}} }}\n}}\n",
+        sources.join("\n")
+    ));
+    if locked(&jammy).is_none() {
+        return;
+    }
+    let built = jammy.ok(&["build", "--locked", "--json"]).json();
+    let fetch =
+        built["steps"].as_array().unwrap().iter().find(|step| step["kind"] == "fetch-kernel").unwrap();
+    let tree = Path::new(fetch["path"].as_str().unwrap());
+    let modules = std::fs::read_dir(tree.join("modules")).unwrap();
+    let modules: Vec<String> =
+        modules.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    assert!(modules.iter().any(|name| name.ends_with("-overlay.ko")), "{modules:?}");
+    for driver in ["virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "ext4"] {
+        assert!(!modules.iter().any(|name| name.contains(driver)), "{driver} is built in: {modules:?}");
+    }
+    let run = jammy.ok(&["run", "--locked"]);
+    assert!(run.stdout.trim_end().ends_with("-kvm"), "{}", run.stdout);
+}
+
 #[test]
 fn ubuntus_own_packages_boot() {
     let Some(_turn) = guests(1) else { return };
     let jammy = Project::example("ubuntu-jammy");
-    let locked = jammy.run(&["lock"]);
-    if locked.code != Some(0)
-        && ["Could not", "Temporary failure", "Unable to connect", "Connection"]
-            .iter()
-            .any(|s| locked.stderr.contains(s))
-    {
-        return skip(format!("Ubuntu's archive cannot be reached: {}", locked.stderr));
-    }
-    let locked = locked.expect(0);
+    let Some(locked) = locked(&jammy) else { return };
     assert!(
         jammy.read("firegopher.lock").contains("distribution = \"ubuntu\"\nsuite = \"jammy\"\n"),
         "{}",
