@@ -42,12 +42,21 @@ impl Complaints {
         })
     }
 
-    /// The package and version that no list knows.
+    /// The first package and version that no list knows.
     pub(super) fn unknown_version(&self) -> Option<(&str, &str)> {
-        self.lines().find_map(|line| {
+        self.unknown_versions().next()
+    }
+
+    fn unknown_versions(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.lines().filter_map(|line| {
             let (version, rest) = line.strip_prefix("Version '")?.split_once("' for '")?;
             Some((rest.strip_suffix("' was not found")?, version))
         })
+    }
+
+    /// Whether no list knows this package, or this version of it: apt-get then downloads none of what it was asked for.
+    pub(super) fn unlisted(&self, package: &str, version: &str) -> bool {
+        self.unknown_package() == Some(package) || self.unknown_versions().any(|it| it == (package, version))
     }
 
     /// Whether the suite that was asked for is none of the sources'.

@@ -126,22 +126,44 @@ fn download(store: &Store, apt: &Apt, wanted: &BTreeMap<&str, &Deb>, progress: &
         said = download_once(apt, left.values().copied(), &temp, progress)?;
         left = harvest(store, &temp, &left)?;
     }
+    // One package that no list knows keeps apt-get from downloading the others.
+    let refused = said.clone();
+    let mut gone: Vec<&Deb> = Vec::new();
+    loop {
+        let all = left.values().copied();
+        let unlisted: Vec<&Deb> = all.filter(|deb| said.unlisted(&deb.package, &deb.version)).collect();
+        if unlisted.is_empty() {
+            break;
+        }
+        gone.extend(unlisted);
+        left.retain(|_, deb| !gone.contains(deb));
+        if !left.is_empty() {
+            said = download_once(apt, left.values().copied(), &temp, progress)?;
+            left = harvest(store, &temp, &left)?;
+        }
+    }
+    if !gone.is_empty() {
+        return Err(no_longer_served(&gone, &refused));
+    }
     let Some(first) = left.values().next() else { return Ok(()) };
     if said.network() {
         return Err(network_error(&format!("download {} packages", left.len()), &said));
     }
     if said.gone() {
-        let names: Vec<String> =
-            left.values().take(5).map(|p| format!("{} {}", p.package, p.version)).collect();
-        let more = if left.len() > 5 { format!(" and {} more", left.len() - 5) } else { String::new() };
-        let message = format!("the archive no longer serves {}{more}: {}", names.join(", "), said.quoted());
-        return Err(Error::failed("asset.gone", message)
-            .help("run `firegopher update` to pin the versions that it serves now"));
+        return Err(no_longer_served(&left.values().copied().collect::<Vec<&Deb>>(), &said));
     }
     if said.is_empty() || said.other_bytes() {
         return Err(other_bytes(first));
     }
     Err(network_error(&format!("download {} {}", first.package, first.version), &said))
+}
+
+fn no_longer_served(debs: &[&Deb], said: &Complaints) -> Error {
+    let names: Vec<String> = debs.iter().take(5).map(|p| format!("{} {}", p.package, p.version)).collect();
+    let more = if debs.len() > 5 { format!(" and {} more", debs.len() - 5) } else { String::new() };
+    let message = format!("the archive no longer serves {}{more}: {}", names.join(", "), said.quoted());
+    Error::failed("asset.gone", message)
+        .help("run `firegopher update` to pin the versions that it serves now")
 }
 
 fn other_bytes(Deb { package, version, .. }: &Deb) -> Error {

@@ -195,6 +195,25 @@ fn a_version_that_new_lists_lack_too_is_gone() {
 }
 
 #[test]
+fn what_is_gone_is_told_alone_and_the_rest_is_kept() {
+    // As apt-get does: one unknown version, and nothing is downloaded.
+    let unknown = |name: &str| {
+        format!(
+            "case \"$*\" in *\" {name}=1\"*) echo \"E: Version '1' for '{name}' was not found\" >&2; exit 100;; esac\n"
+        )
+    };
+    let fake = Fake::new(&[
+        ("update", LISTS),
+        ("download", &format!("{}{}{}{}", unknown("b"), unknown("d"), serve("a"), serve("c"))),
+    ]);
+    let error = fake.fetch(&[pin("a"), pin("b"), pin("c"), pin("d")]).unwrap_err();
+    assert_eq!(error.code(), "asset.gone");
+    let text = error.to_string();
+    assert!(text.contains("no longer serves b 1, d 1: Version '1' for 'b' was not found"), "{text}");
+    assert!(have_debs(&fake.store, &[pin("a"), pin("c")]));
+}
+
+#[test]
 fn what_arrived_before_the_network_broke_is_kept() {
     let broken = "echo 'E: Failed to fetch http://example.org/b  Connection timed out' >&2; exit 100";
     let fake = Fake::new(&[("update", LISTS), ("download", &format!("{}{broken}", serve("a")))]);

@@ -63,6 +63,8 @@ impl StepKind {
             StepKind::FetchKernel => 4,
             // 2: what layers must unpack to.
             StepKind::FetchImage => 2,
+            // 2: sysctls, limits, and a working directory that may have to be made.
+            StepKind::Init => 2,
             _ => 1,
         }
     }

@@ -86,3 +86,20 @@ pub fn fields(config: &RunConfig) -> Vec<(String, String)> {
     fields.extend(settings.map(|(name, value)| (name.clone(), value.to_string())));
     fields
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::StepKind;
+    use std::path::Path;
+
+    /// What is cached under one version of the step must be what it makes: another form needs another version.
+    #[test]
+    fn the_form_of_run_json_goes_with_the_version_of_its_step() {
+        let text = "vm \"app\" { run \"sh\" \"-c\" \"true\"; port 8080 to=80; volume \"data\" at=\"/data\" size=\"1GiB\" }";
+        let manifest = crate::manifest::parse(text, "test", Path::new("/"));
+        let vm = &manifest.unwrap_or_else(|_| panic!("{text}")).vms[0];
+        let version = format!("run_json_version_{}", StepKind::Init.version());
+        insta::assert_snapshot!(version, serde_json::to_string_pretty(&template(vm)).unwrap());
+    }
+}
