@@ -119,7 +119,8 @@ fn a_users_scripts_end_with_a_signal_and_what_a_kill_leaves_goes_with_the_next_c
         let output = running.wait(LIMIT);
         if signal == libc::SIGKILL {
             assert!(foreign(&tmp).len() >= 100);
-            assert_eq!(temps_of(&theirs, pid).len(), 1);
+            // Other steps may have been under way, too.
+            assert!(!temps_of(&theirs, pid).is_empty());
             with_subordinate_ids(&theirs, public.path(), &["gc"]).unwrap().output().expect(0);
         } else {
             let output = output.expect(128 + signal);
