@@ -9,7 +9,7 @@ use super::parse::{Deb, chosen, deb_name};
 use super::progress::Progress;
 use crate::digest::{FieldHasher, ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
-use crate::lock::{AssetId, Pin};
+use crate::lock::{self, AssetId, Pin};
 use crate::store::{Action, Store, TempDir};
 use fs_err as fs;
 use std::collections::{BTreeMap, HashSet};
@@ -103,7 +103,13 @@ fn is_stored(store: &Store, pin: &Pin) -> Result<bool> {
     let named =
         Named { key: deb_key(&pin.sha256), sha256: &pin.sha256, blake3: pin.blake3, size: Some(pin.size) };
     let what = format_args!("the package {}", pin.package);
-    named.is_stored(store, &what, || ("deb", inputs(&Deb::from(pin))))
+    let says = inputs(&Deb::from(pin));
+    let known = store.action(&named.key).filter(|known| known.output == pin.blake3);
+    if let Some((_, other)) = known.iter().flat_map(|known| &known.inputs).find(|known| !says.contains(known))
+    {
+        return Err(lock::contradiction(what, &format!("the digests of {other}")));
+    }
+    named.is_stored(store, &what, || ("deb", says))
 }
 
 /// What the store has of a package whose SHA-256 alone is known.

@@ -292,6 +292,9 @@ fn a_pin_that_names_different_bytes_is_refused_before_and_after_a_download() {
     contradicts(&fake, &Pin { sha256: pin("b").sha256, ..pin("a") });
     assert_eq!(fake.calls(), calls);
     fake.fetch(&[pin("a")]).unwrap();
+    let error = fake.fetch(&[Pin { version: "2".into(), ..pin("a") }]).unwrap_err();
+    assert_eq!(error.code(), "lock.contradiction");
+    assert!(error.to_string().ends_with("gives the package a the digests of a 1 all"), "{error}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::index::Index;
 use super::place::Placer;
 use super::tree::{Kind, Meta, Node, Tree};
 use crate::error::{Error, Result};
+use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -74,6 +75,10 @@ const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 /// One unpacked package.
 struct Package {
     name: String,
+    /// Names that it answers to, its own first.
+    provides: Vec<String>,
+    /// What it needs to be there, each as the names of which one is enough.
+    needs: Vec<Vec<String>>,
     entries: Vec<Entry>,
     /// The script that would run after unpacking; "" if there is none.
     postinst: String,
@@ -87,6 +92,7 @@ pub(super) fn assemble<'a>(
     warnings: &mut Vec<String>,
 ) -> Result<Placer<'a>> {
     let mut packages = unpack(debs, scratch_dir)?;
+    check_whole(&packages)?;
     // The order in which they were named must not matter. What base-files says of directories is said last.
     packages.sort_by(|a, b| (a.name == "base-files", &a.name).cmp(&(b.name == "base-files", &b.name)));
     let mut placer = Placer::new(nothing);
@@ -95,7 +101,7 @@ pub(super) fn assemble<'a>(
         placer.leaf(path, Meta::root(0o777), Kind::Symlink(target.into()))?;
     }
     let mut scripts = Vec::new();
-    for Package { name, mut entries, postinst } in packages {
+    for Package { name, mut entries, postinst, .. } in packages {
         // Packages of Debian 13 bring the links themselves.
         entries.retain(|entry| match &entry.kind {
             EntryKind::Leaf(Kind::Symlink(target)) => !LINKS.contains(&(entry.path.as_str(), target)),
@@ -111,6 +117,48 @@ pub(super) fn assemble<'a>(
     supply(&mut placer, &scripts)?;
     placer.replaced.clear();
     Ok(placer)
+}
+
+/// Whether each package has those it needs, by name: a list that lacks one was not made by a package manager.
+fn check_whole(packages: &[Package]) -> Result<()> {
+    let there: HashSet<&str> = packages.iter().flat_map(|p| &p.provides).map(String::as_str).collect();
+    for package in packages {
+        let missing = |names: &&Vec<String>| !names.iter().any(|name| there.contains(name.as_str()));
+        if let Some(names) = package.needs.iter().find(missing) {
+            let text = format!(
+                "the packages of the image are not whole: {} needs {}, which is not among them",
+                package.name,
+                names.join(" or ")
+            );
+            return Err(Error::failed("image.incomplete", text).help(
+                "firegopher.lock was edited, or merged from two that do not go together: run `firegopher update image`",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The clauses of a field like `Depends`, each as the names of its alternatives, without versions and architectures
+/// (deb-control(5)).
+fn clauses(control: &str, field: &str) -> Vec<Vec<String>> {
+    let mut text = String::new();
+    let mut within = false;
+    for line in control.lines() {
+        match line.strip_prefix([' ', '\t']) {
+            Some(more) if within => text.push_str(more),
+            Some(_) => {}
+            None => {
+                within = line.split_once(':').is_some_and(|(name, _)| name.eq_ignore_ascii_case(field));
+                if within {
+                    text.push_str(&line[field.len() + 1..]);
+                }
+            }
+        }
+    }
+    let name =
+        |alternative: &str| alternative.trim().split([' ', '(', ':']).next().unwrap_or_default().to_owned();
+    let all = text.split(',').map(|clause| clause.split('|').map(name).filter(|n| !n.is_empty()).collect());
+    all.filter(|names: &Vec<String>| !names.is_empty()).collect()
 }
 
 /// Reads all packages, on as many threads as there are processors: most of the time is decompression.
@@ -149,12 +197,16 @@ fn read_package(path: &Path, spool: &mut Spool) -> Result<Package> {
             _ => String::new(),
         }
     };
-    let name =
-        text("control").lines().find_map(|line| line.strip_prefix("Package:")).map(|n| n.trim().to_owned());
+    let stanza = text("control");
+    let name = stanza.lines().find_map(|line| line.strip_prefix("Package:")).map(|n| n.trim().to_owned());
     let name = name
         .ok_or_else(|| Error::failed("deb.damaged", format!("{shown} does not say which package it is")))?;
     let postinst = text("postinst");
-    Ok(Package { entries: spool.read(deb::data_tar(path)?, &name, Limits::default())?, name, postinst })
+    let provided = clauses(&stanza, "Provides").into_iter().flatten();
+    let provides = std::iter::once(name.clone()).chain(provided).collect();
+    let needs = ["Pre-Depends", "Depends"].iter().flat_map(|field| clauses(&stanza, field)).collect();
+    let entries = spool.read(deb::data_tar(path)?, &name, Limits::default())?;
+    Ok(Package { entries, name, provides, needs, postinst })
 }
 
 fn text_of(content: &Content, size: u64) -> String {
@@ -306,6 +358,33 @@ fn alternatives(scripts: &[String]) -> Vec<(String, String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_package_needs_is_read_from_its_control_file() {
+        let control = "Package: a\nDepends: libc6 (>= 2.36), perl:any | perl-base (= 5),\n mawk|awk\n\
+                       Description: x\n Depends: nothing\nProvides: b (= 1), c\n";
+        let names = |clauses: Vec<Vec<String>>| clauses.iter().map(|c| c.join("|")).collect::<Vec<_>>();
+        assert_eq!(names(clauses(control, "Depends")), ["libc6", "perl|perl-base", "mawk|awk"]);
+        assert_eq!(names(clauses(control, "Provides")), ["b", "c"]);
+        assert_eq!(names(clauses(control, "Pre-Depends")), [""; 0]);
+    }
+
+    #[test]
+    fn a_list_that_lacks_what_one_of_it_needs_is_not_whole() {
+        let package = |name: &str, provides: &[&str], needs: &[&[&str]]| Package {
+            name: name.to_owned(),
+            provides: [&[name], provides].concat().into_iter().map(str::to_owned).collect(),
+            needs: needs.iter().map(|names| names.iter().map(|n| (*n).to_owned()).collect()).collect(),
+            entries: vec![],
+            postinst: String::new(),
+        };
+        let a = || package("a", &[], &[&["b", "virtual"], &["c"]]);
+        let virtual_c = || package("c", &["virtual"], &[]);
+        check_whole(&[a(), virtual_c()]).unwrap();
+        let error = check_whole(&[a(), package("c", &[], &[])]).unwrap_err();
+        assert_eq!(error.code(), "image.incomplete");
+        assert!(error.to_string().contains("a needs b or virtual"), "{error}");
+    }
 
     #[test]
     fn alternatives_are_read_from_scripts() {

@@ -109,7 +109,8 @@ pub fn node_inputs(
         match pinned {
             Pinned::Packages(pins) => {
                 for pin in &pins.packages {
-                    inputs.push(&pin.package, format!("{} {}", pin.version, names(&pin.sha256, pin.blake3)));
+                    let names = names(&pin.sha256, pin.blake3, pin.size);
+                    inputs.push(&pin.package, format!("{} {} {names}", pin.version, pin.arch));
                 }
             }
             // Bytes from another address are the same bytes.
@@ -118,7 +119,7 @@ pub fn node_inputs(
                     AssetId::File { member: Some(member), .. } => member,
                     _ => "download",
                 };
-                inputs.push(name, names(&pin.sha256, pin.blake3));
+                inputs.push(name, names(&pin.sha256, pin.blake3, pin.size));
             }
             // Its settings are in the init step's own inputs.
             Pinned::Oci(_) if matches!(node.task, Task::Init(_)) => {}
@@ -188,8 +189,8 @@ pub fn node_inputs(
 }
 
 /// Bytes by both names that a lock gives them.
-fn names(sha256: &str, blake3: ObjectDigest) -> String {
-    format!("sha256:{sha256} {blake3}")
+fn names(sha256: &str, blake3: ObjectDigest, size: u64) -> String {
+    format!("sha256:{sha256} {blake3} {size} bytes")
 }
 
 fn push_place(inputs: &mut Inputs, workload: &Workload) {

@@ -266,6 +266,28 @@ fn lock_files_that_cannot_be_used_say_what_to_do() {
 }
 
 #[test]
+fn a_lock_that_lacks_a_package_or_gives_one_another_version_builds_nothing() {
+    let Some(_guests) = guests(1) else { return };
+    let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}"));
+    let good = project.read("firegopher.lock");
+    let image = good.find("kind = \"image\"").unwrap();
+    let at = image + good[image..].find("{ name = \"libc6\"").unwrap();
+    let line = good[at..].lines().next().unwrap();
+    project
+        .write("firegopher.lock", good.replace(&good[good[..at].rfind('\n').unwrap()..at + line.len()], ""));
+    let output = project.run(&["build", "--locked"]).expect(1);
+    output
+        .says("the packages of the image are not whole")
+        .says(" needs libc6")
+        .says("firegopher update image");
+    let version = line.split("version = \"").nth(1).unwrap().split('"').next().unwrap();
+    project.write("firegopher.lock", good.replace(line, &line.replace(version, "9.99-1")));
+    project.run(&["build", "--locked"]).expect(1).says("the package libc6 the digests of libc6 ");
+    project.write("firegopher.lock", &good);
+    project.ok(&["build", "--locked"]);
+}
+
+#[test]
 fn a_lock_that_names_different_bytes_builds_nothing() {
     let Some(_guests) = guests(1) else { return };
     let project = Project::new(&format!("vm \"a\" {{ {SLEEP} }}"));
