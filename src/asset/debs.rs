@@ -55,7 +55,12 @@ pub fn fetch_debs(
 
 /// Whether fetching `pins` needs neither apt nor network: all of them are in the store, or contradict what is.
 pub fn have_debs(store: &Store, pins: &[Pin]) -> bool {
-    pins.iter().all(|pin| !matches!(is_stored(store, pin), Ok(false)))
+    lacking_debs(store, pins).next().is_none()
+}
+
+/// The packages that fetching `pins` has to download.
+pub fn lacking_debs<'a>(store: &Store, pins: &'a [Pin]) -> impl Iterator<Item = &'a Pin> {
+    pins.iter().filter(|pin| matches!(is_stored(store, pin), Ok(false)))
 }
 
 /// As [`fetch_debs`], for packages whose SHA-256 alone is known. They have the sources of `apt`.

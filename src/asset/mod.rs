@@ -38,7 +38,7 @@ pub(crate) mod scripts_tests;
 
 pub use apt::Apt;
 pub use debian::{resolve_all, resolve_each};
-pub use debs::{fetch_debs, have_debs};
+pub use debs::{fetch_debs, have_debs, lacking_debs};
 pub use firecracker::firecracker_tree;
 pub use kernel::{kernel_from_path, kernel_tree};
 pub use mmdebstrap::mmdebstrap_tree;

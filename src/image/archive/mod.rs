@@ -220,7 +220,11 @@ const OTHERS: &[(u64, &[u8], &str)] = &[
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it and give the directory"),
     (0, b"\x5d\0\0", "compressed by lzma, or no archive: make it a tar.xz"),
     (0, b"\x1f\x9d", "compressed by compress: make it a tar.gz"),
-    (0, b"<", "a page of HTML or XML, as servers send in place of a file: fetch it again"),
+    (
+        0,
+        b"<",
+        "a page of HTML or XML, as servers send in place of a file: fetch it again, by `firegopher update` if it is pinned",
+    ),
 ];
 
 fn unknown(name: &str, file: &fs::File) -> Error {
