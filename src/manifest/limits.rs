@@ -2,7 +2,7 @@
 
 use super::decode::{Decoder, Setting, Spanned, Wrong};
 use super::diagnostic::{Problem, listed, nearest};
-use super::vm::Bounds;
+use super::units::Bounds;
 use firegopher_protocol::{Limit, Resource};
 use kdl::{KdlEntry, KdlValue};
 use std::ops::Range;

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::net::Port;
+
 /// A whole manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
@@ -263,17 +265,6 @@ pub struct Secret {
     pub name: String,
     /// The host's environment variable that holds the value.
     pub env: String,
-}
-
-/// A published TCP port.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Port {
-    /// The host's address; 127.0.0.1 unless set.
-    pub address: std::net::IpAddr,
-    /// The host's port, 1 to 65535.
-    pub host: u16,
-    /// The guest's port; the host's unless set.
-    pub guest: u16,
 }
 
 /// What may leave the guest.

@@ -3,7 +3,7 @@
 use super::decode::{Decoder, Setting, Wrong};
 use super::diagnostic::Problem;
 use super::model::{Root, Volume};
-use super::vm::{Bounds, MEMORY};
+use super::units::{Bounds, MEMORY};
 use crate::vmm::firecracker::config::CpuTemplate;
 use crate::vmm::tuning::{Balloon, Console, CpuFile, HugePages, Rate, Tuning};
 use std::collections::BTreeMap;

@@ -6,6 +6,17 @@ use std::time::Duration;
 const SIZES: &[(&str, u64)] = &[("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 const DURATIONS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
+/// What a size may be, in bytes.
+pub(super) struct Bounds {
+    pub least: u64,
+    pub most: u64,
+    /// Sizes are multiples of this.
+    pub unit: u64,
+}
+
+/// What a VM's memory may be.
+pub(super) const MEMORY: Bounds = Bounds { least: 64 << 20, most: 1 << 40, unit: 1 << 20 };
+
 /// Splits into a whole number and its unit.
 fn split(text: &str) -> (Option<u64>, &str) {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();

@@ -5,6 +5,7 @@ use super::diagnostic::Problem;
 use super::model::{Egress, ImageSource, Port, Restart, Root, Secret, Vm, Volume, Workdir};
 use super::source::{Sources, default_image, default_kernel};
 use super::table::{self, Block};
+use super::units::{Bounds, MEMORY};
 use super::{limits, model, tuning, units};
 use crate::name::Name;
 use std::collections::HashMap;
@@ -13,7 +14,6 @@ use std::ops::Range;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
-pub(super) const MEMORY: Bounds = Bounds { least: 64 * MIB, most: 1 << 40, unit: MIB };
 /// Smaller ext4 images have no room for a journal.
 const DISK: Bounds = Bounds { least: 32 * MIB, most: 16 << 40, unit: 4096 };
 const DEFAULT_MEMORY: u64 = 256 * MIB;
@@ -21,14 +21,6 @@ const DEFAULT_SCRATCH: u64 = 2 << 30;
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// What a size may be, in bytes.
-pub(super) struct Bounds {
-    pub least: u64,
-    pub most: u64,
-    /// Sizes are multiples of this.
-    pub unit: u64,
-}
 
 /// A VM and the places that are compared with others.
 pub(super) struct Decoded {

@@ -87,7 +87,7 @@ pub enum NetSpec {
     /// QEMU user networking, restricted, with these published ports.
     User {
         /// Host address, host port, guest port.
-        forwards: Vec<crate::manifest::model::Port>,
+        forwards: Vec<crate::net::Port>,
         /// The guest's MAC.
         mac: [u8; 6],
     },

@@ -2,7 +2,7 @@
 
 use super::CommandLine;
 use crate::error::{Error, Result};
-use crate::manifest::model::Port;
+use crate::net::Port;
 use crate::vmm::jail::Staged;
 use crate::vmm::room;
 use crate::vmm::spec::{NetSpec, VmSpec, VmmBinary};

@@ -1,8 +1,8 @@
 //! Real boots, of a guest that these tests bring along (testdata/vmm/guest.rs).
 
 use super::*;
-use crate::manifest::model::Port;
 use crate::name::{Name, VmId};
+use crate::net::Port;
 use crate::vmm::spec::{Drive, JailSpec};
 use crate::vmm::{Ended, backend};
 use fs_err as fs;
