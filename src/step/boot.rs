@@ -284,9 +284,9 @@ pub fn check_host(vm: &Vm, host: Host) -> Result<()> {
 
 /// The same, and more devices than fit. `version` is what `version_for` says.
 pub fn check_startable(vm: &Vm, host: Host, version: Option<Version>) -> Result<()> {
-    check_host(vm, host)?;
     let machine = version.map_or(Machine::Qemu, Machine::Firecracker);
-    room::check_devices(machine, run_config::drive_plan(vm).len(), vm.tuning.balloon.is_some())
+    room::check_devices(machine, run_config::drive_plan(vm).len(), vm.tuning.balloon.is_some())?;
+    check_host(vm, host)
 }
 
 fn check_root(vm: &Vm, host: Host) -> Result<()> {
