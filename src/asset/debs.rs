@@ -12,6 +12,7 @@ use crate::error::{Context, Error, Result};
 use crate::lock::{self, AssetId, Pin};
 use crate::store::{Action, Store, TempDir};
 use fs_err as fs;
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -55,12 +56,25 @@ pub fn fetch_debs(
 
 /// Whether fetching `pins` needs neither apt nor network: all of them are in the store, or contradict what is.
 pub fn have_debs(store: &Store, pins: &[Pin]) -> bool {
-    lacking_debs(store, pins).next().is_none()
+    !pins.iter().any(|pin| lacks(store, pin))
 }
 
-/// The packages that fetching `pins` has to download.
-pub fn lacking_debs<'a>(store: &Store, pins: &'a [Pin]) -> impl Iterator<Item = &'a Pin> {
-    pins.iter().filter(|pin| matches!(is_stored(store, pin), Ok(false)))
+/// The packages that fetching `pins` has to download, in words; `None` if [`have_debs`].
+pub fn lacking_debs(store: &Store, pins: &[Pin]) -> Option<String> {
+    let lacking: Vec<&str> =
+        pins.iter().filter(|pin| lacks(store, pin)).map(|pin| pin.package.as_str()).collect();
+    (!lacking.is_empty()).then(|| first_few(&lacking))
+}
+
+fn lacks(store: &Store, pin: &Pin) -> bool {
+    matches!(is_stored(store, pin), Ok(false))
+}
+
+/// At most five names; the rest are counted.
+fn first_few(names: &[impl Borrow<str>]) -> String {
+    let shown = names.len().min(5);
+    let more = if names.len() > shown { format!(" and {} more", names.len() - shown) } else { String::new() };
+    format!("{}{more}", names[..shown].join(", "))
 }
 
 /// As [`fetch_debs`], for packages whose SHA-256 alone is known. They have the sources of `apt`.
@@ -170,9 +184,8 @@ fn download(store: &Store, apt: &Apt, wanted: &BTreeMap<&str, &Deb>, progress: &
 }
 
 fn no_longer_served(debs: &[&Deb], said: &Complaints) -> Error {
-    let names: Vec<String> = debs.iter().take(5).map(|p| format!("{} {}", p.package, p.version)).collect();
-    let more = if debs.len() > 5 { format!(" and {} more", debs.len() - 5) } else { String::new() };
-    let message = format!("the archive no longer serves {}{more}: {}", names.join(", "), said.quoted());
+    let names: Vec<String> = debs.iter().map(|p| format!("{} {}", p.package, p.version)).collect();
+    let message = format!("the archive no longer serves {}: {}", first_few(&names), said.quoted());
     Error::failed("asset.gone", message)
         .help("run `firegopher update` to pin the versions that it serves now")
 }

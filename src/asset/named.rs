@@ -1,7 +1,7 @@
 //! Looks up what the lock names twice, as publishers do by SHA-256 and as the store does by BLAKE3. A record leads from
 //! the first name to the second; where there is none, the bytes are read once and it is made.
 
-use crate::digest::{ObjectDigest, StepKey};
+use crate::digest::{ObjectDigest, StepKey, hex};
 use crate::error::{Context, Result};
 use crate::lock;
 use crate::store::{Action, Store};
@@ -68,7 +68,7 @@ pub(super) fn sha256(path: &Path) -> Result<String> {
             n => hasher.update(&buffer[..n]),
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }
 
 #[cfg(test)]
@@ -77,8 +77,8 @@ mod tests {
     use crate::digest::FieldHasher;
     use crate::store::testing::{Scratch, scratch};
 
-    fn hex(bytes: &[u8]) -> String {
-        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    fn sha256_of(bytes: &[u8]) -> String {
+        hex(&Sha256::digest(bytes))
     }
 
     fn key(sha256: &str) -> StepKey {
@@ -109,30 +109,30 @@ mod tests {
     #[test]
     fn bytes_without_a_record_are_read_once() {
         let s = scratch();
-        assert!(!ask(&s, &hex(b"a"), b"a", Some(1)).0.unwrap());
+        assert!(!ask(&s, &sha256_of(b"a"), b"a", Some(1)).0.unwrap());
         let object = s.store.publish_bytes(b"a").unwrap();
         for made in [true, false] {
-            let asked = ask(&s, &hex(b"a"), b"a", Some(1));
+            let asked = ask(&s, &sha256_of(b"a"), b"a", Some(1));
             assert_eq!((asked.0.unwrap(), asked.1), (true, made));
         }
-        assert_eq!(s.store.action(&key(&hex(b"a"))).unwrap().output, object);
-        assert!(ask(&s, &hex(b"a"), b"a", None).0.unwrap());
-        assert!(!ask(&s, &hex(b"a"), b"a", Some(2)).0.unwrap(), "of another size it is something else");
+        assert_eq!(s.store.action(&key(&sha256_of(b"a"))).unwrap().output, object);
+        assert!(ask(&s, &sha256_of(b"a"), b"a", None).0.unwrap());
+        assert!(!ask(&s, &sha256_of(b"a"), b"a", Some(2)).0.unwrap(), "of another size it is something else");
     }
 
     #[test]
     fn names_of_different_bytes_contradict_each_other_whichever_of_them_is_there() {
         let s = scratch();
-        assert!(!ask(&s, &hex(b"a"), b"b", None).0.unwrap(), "nothing is there to tell");
+        assert!(!ask(&s, &sha256_of(b"a"), b"b", None).0.unwrap(), "nothing is there to tell");
         // The object by its BLAKE3, without a record of the SHA-256.
         s.store.publish_bytes(b"b").unwrap();
-        contradicts(ask(&s, &hex(b"a"), b"b", None));
-        assert_eq!(s.store.action(&key(&hex(b"a"))), None);
+        contradicts(ask(&s, &sha256_of(b"a"), b"b", None));
+        assert_eq!(s.store.action(&key(&sha256_of(b"a"))), None);
         // The SHA-256 with its object, and no other.
         let s = scratch();
         s.store.publish_bytes(b"a").unwrap();
-        assert!(ask(&s, &hex(b"a"), b"a", None).0.unwrap());
-        contradicts(ask(&s, &hex(b"a"), b"b", None));
+        assert!(ask(&s, &sha256_of(b"a"), b"a", None).0.unwrap());
+        contradicts(ask(&s, &sha256_of(b"a"), b"b", None));
     }
 
     #[test]

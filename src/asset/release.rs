@@ -1,5 +1,6 @@
 //! Reads the Release files that apt keeps with its lists: what an archive says of a suite, and when.
 
+use crate::digest::hex;
 use crate::error::{Context, Result};
 use crate::lock::{Origin, Release};
 use crate::packages::PackageSource;
@@ -90,7 +91,7 @@ fn release(bytes: &[u8]) -> Release {
         suite: or(words("Suite"), words("Codename")),
         codename: or(words("Codename"), words("Suite")),
         date: field(&text, "Date").and_then(|date| timestamp(&date)).unwrap_or_else(|| "unknown".to_owned()),
-        sha256: Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: hex(&Sha256::digest(bytes)),
     }
 }
 

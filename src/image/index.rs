@@ -3,6 +3,7 @@
 
 use super::superblock;
 use super::tree::{Kind, Meta, Node, NodeId, Tree};
+use crate::digest::hex;
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
 use mkext4::reader::Fs;
@@ -180,14 +181,6 @@ fn meta_of(fs: &Fs<std::fs::File>, ino: u32, inode: &Inode) -> mkext4::Result<Me
     xattrs.sort();
     let (seconds, _) = Inode::timestamp(inode.mtime, inode.mtime_extra);
     Ok(Meta { mode: inode.mode & 0o7777, uid: inode.uid, gid: inode.gid, mtime: (seconds, 0), xattrs })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

@@ -63,12 +63,10 @@ fn apt(work: &Work<'_>) -> Apt {
 }
 
 fn debs(asset: &AssetId, pins: &[Pin], work: &Work<'_>) -> Result<Vec<PathBuf>> {
-    if work.offline && !asset::have_debs(work.store, pins) {
-        let lacking: Vec<&str> =
-            asset::lacking_debs(work.store, pins).map(|pin| pin.package.as_str()).collect();
-        let more = if lacking.len() > 5 { format!(" and {} more", lacking.len() - 5) } else { String::new() };
-        let names = lacking[..lacking.len().min(5)].join(", ");
-        return Err(project::offline_error(&format!("the store lacks packages: {names}{more}")));
+    if work.offline
+        && let Some(names) = asset::lacking_debs(work.store, pins)
+    {
+        return Err(project::offline_error(&format!("the store lacks packages: {names}")));
     }
     asset::fetch_debs(work.store, &apt(work), asset, pins, work.ui)
 }

@@ -1,6 +1,6 @@
 //! Where a download's bytes go: a file, and a thread that hashes them meanwhile.
 
-use crate::digest::ObjectDigest;
+use crate::digest::{ObjectDigest, hex};
 use crate::error::{Error, Result};
 use crate::store::write_failed;
 use hyper::body::Bytes;
@@ -61,8 +61,7 @@ fn hash(arriving: &Receiver<Bytes>) -> Hashed {
         sha256.update(&piece);
         blake3.update(&piece);
     }
-    let hex = sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Hashed { sha256: hex, size: blake3.count(), blake3: blake3.finalize().into() }
+    Hashed { sha256: hex(&sha256.finalize()), size: blake3.count(), blake3: blake3.finalize().into() }
 }
 
 impl Sink {

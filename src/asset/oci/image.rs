@@ -1,5 +1,6 @@
 //! What an image's documents say: indexes, manifests and configurations, of OCI and of Docker.
 
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::lock::{Layer, OciConfig, OciImage, is_digest, is_layer_type};
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
@@ -303,11 +304,7 @@ pub(super) fn digest_of(bytes: &[u8]) -> String {
 
 /// `sha256:…` of a finished hash.
 pub(super) fn digest_text(hash: &[u8]) -> String {
-    use std::fmt::Write as _;
-    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("invariant: a String takes all writes");
-        text
-    })
+    format!("sha256:{}", hex(hash))
 }
 
 pub(super) fn invalid(subject: &str, what: &str) -> Error {

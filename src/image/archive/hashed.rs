@@ -1,8 +1,8 @@
 //! Hashes a stream while somebody else reads it: on a thread of its own, as unpacking takes a core by itself.
 
+use crate::digest::hex;
 use crate::error::{Context, Error, Result};
 use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -30,10 +30,7 @@ impl<R: Read> Hashed<R> {
     pub fn finish(self) -> Result<String> {
         drop(self.pieces);
         let hasher = self.thread.join().map_err(|_| Error::bug("hashing an archive panicked"))?;
-        Ok(hasher.finalize().iter().fold("sha256:".to_owned(), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("invariant: a String takes all writes");
-            text
-        }))
+        Ok(format!("sha256:{}", hex(&hasher.finalize())))
     }
 }
 
