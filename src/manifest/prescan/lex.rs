@@ -43,6 +43,13 @@ pub(super) fn kdl1_keyword(word: &str, span: Range<usize>) -> Problem {
     .help(format!("write `#{word}` for the value, or `\"{word}\"` for the text"))
 }
 
+/// A line of a string between `"""` and `"""`.
+struct Line {
+    /// Where it starts in the manifest.
+    at: usize,
+    text: String,
+}
+
 impl Scan<'_> {
     /// White space, comments and newlines between nodes.
     pub(super) fn line_space(&mut self) -> Step {
@@ -415,22 +422,32 @@ impl Scan<'_> {
         }
         self.newline();
         let mut good = true;
-        let mut lines = vec![self.pos];
+        // The lines as they are compared: white space that a backslash joins is gone, other escapes stand as written.
+        let mut lines = vec![Line { at: self.pos, text: String::new() }];
         while !self.at(&closing) {
+            let line = lines.last_mut().expect("invariant: lines are only added");
+            let before = self.pos;
             match self.peek() {
                 None => return Err(self.unclosed(at, &closing)),
-                Some('\\') if hashes == 0 => good &= self.escape()?,
+                Some('\\') if hashes == 0 => {
+                    good &= self.escape()?;
+                    if !self.text[before + 1..].starts_with(|c| is_space(c) || is_newline(c)) {
+                        line.text += &self.text[before..self.pos];
+                    }
+                }
                 Some(c) if is_newline(c) => {
                     self.newline();
-                    lines.push(self.pos);
+                    lines.push(Line { at: self.pos, text: String::new() });
                 }
-                Some(_) => self.bump(),
+                Some(c) => {
+                    self.bump();
+                    line.text.push(c);
+                }
             }
         }
         let end = self.pos;
         self.pos += closing.len();
-        let last = lines.pop().unwrap_or(end);
-        let indent = &self.text[last..end];
+        let indent = lines.pop().map_or_else(String::new, |line| line.text);
         if !indent.chars().all(is_space) {
             let problem = Problem::new(
                 "manifest.syntax",
@@ -442,14 +459,12 @@ impl Scan<'_> {
             self.record(problem)?;
             return Ok(false);
         }
-        for line in lines {
-            let text = &self.text[line..];
-            let blank = text.trim_start_matches(is_space).starts_with(is_newline);
-            if !text.starts_with(indent) && !blank {
-                let stop = line + text.find(is_newline).unwrap_or(text.len());
+        for Line { at, text } in lines {
+            if !text.starts_with(&indent) && !text.chars().all(is_space) {
+                let stop = at + self.text[at..].find(is_newline).unwrap_or(self.text.len() - at);
                 let problem = Problem::new(
                     "manifest.syntax",
-                    line..stop,
+                    at..stop,
                     "indented otherwise",
                     "a line of the text is indented less than its closing `\"\"\"`",
                 )

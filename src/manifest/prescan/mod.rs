@@ -197,7 +197,8 @@ impl Scan<'_> {
         if !self.type_annotation()? || !self.name("a setting's name")? {
             return Ok(());
         }
-        let mut block_seen = false;
+        // Entries come before all blocks, also before those that `/-` takes out.
+        let (mut block_seen, mut entries_over) = (false, false);
         loop {
             let before = self.pos;
             self.node_space()?;
@@ -222,16 +223,19 @@ impl Scan<'_> {
                             .help("join the two blocks"),
                         );
                     }
-                    block_seen = true;
+                    (block_seen, entries_over) = (true, true);
                     self.block(open)?;
                 }
-                '/' if self.at("/-") && spaced => {
+                '/' if self.at("/-") => {
                     let start = self.pos;
                     self.pos += 2;
                     self.line_space()?;
                     let count = self.problems.len();
-                    if self.peek() == Some('{') {
+                    if let Some('{') = self.peek() {
+                        entries_over = true;
                         self.block(open)?;
+                    } else if let (true, Some(c)) = (entries_over, self.peek()) {
+                        return self.unexpected(c, true);
                     } else {
                         self.entry()?;
                     }
@@ -240,7 +244,7 @@ impl Scan<'_> {
                     }
                     self.blank(start, self.pos);
                 }
-                _ if !spaced || block_seen => return self.unexpected(c, block_seen),
+                _ if !spaced || entries_over => return self.unexpected(c, entries_over),
                 _ => {
                     if !self.entry()? {
                         return Ok(());
@@ -316,7 +320,7 @@ impl Scan<'_> {
     /// A value must be followed by something that ends it.
     fn ends_value(&mut self) -> Step<bool> {
         let Some(c) = self.peek() else { return Ok(true) };
-        let comment = self.at("//") || self.at("/*");
+        let comment = self.at("//") || self.at("/*") || self.at("/-");
         // A backslash continues the line.
         if comment || lex::is_space(c) || lex::is_newline(c) || matches!(c, ';' | '{' | '}' | '\\') {
             return Ok(true);
@@ -350,5 +354,7 @@ impl Scan<'_> {
     }
 }
 
+#[cfg(test)]
+mod cases_tests;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ mod skipping;
 pub use disk::on_small_disk;
 pub use skipping::{skip, skip_for_want_of_packages};
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -75,7 +76,8 @@ fn warm() -> Result<(), String> {
     remove_orphans();
     let project = super::Project::empty();
     project.manifest(WARM);
-    std::fs::create_dir_all(home()).unwrap();
+    // A home is its owner's alone, whatever the umask.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home()).unwrap();
     // One from before everything had a BLAKE3 pins nothing.
     if let Some(lock) = lock().filter(|lock| lock.contains("blake3 = ")) {
         project.write("firegopher.lock", lock);
