@@ -32,7 +32,21 @@ pub fn reap() -> Reaped {
 
 /// Sends a signal to a process group, which may be gone.
 pub fn signal_group(group: Pid, signal: i32) {
+    let stops = matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU);
+    // A terminal's stop signals do nothing by default to a group whose session has no shell (setpgid(2)).
+    let signal = if stops && is_default(group, signal) { libc::SIGSTOP } else { signal };
     kill(-group.as_raw(), signal);
+}
+
+/// Whether a process neither ignores nor catches a signal.
+fn is_default(pid: Pid, signal: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let in_mask = |name: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(name));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .is_none_or(|mask| mask >> (signal - 1) & 1 == 1)
+    };
+    !in_mask("SigIgn:") && !in_mask("SigCgt:")
 }
 
 /// Sends a signal to every process but PID 1.

@@ -218,6 +218,16 @@ impl Supervisor<'_> {
                     processes::signal_group(self.workload.pid, signal);
                 }
             }
+            Incoming::Message(ToGuest::CloseOutput { channel: channel::STDOUT }) => {
+                self.workload.stdout = None
+            }
+            Incoming::Message(ToGuest::CloseOutput { channel: channel::STDERR }) => {
+                self.workload.stderr = None
+            }
+            Incoming::Message(ToGuest::CloseOutput { channel }) => {
+                let message = format!("the workload has no output {channel}");
+                self.control.send(&FromGuest::Warning { message });
+            }
             Incoming::Message(ToGuest::Start(_) | ToGuest::ExitAck) => {}
         }
     }
@@ -226,6 +236,8 @@ impl Supervisor<'_> {
     fn stop(&mut self) {
         if self.phase == Phase::Running(None) {
             processes::signal_group(self.workload.pid, libc::SIGTERM);
+            // What is stopped would not notice before its grace is over.
+            processes::signal_group(self.workload.pid, libc::SIGCONT);
             self.phase = Phase::Running(Some(Instant::now() + self.grace));
         }
     }

@@ -13,6 +13,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// Output that came together is one event up to this many bytes.
+const MAX_EVENT: usize = 32 * 1024;
+
 /// A connection to a supervisor.
 #[derive(Debug)]
 pub struct Client {
@@ -123,6 +126,12 @@ impl Client {
         self.command(&ToSupervisor::Signal { signal })
     }
 
+    /// Tells the supervisor of an ephemeral VM that nobody reads this output any more: the workload's next write to
+    /// it is ended by SIGPIPE.
+    pub fn close_output(&self, stream: Stream) -> Result<()> {
+        self.command(&ToSupervisor::CloseOutput { stream })
+    }
+
     /// Sends standard input; empty closes it. Blocks while the workload does not read.
     pub fn stdin(&mut self, bytes: &[u8]) -> Result<()> {
         let mut out = Vec::new();
@@ -183,8 +192,14 @@ impl Client {
     fn decode(&mut self) -> Result<()> {
         while let Some(frame) = self.decoder.frame().map_err(|e| self.broken(io::Error::other(e)))? {
             let event = match frame.channel {
-                channel::STDOUT => Event::Output { stream: Stream::Stdout, bytes: frame.payload },
-                channel::STDERR => Event::Output { stream: Stream::Stderr, bytes: frame.payload },
+                channel::STDOUT => {
+                    self.output(Stream::Stdout, frame.payload);
+                    continue;
+                }
+                channel::STDERR => {
+                    self.output(Stream::Stderr, frame.payload);
+                    continue;
+                }
                 channel::CONTROL => {
                     let message =
                         serde_json::from_slice(&frame.payload).map_err(|e| self.foreign(e.to_string()))?;
@@ -212,6 +227,18 @@ impl Client {
             self.events.push_back(event);
         }
         Ok(())
+    }
+
+    /// A frame holds a line: short ones that came together become one event.
+    fn output(&mut self, stream: Stream, bytes: Vec<u8>) {
+        match self.events.back_mut() {
+            Some(Event::Output { stream: last, bytes: kept })
+                if *last == stream && kept.len() + bytes.len() <= MAX_EVENT =>
+            {
+                kept.extend_from_slice(&bytes);
+            }
+            _ => self.events.push_back(Event::Output { stream, bytes }),
+        }
     }
 
     /// Waits until the supervisor has prepared the boot, or refused it.

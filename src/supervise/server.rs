@@ -26,6 +26,7 @@ const MAX_STDIN: usize = 256 * 1024;
 pub(super) enum Command {
     Stop { kill: bool },
     Signal(i32),
+    CloseOutput(Stream),
 }
 
 /// What a client's task needs. Cheap to clone.
@@ -140,6 +141,9 @@ async fn hear(mut read: OwnedReadHalf, door: &Door, mut ask: Option<Ask>) -> io:
                     }
                     ToSupervisor::Stop { kill } => send(door, Command::Stop { kill }).await,
                     ToSupervisor::Signal { signal } => send(door, Command::Signal(signal)).await,
+                    // Others may read what one client does not.
+                    ToSupervisor::CloseOutput { .. } if !door.ephemeral => {}
+                    ToSupervisor::CloseOutput { stream } => send(door, Command::CloseOutput(stream)).await,
                 },
                 _ => {}
             }

@@ -112,6 +112,7 @@ pub(super) async fn run(
         end: BootEnd::default(),
         keyboard,
         silent: true,
+        unread: Vec::new(),
     };
     let mut from_guest = vec![0; 64 * 1024];
     let mut from_console = vec![0; 4 * 1024];
@@ -260,6 +261,8 @@ struct Session<'a> {
     keyboard: Option<Keyboard>,
     /// Until the console's first byte.
     silent: bool,
+    /// Outputs that were closed before the guest was told what to run.
+    unread: Vec<Stream>,
 }
 
 impl Session<'_> {
@@ -367,6 +370,9 @@ impl Session<'_> {
         if let ToGuest::Start(run) = &mut start {
             super::spec::wipe_secrets(run);
         }
+        for stream in std::mem::take(&mut self.unread) {
+            self.close_output(stream);
+        }
     }
 
     /// The first bytes of `out` were written.
@@ -408,7 +414,11 @@ impl Session<'_> {
 
     fn command(&mut self, command: Command) {
         match command {
+            // There is no workload yet, and the guest listens for its settings only.
+            Command::Signal(_) if self.run.is_some() => {}
             Command::Signal(signal) => self.say(&ToGuest::Signal { signal }),
+            Command::CloseOutput(stream) if self.run.is_some() => self.unread.push(stream),
+            Command::CloseOutput(stream) => self.close_output(stream),
             Command::Stop { kill: false } if self.end.exit.is_some() || self.end.stopped => {
                 self.end.stopped = true
             }
@@ -430,6 +440,14 @@ impl Session<'_> {
                 self.kill();
             }
         }
+    }
+
+    fn close_output(&mut self, stream: Stream) {
+        let channel = match stream {
+            Stream::Stdout => channel::STDOUT,
+            Stream::Stderr => channel::STDERR,
+        };
+        self.say(&ToGuest::CloseOutput { channel });
     }
 
     fn late(&mut self) {

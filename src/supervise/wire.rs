@@ -1,6 +1,6 @@
 //! The protocol between a supervisor and its clients: the guest protocol's frames with messages of its own.
 
-use super::outcome::{Outcome, Phase};
+use super::outcome::{Outcome, Phase, Stream};
 use crate::error::{Error, Kind};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,11 @@ pub(super) enum ToSupervisor {
     Signal {
         /// Linux signal number.
         signal: i32,
+    },
+    /// The client of an ephemeral VM, which nobody else reads, cannot pass this output on any more.
+    CloseOutput {
+        /// Which.
+        stream: Stream,
     },
 }
 

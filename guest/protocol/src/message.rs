@@ -73,6 +73,12 @@ pub enum ToGuest {
     },
     /// Ends the workload: SIGTERM, then SIGKILL after `RunConfig::grace_ms`.
     Stop,
+    /// Nobody reads this output of the workload any more: what writes to it gets SIGPIPE, as it would without a VM
+    /// in between.
+    CloseOutput {
+        /// `channel::STDOUT` or `channel::STDERR`.
+        channel: u16,
+    },
     /// The exit record was received: power off.
     ExitAck,
 }
@@ -355,6 +361,7 @@ mod tests {
             ToGuest::Start(Box::new(config())),
             ToGuest::Signal { signal: 10 },
             ToGuest::Stop,
+            ToGuest::CloseOutput { channel: channel::STDERR },
             ToGuest::ExitAck,
         ] {
             let json = serde_json::to_vec(&message).unwrap();

@@ -218,3 +218,70 @@ fn a_malformed_frame_closes_the_channel_and_the_workload_goes_on() {
     assert!(marker.exists());
     std::fs::remove_file(marker).unwrap();
 }
+
+fn signal(stream: &mut UnixStream, signal: i32) {
+    let message = format!(r#"{{"type":"signal","signal":{signal}}}"#);
+    send(stream, channel::CONTROL, message.as_bytes());
+}
+
+#[test]
+fn what_writes_to_a_closed_output_is_ended_by_sigpipe() {
+    for (on, script) in [(channel::STDOUT, "exec yes"), (channel::STDERR, "exec yes >&2")] {
+        let script = format!("{READY} {script}");
+        let Some(seen) = supervise(&script, false, |stream| {
+            await_output(stream);
+            send(stream, channel::CONTROL, format!(r#"{{"type":"close-output","channel":{on}}}"#).as_bytes());
+        }) else {
+            return;
+        };
+        assert_eq!((seen.record.code, seen.record.signal), (None, Some(libc::SIGPIPE)));
+    }
+    // The other output stays, and so does a program that writes no more.
+    let script = format!("{READY} read line; echo left >&2; exit 6");
+    let seen = supervise(&script, true, |stream| {
+        await_output(stream);
+        send(stream, channel::CONTROL, br#"{"type":"close-output","channel":2}"#);
+        send(stream, channel::STDIN, b"go\n");
+    });
+    let seen = seen.unwrap();
+    assert_eq!((seen.record.code, seen.err.as_slice()), (Some(6), b"left\n".as_slice()));
+}
+
+#[test]
+fn every_signal_reaches_the_workload_as_itself() {
+    for number in [1, 2, 3, 10, 12, 14, 15, 18, 20, 28] {
+        let script =
+            format!("trap 'echo got {number}; exit 9' {number}; {READY} while :; do sleep 0.05; done");
+        let Some(seen) = supervise(&script, false, |stream| {
+            await_output(stream);
+            signal(stream, number);
+        }) else {
+            return;
+        };
+        assert_eq!(seen.record.code, Some(9), "signal {number}");
+        assert_eq!(String::from_utf8_lossy(&seen.out), format!("got {number}\n"));
+    }
+}
+
+#[test]
+fn a_terminals_stop_signal_stops_and_a_stop_ends_what_is_stopped() {
+    // Outside of the workload's group, so that it is not stopped as well.
+    let script = format!(
+        "trap 'exit 5' TERM; setsid sh -c \"until grep -q '^State:.T' /proc/$$/status; do sleep 0.05; done; \
+         echo stopped\" & {READY} while :; do sleep 0.05; done"
+    );
+    let Some(seen) = supervise(&script, false, |stream| {
+        await_output(stream);
+        signal(stream, libc::SIGTSTP);
+        let mut shown = Vec::new();
+        while !shown.ends_with(b"stopped\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            shown.push(byte[0]);
+        }
+        send(stream, channel::CONTROL, br#"{"type":"stop"}"#);
+    }) else {
+        return;
+    };
+    assert_eq!(seen.record.code, Some(5));
+}

@@ -9,7 +9,7 @@ mod read;
 mod vmm;
 mod write;
 
-pub use escape::{Escaper, escaped};
+pub use escape::{Colours, Escaper, escaped};
 pub use read::{LogReader, Record, console_tail};
 pub use vmm::{VmmLog, last_metrics};
 pub use write::{BoundedFile, WorkloadLog};

@@ -20,6 +20,9 @@ fn echo() -> Fake {
                         guest.out(channel::STDERR, format!("signal {signal}\n").as_bytes())
                     }
                     ToGuest::Stop => return guest.exit(143),
+                    ToGuest::CloseOutput { channel } => {
+                        guest.out(channel::STDERR, format!("closed {channel}\n").as_bytes())
+                    }
                     _ => {}
                 },
             }
@@ -154,6 +157,45 @@ fn an_ephemeral_vm_ends_with_its_client() {
     drop(client);
     assert_eq!(thread.join().unwrap().reason, Reason::Stopped);
     assert!(!dir.exists());
+}
+
+#[test]
+fn only_the_client_of_an_ephemeral_vm_closes_an_output_of_the_workload() {
+    for (ephemeral, told) in [(true, "closed 2\n"), (false, "")] {
+        let home = tempfile::tempdir().unwrap();
+        let mut spec = spec(home.path());
+        spec.ephemeral = ephemeral;
+        let (mut client, thread) = start(spec, &echo()).unwrap();
+        // Before the guest is told what to run, as after it.
+        client.close_output(Stream::Stdout).unwrap();
+        wait_for(&mut client, Phase::Running);
+        client.stdin(b"").unwrap();
+        let end = listen(&mut client);
+        assert_eq!(
+            (String::from_utf8_lossy(&end.stderr).as_ref(), end.ended.unwrap().exit_code()),
+            (told, 0)
+        );
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_signal_before_there_is_a_workload_is_nobodys() {
+    let home = tempfile::tempdir().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let told = Mutex::new(told);
+    let fake = Fake::new(move |mut guest| {
+        told.lock().unwrap().recv().unwrap();
+        guest.say(&FromGuest::Hello { protocol: PROTOCOL, kernel: "6.1".into() });
+        let first = guest.hear();
+        guest.say(&FromGuest::Started { pid: 2 });
+        guest.exit(i32::from(!matches!(first, Some(ToGuest::Start(_)))));
+    });
+    let (mut client, thread) = start(spec(home.path()), &fake).unwrap();
+    client.signal(libc::SIGUSR1).unwrap();
+    tell.send(()).unwrap();
+    assert_eq!(listen(&mut client).ended.unwrap().exit_code(), 0, "its settings came first");
+    thread.join().unwrap();
 }
 
 #[test]

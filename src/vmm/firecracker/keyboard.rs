@@ -46,9 +46,15 @@ impl Keyboard {
         let only = |dir: &Path| std::fs::read_dir(dir).ok()?.flatten().next().map(|entry| entry.path());
         let Some(dir) = only(base).and_then(|program| only(&program)) else { return Ok(None) };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let root = nix::fcntl::open(&dir.join("root"), flags, nix::sys::stat::Mode::empty())
-            .or_failed("jail.open", || format!("cannot open the jail in {}", base.display()))?;
-        Ok(Some(Keyboard { root }))
+        match nix::fcntl::open(&dir.join("root"), flags, nix::sys::stat::Mode::empty()) {
+            Ok(root) => Ok(Some(Keyboard { root })),
+            // The jail of another VMM.
+            Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => Ok(None),
+            failed => {
+                let text = || format!("cannot open the jail in {}", base.display());
+                failed.map(|root| Some(Keyboard { root })).or_failed("jail.open", text)
+            }
+        }
     }
 
     /// Never through a link: the VMM may have put one there.
