@@ -2,6 +2,7 @@
 
 pub mod asset;
 pub mod cli;
+pub mod color;
 pub mod digest;
 pub mod error;
 pub mod home;

@@ -1,16 +1,30 @@
-//! Follows running VMs: their output to this terminal, this terminal's signals to them.
+//! Follows running VMs: their output to this process's, this process's signals to them.
+//!
+//! One thread decides and never waits for a reader: a thread for each VM reads its events and waits at the sink's gate
+//! while too much is on its way, and the sink's threads write. So a reader that stops makes the workload of `run` wait
+//! (through supervisor and guest, each with a bound of its own), and a signal still gets through.
 
-use super::signals::Signals;
+use super::screen::{Look, Screen, Shown};
+use super::signals::{self, Signals};
+use super::sink::{Gate, Sink};
+use super::stdio;
+use crate::color;
 use crate::error::{Error, Result};
-use crate::home::Home;
 use crate::manifest::model::Port;
 use crate::name::Name;
-use crate::supervise::logs::Escaper;
-use crate::supervise::{Client, Event, Outcome, Phase, Stream};
-use crate::ui::Ui;
+use crate::plan::render::escape;
+use crate::supervise::logs::{Colours, Escaper};
+use crate::supervise::{Client, Event, Outcome, Phase, Reason, Stream};
 use nix::sys::signal::Signal;
-use std::io::{IsTerminal, Write};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// After a signal that asks for the end, a reader that takes nothing for this long loses what it has not read.
+const READER_PATIENCE: Duration = Duration::from_secs(2);
+/// A workload that still runs this long after Ctrl-C: it is told how to end it.
+const HINT: Duration = Duration::from_secs(2);
 
 /// A VM that is followed.
 pub(super) struct Followed {
@@ -29,15 +43,20 @@ enum Message {
     /// The supervisor went away without an end.
     Lost(usize, Option<String>),
     Signal(Signal),
+    /// An output cannot be written to: nobody reads it any more, or something is wrong with it.
+    Unwritable(Stream, Option<io::Error>),
 }
 
 /// How to follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Until {
-    /// All workloads run or have ended: `up -d`.
-    Running,
-    /// All have ended.
-    Ended,
+pub(super) enum How {
+    /// `up -d`: until all workloads run or have ended.
+    Detached,
+    /// `up`: until all have ended. Signals stop the VMs; a closed terminal or output does not.
+    Attached,
+    /// `run`: as if the one workload ran in place of this process. Its output is this process's, byte for byte, and
+    /// this process's signals are its own.
+    InPlace,
 }
 
 /// What came of it.
@@ -46,12 +65,17 @@ pub(super) struct Followings {
     pub(super) outcomes: Vec<(Name, Option<Outcome>)>,
     /// The signal that asked for the end.
     pub(super) interrupted: Option<Signal>,
+    /// It came while VMs were booting.
+    pub(super) early: bool,
+    /// Nobody read standard output any more.
+    pub(super) closed: bool,
+    /// Output was lost because it could not be written.
+    pub(super) unwritten: bool,
 }
 
 impl Followings {
     /// Whether every VM runs or ended with 0, or was stopped because that was asked for.
     pub(super) fn all_well(&self) -> bool {
-        use crate::supervise::Reason;
         self.outcomes.iter().all(|(_, outcome)| {
             outcome
                 .as_ref()
@@ -60,49 +84,90 @@ impl Followings {
     }
 }
 
-struct Line {
-    escaper: Escaper,
-    partial: String,
+/// What output looks like.
+enum Shape {
+    /// Lines, escaped.
+    Lines(Screen),
+    /// Bytes as they come; an escaper for each output that is a terminal.
+    Bytes([Option<Escaper>; 2]),
 }
 
-/// Follows the VMs. Prefixes lines with the VM's name when there are several.
-pub(super) fn follow(
-    vms: Vec<Followed>,
-    until: Until,
-    signals: Option<&Signals>,
-    home: &Home,
-    project: &Name,
-    ui: &Ui,
-) -> Result<Followings> {
+/// Follows the VMs.
+pub(super) fn follow(vms: Vec<Followed>, how: How, signals: Option<&Signals>) -> Result<Followings> {
     let (sender, messages) = channel();
     if let Some(signals) = signals {
         signals.deliver(sender.clone(), Message::Signal);
     }
-    let width =
-        if vms.len() > 1 { vms.iter().map(|vm| vm.name.as_str().len()).max().unwrap_or(0) } else { 0 };
+    let together = stdio::same_place();
+    let unwritable = sender.clone();
+    let sink = Sink::start(
+        together,
+        Box::new(move |stream, error| drop(unwritable.send(Message::Unwritable(stream, Some(error))))),
+    );
+    let watched: &[Stream] = match how {
+        How::Detached => &[],
+        How::Attached => &[Stream::Stdout],
+        How::InPlace => &[Stream::Stdout, Stream::Stderr],
+    };
+    for stream in watched {
+        watch_reader(*stream, sender.clone());
+    }
+    let colours = [color::on(&io::stdout()), color::on(&io::stderr())];
+    let shape = match how {
+        How::InPlace => {
+            let escaper = |terminal: bool, colour: bool| {
+                terminal.then(|| Escaper::redrawing(if colour { Colours::Keep } else { Colours::Drop }))
+            };
+            Shape::Bytes([
+                escaper(io::stdout().is_terminal(), colours[0]),
+                escaper(io::stderr().is_terminal(), colours[1]),
+            ])
+        }
+        _ => {
+            let names = vms.iter().map(|vm| vm.name.as_str().to_owned());
+            Shape::Lines(Screen::new(names, Look { colours, together, timestamps: false }))
+        }
+    };
     let mut follower = Follower {
+        how,
         names: vms.iter().map(|vm| vm.name.clone()).collect(),
         ours: vms.iter().map(|vm| vm.ours).collect(),
         ports: vms.iter().map(|vm| vm.ports.clone()).collect(),
+        commands: vms.iter().map(|vm| vm.client.try_clone()).collect::<Result<_>>()?,
         settled: vec![false; vms.len()],
         outcomes: vec![None; vms.len()],
-        lines: vms.iter().map(|_| Line { escaper: Escaper::default(), partial: String::new() }).collect(),
-        width,
+        shape,
+        sink,
+        together,
+        at_line_start: true,
+        unread: [false; 2],
+        detached: false,
         stops: 0,
-        interrupted: None,
-        ui,
+        urgent: None,
+        hint: None,
+        end: Followings {
+            outcomes: Vec::new(),
+            interrupted: None,
+            early: false,
+            closed: false,
+            unwritten: false,
+        },
     };
+    let gate = follower.sink.gate();
     for (index, vm) in vms.into_iter().enumerate() {
-        read_events(index, vm.client, sender.clone());
+        read_events(index, vm.client, sender.clone(), gate.clone());
     }
     drop(sender);
-    follower.run(&messages, until, home, project)?;
-    follower.flush();
-    let outcomes = follower.names.into_iter().zip(follower.outcomes).collect();
-    Ok(Followings { outcomes, interrupted: follower.interrupted })
+    follower.run(&messages)?;
+    if let Some(signals) = signals {
+        signals.end();
+    }
+    let mut end = follower.end;
+    end.outcomes = follower.names.into_iter().zip(follower.outcomes).collect();
+    Ok(end)
 }
 
-fn read_events(index: usize, mut client: Client, sender: Sender<Message>) {
+fn read_events(index: usize, mut client: Client, sender: Sender<Message>, gate: Arc<Gate>) {
     std::thread::spawn(move || {
         loop {
             let message = match client.next_event() {
@@ -110,10 +175,23 @@ fn read_events(index: usize, mut client: Client, sender: Sender<Message>) {
                 Ok(None) => Message::Lost(index, None),
                 Err(error) => Message::Lost(index, Some(words(&error))),
             };
+            if let Message::Event(_, Event::Output { bytes, .. }) = &message {
+                gate.enter(bytes.len());
+            }
             let last = !matches!(&message, Message::Event(_, event) if !matches!(event, Event::Ended(_)));
             if sender.send(message).is_err() || last {
                 return;
             }
+        }
+    });
+}
+
+/// Tells when the reader of an output goes away, even while nothing is written.
+fn watch_reader(stream: Stream, sender: Sender<Message>) {
+    std::thread::spawn(move || {
+        if stdio::wait_closed(stream, None) {
+            // Nobody follows any more otherwise.
+            let _ = sender.send(Message::Unwritable(stream, None));
         }
     });
 }
@@ -132,47 +210,133 @@ fn words(error: &Error) -> String {
     text
 }
 
-struct Follower<'a> {
+struct Follower {
+    how: How,
     names: Vec<Name>,
     ours: Vec<bool>,
     ports: Vec<Vec<Port>>,
+    commands: Vec<Client>,
     /// It runs, or it ended.
     settled: Vec<bool>,
     outcomes: Vec<Option<Outcome>>,
-    lines: Vec<Line>,
-    width: usize,
+    shape: Shape,
+    sink: Sink,
+    /// Both outputs end in one place.
+    together: bool,
+    /// Where the cursor of a terminal is, as far as bytes as they come tell.
+    at_line_start: bool,
+    /// Outputs that nobody reads.
+    unread: [bool; 2],
+    /// The VMs are left to themselves.
+    detached: bool,
+    /// How often somebody asked for the end.
     stops: u32,
-    interrupted: Option<Signal>,
-    ui: &'a Ui,
+    /// Somebody asked for the end at this time: a reader that takes nothing is not waited for.
+    urgent: Option<Instant>,
+    /// When to tell how to end a workload that ignores its signal.
+    hint: Option<Instant>,
+    end: Followings,
 }
 
-impl Follower<'_> {
-    fn run(&mut self, messages: &Receiver<Message>, until: Until, home: &Home, project: &Name) -> Result<()> {
-        loop {
-            let done = match until {
-                Until::Running => self.settled.iter().all(|s| *s),
-                Until::Ended => self.outcomes.iter().all(Option::is_some),
+impl Follower {
+    fn run(&mut self, messages: &Receiver<Message>) -> Result<()> {
+        while !self.is_done() {
+            let wait = self.keep_time();
+            let message = match wait {
+                Some(wait) => messages.recv_timeout(wait),
+                None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            if done {
-                return Ok(());
-            }
-            let Ok(message) = messages.recv() else { return Ok(()) };
             match message {
-                Message::Event(vm, event) => self.event(vm, event),
-                Message::Lost(vm, why) => {
-                    let why = why.unwrap_or_else(|| "its supervisor went away".to_owned());
-                    self.end(vm, Outcome::failed(why));
-                }
-                // A closed terminal kills nothing.
-                Message::Signal(Signal::SIGHUP) => return Ok(()),
-                Message::Signal(signal) => {
-                    self.interrupted.get_or_insert(signal);
-                    if !self.interrupt(home, project)? {
-                        return Ok(());
-                    }
-                }
+                Ok(message) => self.take(message)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
+        for vm in 0..self.names.len() {
+            self.finish_lines(vm);
+        }
+        self.say_goodbye();
+        // All is said; it has yet to be read.
+        let begun = self.stops;
+        while !self.sink.wait_idle(Duration::from_millis(50)) {
+            while let Ok(message) = messages.try_recv() {
+                match message {
+                    Message::Signal(Signal::SIGTSTP) => signals::suspend(),
+                    Message::Signal(signal) if asks_for_the_end(signal) => {
+                        self.ask(signal);
+                        // A second one is in a hurry.
+                        if self.stops > begun.max(1) {
+                            return Ok(());
+                        }
+                    }
+                    Message::Unwritable(stream, error) => self.unwritable(stream, error),
+                    _ => {}
+                }
+            }
+            self.keep_time();
+        }
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        self.detached
+            || match self.how {
+                How::Detached => self.settled.iter().all(|s| *s),
+                How::Attached | How::InPlace => self.outcomes.iter().all(Option::is_some),
+            }
+    }
+
+    /// Does what is due; how long until the next.
+    fn keep_time(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let mut next = None;
+        if let Shape::Lines(screen) = &mut self.shape {
+            let mut shown = Shown::default();
+            next = screen.flush_quiet(&mut shown);
+            self.write(shown, 0);
+        }
+        if let Some(since) = self.urgent {
+            let left = (since + READER_PATIENCE).saturating_duration_since(now);
+            if left.is_zero() {
+                self.urgent = None;
+                if self.sink.give_up(since) {
+                    self.say("warning: output that nobody reads is dropped");
+                }
+            } else {
+                next = Some(next.map_or(left, |next| next.min(left)));
+            }
+        }
+        if let Some(at) = self.hint {
+            let left = at.saturating_duration_since(now);
+            if left.is_zero() {
+                self.hint = None;
+                if io::stderr().is_terminal() {
+                    self.say("The workload still runs; press Ctrl-C again to kill its VM.");
+                }
+            } else {
+                next = Some(next.map_or(left, |next| next.min(left)));
+            }
+        }
+        next
+    }
+
+    fn take(&mut self, message: Message) -> Result<()> {
+        match message {
+            Message::Event(vm, event) => self.event(vm, event),
+            Message::Lost(vm, why) => {
+                let why = why.unwrap_or_else(|| "its supervisor went away".to_owned());
+                self.ended(vm, Outcome::failed(why));
+            }
+            Message::Unwritable(stream, error) => self.unwritable(stream, error),
+            Message::Signal(signal) if self.how == How::InPlace => self.pass_on(signal)?,
+            // A closed terminal kills nothing.
+            Message::Signal(Signal::SIGHUP) => {
+                self.urgent = Some(Instant::now());
+                self.detached = true;
+            }
+            Message::Signal(signal) => self.interrupt(signal)?,
+        }
+        Ok(())
     }
 
     fn event(&mut self, vm: usize, event: Event) {
@@ -180,86 +344,211 @@ impl Follower<'_> {
             Event::Phase(Phase::Running) => {
                 if !self.settled[vm] {
                     self.settled[vm] = true;
-                    self.ui.note(&running(&self.names[vm], &self.ports[vm]));
+                    self.note(&running(&self.names[vm], &self.ports[vm]));
                 }
             }
             Event::Phase(Phase::Restarting) => {
-                self.ui.note(&format!("{}: the workload ended; starting again", self.names[vm]))
+                self.note(&format!("{}: the workload ended; starting again", self.names[vm]));
             }
             Event::Phase(_) => {}
-            Event::Warning(text) => self.ui.warning(&format!("{}: {text}", self.names[vm])),
+            Event::Warning(text) => self.say(&format!("warning: {}: {text}", self.names[vm])),
             Event::Output { stream, bytes } => self.output(vm, stream, &bytes),
-            Event::Ended(outcome) => self.end(vm, outcome),
+            Event::Ended(outcome) => self.ended(vm, outcome),
         }
     }
 
-    fn end(&mut self, vm: usize, outcome: Outcome) {
-        self.flush_line(vm);
+    fn ended(&mut self, vm: usize, outcome: Outcome) {
+        self.finish_lines(vm);
         self.settled[vm] = true;
-        self.ui.note(&format!("{} {}", self.names[vm], outcome.describe()));
+        self.hint = None;
+        match self.how {
+            How::Detached | How::Attached => {
+                self.note(&format!("{} {}", self.names[vm], outcome.describe()));
+            }
+            // Stopped before there was a workload.
+            How::InPlace if self.end.early => {}
+            How::InPlace => {
+                let piped = outcome.exit.as_ref().is_some_and(|exit| exit.signal == Some(libc::SIGPIPE));
+                let by_itself = outcome.exit.as_ref().is_some_and(|exit| exit.code.is_some() && !exit.oom);
+                if let Some(message) = outcome.failure() {
+                    self.say(&format!("error: {message}"));
+                } else if !piped && !by_itself {
+                    // An exit code of 137 alone would leave one guessing.
+                    self.say(&format!("the workload {}", outcome.describe()));
+                }
+            }
+        }
         self.outcomes[vm] = Some(outcome);
     }
 
-    /// Whole lines, escaped where a terminal would obey them.
     fn output(&mut self, vm: usize, stream: Stream, bytes: &[u8]) {
-        let terminal = match stream {
-            Stream::Stdout => std::io::stdout().is_terminal(),
-            Stream::Stderr => std::io::stderr().is_terminal(),
-        };
-        if self.width == 0 && !terminal {
-            write(stream, bytes);
-            return;
-        }
-        let line = &mut self.lines[vm];
-        line.escaper.push(bytes, &mut line.partial);
-        let Some(end) = line.partial.rfind('\n') else { return };
-        let rest = line.partial.split_off(end + 1);
-        let whole = std::mem::replace(&mut line.partial, rest);
-        let prefixed: String = match self.width {
-            0 => whole,
-            width => whole.lines().map(|l| format!("{:<width$} | {l}\n", self.names[vm])).collect(),
-        };
-        write(stream, prefixed.as_bytes());
-    }
-
-    fn flush_line(&mut self, vm: usize) {
-        let line = &mut self.lines[vm];
-        line.escaper.finish(&mut line.partial);
-        if !line.partial.is_empty() {
-            let text = std::mem::take(&mut line.partial);
-            let prefix =
-                if self.width > 0 { format!("{:<1$} | ", self.names[vm], self.width) } else { String::new() };
-            write(Stream::Stdout, format!("{prefix}{text}\n").as_bytes());
-        }
-    }
-
-    fn flush(&mut self) {
-        for vm in 0..self.names.len() {
-            self.flush_line(vm);
-        }
-    }
-
-    /// Ctrl-C: the first stops what this command started, in reverse order, the second kills it. Returns
-    /// whether there is still something to wait for.
-    fn interrupt(&mut self, home: &Home, project: &Name) -> Result<bool> {
-        self.stops += 1;
-        let kill = self.stops > 1;
-        let open: Vec<usize> =
-            (0..self.names.len()).filter(|&n| self.ours[n] && self.outcomes[n].is_none()).collect();
-        if open.is_empty() {
-            self.ui.note("Detached; the VMs run on. `firegopher down` stops them.");
-            return Ok(false);
-        }
-        if !kill {
-            self.ui.note("Stopping; press Ctrl-C again to kill.");
-        }
-        for &vm in open.iter().rev() {
-            if let Some(client) = Client::connect(&home.vm(project, &self.names[vm]))? {
-                client.stop(kill)?;
+        let mut shown = Shown::default();
+        match &mut self.shape {
+            Shape::Lines(screen) => screen.push(vm, stream, "", bytes, &mut shown),
+            Shape::Bytes(escapers) => {
+                let index = usize::from(stream == Stream::Stderr);
+                let bytes = match &mut escapers[index] {
+                    None => bytes.to_vec(),
+                    Some(escaper) => {
+                        let mut text = String::new();
+                        escaper.push(bytes, &mut text);
+                        text.into_bytes()
+                    }
+                };
+                if let Some(last) = bytes.last() {
+                    self.at_line_start = *last == b'\n';
+                }
+                shown.0.push((stream, bytes));
             }
         }
-        Ok(true)
+        self.write(shown, bytes.len());
     }
+
+    /// Hands on what is to be written; `charge` came through the gate for it.
+    fn write(&self, shown: Shown, charge: usize) {
+        let mut charge = charge;
+        for (stream, bytes) in shown.0 {
+            self.sink.write(stream, bytes, std::mem::take(&mut charge));
+        }
+        self.sink.write(Stream::Stdout, Vec::new(), charge);
+    }
+
+    fn finish_lines(&mut self, vm: usize) {
+        let mut shown = Shown::default();
+        match &mut self.shape {
+            Shape::Lines(screen) => screen.finish(vm, &mut shown),
+            Shape::Bytes(escapers) => {
+                for (stream, escaper) in [Stream::Stdout, Stream::Stderr].into_iter().zip(escapers) {
+                    let Some(escaper) = escaper else { continue };
+                    let mut text = String::new();
+                    escaper.finish(&mut text);
+                    if !escaper.active().is_empty() {
+                        text.push_str("\x1b[0m");
+                    }
+                    if !text.is_empty() {
+                        shown.0.push((stream, text.into_bytes()));
+                    }
+                }
+            }
+        }
+        self.write(shown, 0);
+    }
+
+    /// Something worth knowing. `run` shows its workload's output and nothing else.
+    fn note(&mut self, text: &str) {
+        if self.how != How::InPlace {
+            self.say(text);
+        }
+    }
+
+    /// Lines of this command's own.
+    fn say(&mut self, text: &str) {
+        let mut shown = Shown::default();
+        let mut own = String::new();
+        match &mut self.shape {
+            Shape::Lines(screen) => screen.break_line(Stream::Stderr, &mut shown),
+            Shape::Bytes(_) if !self.at_line_start && io::stderr().is_terminal() => own.push('\n'),
+            Shape::Bytes(_) => {}
+        }
+        self.at_line_start = true;
+        // Line by line: an error may bring the end of a console along.
+        text.lines().for_each(|line| own += &format!("{}\n", escape(line)));
+        shown.0.push((Stream::Stderr, own.into_bytes()));
+        self.write(shown, 0);
+    }
+
+    /// Nobody reads an output any more, or it takes no more.
+    fn unwritable(&mut self, stream: Stream, error: Option<io::Error>) {
+        let error = error.filter(|e| !stdio::is_closed(stream, e));
+        let streams: &[Stream] = if self.together { &[Stream::Stdout, Stream::Stderr] } else { &[stream] };
+        for stream in streams {
+            let index = usize::from(*stream == Stream::Stderr);
+            if std::mem::replace(&mut self.unread[index], true) {
+                continue;
+            }
+            self.sink.close(*stream);
+            match self.how {
+                // What writes there is told, as it would be without a VM in between. One that cannot be reached any
+                // more has ended.
+                How::InPlace => self.commands.iter().for_each(|vm| drop(vm.close_output(*stream))),
+                How::Attached if *stream == Stream::Stdout => {
+                    self.end.closed = error.is_none();
+                    self.detached = true;
+                }
+                How::Attached | How::Detached => {}
+            }
+        }
+        if let Some(error) = error {
+            let name = match stream {
+                Stream::Stdout => "standard output",
+                Stream::Stderr => "standard error",
+            };
+            self.end.unwritten = true;
+            self.say(&format!("error: cannot write to {name}: {error}"));
+        }
+    }
+
+    /// What those who were left to themselves come to.
+    fn say_goodbye(&mut self) {
+        let left = (0..self.names.len()).any(|vm| self.outcomes[vm].is_none());
+        if self.how == How::Attached && left && (self.end.closed || self.end.unwritten) {
+            self.note("The VMs run on. `firegopher down` stops them.");
+        }
+    }
+
+    fn ask(&mut self, signal: Signal) {
+        self.end.interrupted.get_or_insert(signal);
+        self.urgent = Some(Instant::now());
+        if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
+            self.stops += 1;
+        }
+        if self.stops > 1 {
+            self.sink.give_up(Instant::now());
+        }
+    }
+
+    /// `up`: the first Ctrl-C stops what this command started, in reverse order, the second kills it.
+    fn interrupt(&mut self, signal: Signal) -> Result<()> {
+        let open: Vec<usize> =
+            (0..self.names.len()).filter(|&n| self.ours[n] && self.outcomes[n].is_none()).collect();
+        self.end.early |= open.iter().any(|&n| !self.settled[n]);
+        self.ask(signal);
+        if open.is_empty() {
+            self.note("Detached; the VMs run on. `firegopher down` stops them.");
+            self.detached = true;
+            return Ok(());
+        }
+        let kill = self.stops > 1;
+        if !kill {
+            self.note("Stopping; press Ctrl-C again to kill.");
+        }
+        open.iter().rev().try_for_each(|&vm| self.commands[vm].stop(kill))
+    }
+
+    /// `run`: the signal is the workload's. A second Ctrl-C or SIGTERM kills its VM.
+    fn pass_on(&mut self, signal: Signal) -> Result<()> {
+        let runs = self.settled.iter().all(|s| *s);
+        if asks_for_the_end(signal) {
+            self.ask(signal);
+            // Before there is a workload, the boot ends.
+            self.end.early |= !runs;
+            if !runs || self.stops > 1 {
+                return self.commands.iter().try_for_each(|vm| vm.stop(self.stops > 1));
+            }
+            self.hint = matches!(signal, Signal::SIGINT | Signal::SIGTERM).then(|| Instant::now() + HINT);
+        }
+        if runs {
+            self.commands.iter().try_for_each(|vm| vm.signal(signal as i32))?;
+        }
+        if signal == Signal::SIGTSTP {
+            signals::suspend();
+        }
+        Ok(())
+    }
+}
+
+fn asks_for_the_end(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)
 }
 
 /// `web runs: 127.0.0.1:8080 (guest port 8000)`.
@@ -272,12 +561,4 @@ pub(super) fn running(vm: &Name, ports: &[Port]) -> String {
         .map(|p| format!("{} (guest port {})", std::net::SocketAddr::new(p.address, p.host), p.guest))
         .collect();
     format!("{vm} runs: {}", addresses.join(", "))
-}
-
-fn write(stream: Stream, bytes: &[u8]) {
-    // A reader that went away (`| head`) is no reason to stop the VM.
-    let _ = match stream {
-        Stream::Stdout => std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()),
-        Stream::Stderr => std::io::stderr().write_all(bytes),
-    };
 }

@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::manifest::{FILE_NAME, STARTER};
+use crate::ui::Ui;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
@@ -22,6 +23,6 @@ pub(super) fn run(dir: &Path, _: &Args) -> Result<ExitCode> {
     })?;
     file.write_all(STARTER.as_bytes())
         .or_failed("init.write", || format!("cannot write {}", path.display()))?;
-    eprintln!("Wrote {}. Edit it, then: firegopher up", path.display());
+    Ui::stderr().note(&format!("Wrote {}. Edit it, then: firegopher up", path.display()));
     Ok(ExitCode::SUCCESS)
 }

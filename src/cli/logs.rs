@@ -1,16 +1,18 @@
 //! `firegopher logs`: what a workload wrote, its VM's serial console, or what the VMM says of itself.
 
-use super::{down, print, target};
+use super::screen::{Look, Screen, Shown};
+use super::{CLOSED, down, print, stdio, target};
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
 use crate::supervise::logs::{
-    CONSOLE_LOG, LogReader, METRICS_LOG, VMM_LOG, WORKLOAD_LOG, escaped, last_metrics, rotated,
+    CONSOLE_LOG, LogReader, METRICS_LOG, Record, VMM_LOG, WORKLOAD_LOG, escaped, last_metrics, rotated,
 };
-use crate::supervise::{self, Observed};
+use crate::supervise::{self, Observed, Stream};
 use crate::vmm::firecracker::Keyboard;
+use crate::{color, manifest};
 use fs_err as fs;
-use std::io::IsTerminal;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,6 +23,9 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// A supervisor reads what its VMM writes at once.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// Lines are written together up to this many bytes.
+const BATCH: usize = 64 * 1024;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -43,60 +48,140 @@ pub(super) struct Args {
     timestamps: bool,
 }
 
+/// One VM's log.
 struct Source {
     name: Name,
     reader: LogReader,
+    /// Read, and not shown yet.
+    next: Option<Record>,
+    /// There is no more for now.
+    at_end: bool,
 }
 
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let home = Home::from_env()?;
     let project = down::project_of(dir, &home)?;
-    let known = names_with_logs(&home, &project);
-    for wanted in &args.vms {
-        if !known.iter().any(|name| name.as_str() == wanted) {
-            return Err(target::unknown_vm(wanted, known.iter().map(Name::as_str)));
-        }
-    }
-    let chosen: Vec<Name> = known
-        .into_iter()
-        .filter(|n| args.vms.is_empty() || args.vms.iter().any(|w| w == n.as_str()))
-        .collect();
-    if args.console {
-        for name in &chosen {
-            as_it_came(&home.vm(&project, name).join(CONSOLE_LOG))?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    if args.vmm {
-        for name in &chosen {
-            let path = home.vm(&project, name).join(VMM_LOG);
-            if path.exists() {
-                as_it_came(&path)?;
-            }
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
+    let chosen = choose(dir, &args.vms, names_with_logs(&home, &project))?;
     if args.metrics {
         return metrics(&home, &project, &chosen);
     }
-    let width = if chosen.len() > 1 { chosen.iter().map(|n| n.as_str().len()).max().unwrap_or(0) } else { 0 };
+    let look = Look { colours: [color::on(&io::stdout()); 2], together: true, timestamps: args.timestamps };
+    let mut screen = Screen::new(chosen.iter().map(|name| name.as_str().to_owned()), look);
+    if args.console || args.vmm {
+        let file = if args.console { CONSOLE_LOG } else { VMM_LOG };
+        for (vm, name) in chosen.iter().enumerate() {
+            let path = home.vm(&project, name).join(file);
+            for path in [rotated(&path), path] {
+                file_as_lines(&path, vm, &mut screen)?;
+            }
+            let mut shown = Shown::default();
+            screen.finish(vm, &mut shown);
+            show(&mut shown)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut sources = Vec::new();
     for name in chosen {
         let path = home.vm(&project, &name).join(WORKLOAD_LOG);
         let reader = LogReader::from_start(&path)
             .or_failed("logs.read", || format!("cannot read the log of {name}"))?;
-        sources.push(Source { name, reader });
+        sources.push(Source { name, reader, next: None, at_end: false });
     }
     loop {
         let running = args.follow && any_alive(&supervise::observe(&home, &project)?, &sources);
+        let mut shown = Shown::default();
         let mut wrote = false;
-        for source in &mut sources {
-            wrote |= drain(source, width, args.timestamps)?;
+        sources.iter_mut().for_each(|source| source.at_end = false);
+        while let Some((vm, record)) = oldest(&mut sources)? {
+            let (time, stream) = (record.time.clone(), record.stream);
+            screen.push(vm, stream, &time, &record.into_output(), &mut shown);
+            wrote = true;
+            if shown.len() >= BATCH {
+                show(&mut shown)?;
+            }
         }
-        if !args.follow || (!running && !wrote) {
-            return Ok(ExitCode::SUCCESS);
+        if args.follow && (running || wrote) {
+            screen.flush_quiet(&mut shown);
+            show(&mut shown)?;
+            if stdio::wait_closed(Stream::Stdout, Some(POLL)) {
+                return Err(Error::failed(CLOSED, "standard output was closed"));
+            }
+            continue;
         }
-        std::thread::sleep(POLL);
+        for vm in 0..sources.len() {
+            screen.finish(vm, &mut shown);
+        }
+        show(&mut shown)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+}
+
+/// The VMs that were named, or all that have logs.
+fn choose(dir: &Path, named: &[String], known: Vec<Name>) -> Result<Vec<Name>> {
+    let of_manifest = || manifest::load(dir).map(|m| m.vms.into_iter().map(|vm| vm.name).collect());
+    for wanted in named {
+        if !known.iter().any(|name| name.as_str() == wanted) {
+            let all: Vec<Name> = of_manifest().unwrap_or_default();
+            return Err(match all.iter().find(|name| name.as_str() == wanted) {
+                Some(name) => never_started(std::slice::from_ref(name)),
+                None => target::unknown_vm(wanted, known.iter().map(Name::as_str)),
+            });
+        }
+    }
+    if known.is_empty() {
+        return Err(never_started(&of_manifest().unwrap_or_default()));
+    }
+    Ok(known.into_iter().filter(|n| named.is_empty() || named.iter().any(|w| w == n.as_str())).collect())
+}
+
+fn never_started(names: &[Name]) -> Error {
+    let names: Vec<&str> = names.iter().map(Name::as_str).collect();
+    let text = match names.as_slice() {
+        [] => "no VM of this project has been started yet".to_owned(),
+        [one] => format!("{one} has not been started yet"),
+        many => format!("{} have not been started yet", many.join(", ")),
+    };
+    Error::failed("logs.never-started", text).help("`firegopher up` starts what the manifest describes")
+}
+
+/// The next record by time: logs are merged by when each was written.
+fn oldest(sources: &mut [Source]) -> Result<Option<(usize, Record)>> {
+    for source in &mut *sources {
+        if source.next.is_none() && !source.at_end {
+            source.next = source
+                .reader
+                .next_record()
+                .or_failed("logs.read", || format!("cannot read the log of {}", source.name))?;
+            source.at_end = source.next.is_none();
+        }
+    }
+    let with_time = |(vm, source): (usize, &Source)| Some((vm, source.next.as_ref()?.time.clone()));
+    let found = sources.iter().enumerate().filter_map(with_time).min_by(|a, b| a.1.cmp(&b.1));
+    Ok(found.and_then(|(vm, _)| Some((vm, sources[vm].next.take()?))))
+}
+
+/// Writes what a screen shows.
+fn show(shown: &mut Shown) -> Result<()> {
+    std::mem::take(shown).0.iter().try_for_each(|(_, bytes)| print(&String::from_utf8_lossy(bytes)))
+}
+
+/// Shows a log that is no list of records; nothing if there is none.
+fn file_as_lines(path: &Path, vm: usize, screen: &mut Screen) -> Result<()> {
+    let failed = || format!("cannot read {}", path.display());
+    let mut file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::failed("logs.read", failed()).because(e)),
+    };
+    let mut buffer = vec![0; BATCH];
+    loop {
+        let count = file.read(&mut buffer).or_failed("logs.read", failed)?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut shown = Shown::default();
+        screen.push(vm, Stream::Stdout, "", &buffer[..count], &mut shown);
+        show(&mut shown)?;
     }
 }
 
@@ -116,45 +201,19 @@ fn names_with_logs(home: &Home, project: &Name) -> Vec<Name> {
     names
 }
 
-fn drain(source: &mut Source, width: usize, timestamps: bool) -> Result<bool> {
-    let mut wrote = false;
-    let terminal = std::io::stdout().is_terminal();
-    while let Some(record) = source.reader.next_record().or_failed("logs.read", || "cannot read the log")? {
-        let time = if timestamps { format!("{} ", record.time) } else { String::new() };
-        let prefix = if width > 0 { format!("{:<width$} | ", source.name) } else { String::new() };
-        let partial = record.partial;
-        let bytes = record.into_output();
-        let text = String::from_utf8_lossy(&bytes);
-        let shown = if terminal || width > 0 { escaped(&bytes) } else { text.into_owned() };
-        print(&format!("{prefix}{time}{shown}"))?;
-        if partial && width > 0 {
-            print("\n")?;
-        }
-        wrote = true;
-    }
-    Ok(wrote)
-}
-
-/// A log that is no list of records.
-fn as_it_came(path: &Path) -> Result<()> {
-    let mut bytes = fs::read(rotated(path)).unwrap_or_default();
-    bytes.extend(fs::read(path).or_failed("logs.read", || format!("cannot read {}", path.display()))?);
-    print(&escaped(&bytes))
-}
-
 /// Each VM's on a line; running ones are asked for them first.
 fn metrics(home: &Home, project: &Name, chosen: &[Name]) -> Result<ExitCode> {
     let observed = supervise::observe(home, project)?;
     for name in chosen {
         let dir = home.vm(project, name);
-        if observed.iter().any(|o| o.alive && o.state.vm == *name && o.state.vmm.is_some()) {
-            flush(&dir)?;
+        let runs = observed.iter().any(|o| o.alive && o.state.vm == *name && o.state.vmm.is_some());
+        if runs && !flush(&dir)? {
+            return Err(no_metrics(name).help("it runs under QEMU, and only Firecracker writes metrics"));
         }
         let Some(last) = last_metrics(&dir).or_failed("logs.read", || "cannot read the VMM's metrics")?
         else {
-            return Err(Error::failed("logs.no-metrics", format!("there are no metrics of VM {name}")).help(
-                "only Firecracker writes them: each minute, when it is asked, and when its guest ends",
-            ));
+            let help = "only Firecracker writes them: each minute, when it is asked, and when its guest ends";
+            return Err(no_metrics(name).help(help));
         };
         let prefix = if chosen.len() > 1 { format!("{name} | ") } else { String::new() };
         print(&format!("{prefix}{}\n", escaped(last.to_string().as_bytes())))?;
@@ -162,9 +221,13 @@ fn metrics(home: &Home, project: &Name, chosen: &[Name]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has a running VMM write its metrics, and waits until its supervisor has them.
-fn flush(dir: &Path) -> Result<()> {
-    let Some(api) = Keyboard::find(&dir.join("jail"))? else { return Ok(()) };
+fn no_metrics(name: &Name) -> Error {
+    Error::failed("logs.no-metrics", format!("there are no metrics of VM {name}"))
+}
+
+/// Has a running VMM write its metrics, and waits until its supervisor has them. `false`: it is not Firecracker.
+fn flush(dir: &Path) -> Result<bool> {
+    let Some(api) = Keyboard::find(&dir.join("jail"))? else { return Ok(false) };
     let path = dir.join(METRICS_LOG);
     // A rotation makes another file.
     let mark = || fs::metadata(&path).map(|meta| (meta.ino(), meta.len())).ok();
@@ -178,5 +241,41 @@ fn flush(dir: &Path) -> Result<()> {
     while mark() == before && begin.elapsed() < FLUSH {
         std::thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(dir: &Path, name: &str, records: &str) -> Source {
+        let path = dir.join(name);
+        fs::write(&path, records).unwrap();
+        let reader = LogReader::from_start(&path).unwrap();
+        Source { name: Name::new(name).unwrap(), reader, next: None, at_end: false }
+    }
+
+    #[test]
+    fn logs_are_merged_by_time_and_lines_stay_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = "2026-01-01T00:00:01.000Z stdout P half \n2026-01-01T00:00:03.000Z stderr F error\n\
+                 2026-01-01T00:00:05.000Z stdout P of \n2026-01-01T00:00:07.000Z stdout F a line\n";
+        let b = "2026-01-01T00:00:02.000Z stdout F two\n2026-01-01T00:00:06.000Z stdout F six\n\
+                 2026-01-01T00:00:08.000Z stdout P unfinished\n";
+        let mut sources = [source(dir.path(), "a", a), source(dir.path(), "b", b)];
+        let look = Look { together: true, timestamps: true, ..Look::default() };
+        let mut screen = Screen::new(["a".to_owned(), "b".to_owned()], look);
+        let mut shown = Shown::default();
+        while let Some((vm, record)) = oldest(&mut sources).unwrap() {
+            screen.push(vm, record.stream, &record.time.clone(), &record.into_output(), &mut shown);
+        }
+        (0..2).for_each(|vm| screen.finish(vm, &mut shown));
+        let text: String = shown.0.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes)).collect();
+        assert_eq!(
+            text,
+            "b | 2026-01-01T00:00:02.000Z two\na | 2026-01-01T00:00:03.000Z error\n\
+             b | 2026-01-01T00:00:06.000Z six\na | 2026-01-01T00:00:01.000Z half of a line\n\
+             b | 2026-01-01T00:00:08.000Z unfinished\n"
+        );
+    }
 }

@@ -15,18 +15,24 @@ mod logs;
 mod plan;
 mod ps;
 mod run;
+mod screen;
 mod signals;
+mod sink;
+mod stdin;
+mod stdio;
 mod store;
 mod target;
 mod up;
 mod update;
 mod verify;
 
+use crate::color;
 use crate::error::{Error, Result};
-use crate::supervise::FAILED_CODE;
+use crate::supervise::{FAILED_CODE, Stream};
 use crate::ui;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::any::Any;
+use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +48,10 @@ struct Cli {
     /// Work as if started in this directory.
     #[arg(short = 'C', value_name = "DIR", global = true, default_value = ".")]
     directory: PathBuf,
+    /// Colour output: auto, always or never.
+    #[arg(long, value_name = "WHEN", global = true, value_enum, default_value_t)]
+    #[arg(hide_possible_values = true, display_order = 900)]
+    color: color::When,
     #[command(subcommand)]
     command: Command,
 }
@@ -87,7 +97,10 @@ pub fn main() -> ExitCode {
         Some(first) if first == crate::supervise::guard::ARGUMENT => return crate::supervise::guard::main(),
         _ => {}
     }
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let command = Cli::command().color(color_of_words(&arguments));
+    let parsed = command.try_get_matches_from(arguments).and_then(|all| Cli::from_arg_matches(&all));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // --help and --version are no errors; everything else is EX_USAGE of sysexits.h.
@@ -97,8 +110,24 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    color::choose(cli.color);
     let throw_away = matches!(cli.command, Command::Run(_));
     finish(throw_away, || dispatch(cli))
+}
+
+/// What clap's own words are coloured by: it has not parsed `--color` yet when it complains of something else.
+fn color_of_words(arguments: &[OsString]) -> clap::ColorChoice {
+    let own = arguments.iter().skip(1).take_while(|word| *word != "--").filter_map(|word| word.to_str());
+    let words: Vec<&str> = own.collect();
+    let value = words.iter().enumerate().find_map(|(at, word)| match *word {
+        "--color" => words.get(at + 1).copied(),
+        word => word.strip_prefix("--color="),
+    });
+    match value {
+        Some("always") => clap::ColorChoice::Always,
+        Some("never") => clap::ColorChoice::Never,
+        _ => clap::ColorChoice::Auto,
+    }
 }
 
 /// Does the work, shows its error and returns the exit code. `throw_away`: every code but 125 is a workload's.
@@ -107,6 +136,7 @@ fn finish(throw_away: bool, work: impl FnOnce() -> Result<ExitCode>) -> ExitCode
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(bug_of(&*panic)));
     match result {
         Ok(code) => code,
+        Err(error) if error.code() == CLOSED => ExitCode::from(stdio::CLOSED_CODE),
         Err(error) => {
             report(&error);
             if throw_away { ExitCode::from(FAILED_CODE) } else { ui::exit_code(&error) }
@@ -160,12 +190,16 @@ fn print_json(document: &impl serde::Serialize) -> Result<()> {
     print(&(text + "\n"))
 }
 
-/// Writes data to stdout. A reader that went away ends the command quietly, as in any filter.
+/// The code of the error of `print` when nobody reads any more.
+const CLOSED: &str = "stdout.closed";
+
+/// Writes data to stdout. A reader that went away ends the command without a word, as SIGPIPE ends any filter.
 fn print(text: &str) -> Result<()> {
     use crate::error::Context;
-    use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+    match stdio::write_all(Stream::Stdout, text.as_bytes()) {
+        Err(e) if stdio::is_closed(Stream::Stdout, &e) => {
+            Err(Error::failed(CLOSED, "standard output was closed").because(e))
+        }
         other => other.or_failed("stdout", || "cannot write to standard output"),
     }
 }
@@ -188,6 +222,18 @@ mod tests {
         }
         assert_eq!(finish(true, || Ok(ExitCode::from(64))), ExitCode::from(64), "a workload's own code");
         assert_eq!(finish(false, || Ok(ExitCode::from(2))), ExitCode::from(2));
+        for throw_away in [false, true] {
+            let closed = || Err(Error::failed(CLOSED, "standard output was closed"));
+            assert_eq!(finish(throw_away, closed), ExitCode::from(141), "as if SIGPIPE had ended it");
+        }
+    }
+
+    #[test]
+    fn the_colour_of_clap_s_own_words_follows_the_flag() {
+        let chosen = |words: &[&str]| color_of_words(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(chosen(&["firegopher", "ps", "--color", "never"]), clap::ColorChoice::Never);
+        assert_eq!(chosen(&["firegopher", "--color=always", "p"]), clap::ColorChoice::Always);
+        assert_eq!(chosen(&["firegopher", "run", "--", "ls", "--color=always"]), clap::ColorChoice::Auto);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `firegopher run`: one throw-away VM under a name of its own, without ports; exits with the workload's code.
 
-use super::attach::{self, Followed, Until};
+use super::attach::{self, Followed, How};
 use super::early::Early;
-use super::{down, signals, target, up};
+use super::{down, signals, stdin, target, up};
 use crate::error::{Error, Result};
 use crate::manifest::model::{Restart, Vm};
 use crate::name::Name;
@@ -10,9 +10,8 @@ use crate::plan::Graph;
 use crate::project::{self, Project};
 use crate::step::boot::{self, BootOptions};
 use crate::step::execute;
-use crate::supervise::{Client, Wish};
+use crate::supervise::{FAILED_CODE, Wish};
 use crate::ui::Ui;
-use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -34,7 +33,7 @@ pub(super) struct Args {
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
     let mut project = Project::open(dir)?;
-    let signals = signals::Signals::block(&project.store);
+    let signals = signals::Signals::block_all(&project.store);
     let early = Early::begin(&project);
     let guard = project.guard(&ui)?;
     let chosen = choose(&mut project, args.vm.as_deref())?;
@@ -70,23 +69,17 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let Project { home, name, store, manifest, .. } = project;
     drop(store);
     let vm = &manifest.vms[0];
-    forward_stdin(client.try_clone()?);
+    stdin::forward(client.try_clone()?);
     let followed = vec![Followed { name: vm.name.clone(), client, ours: true, ports: vec![] }];
-    let quiet = Ui::stderr().quiet();
-    let ended = attach::follow(followed, Until::Ended, signals.as_ref(), &home, &name, &quiet)?;
-    let interrupted = ended.interrupted;
+    let ended = attach::follow(followed, How::InPlace, signals.as_ref())?;
     let outcome = ended.outcomes.into_iter().next().and_then(|(_, outcome)| outcome);
     let outcome = outcome.ok_or_else(|| Error::failed("run.lost", "the VM went away without an end"))?;
-    if let Some(message) = outcome.failure() {
-        ui.line(&format!("error: {message}"));
-    } else if outcome.exit.as_ref().is_some_and(|exit| exit.oom) {
-        // An exit code of 137 alone would leave one guessing.
-        ui.line(&format!("the workload {}", outcome.describe()));
-    }
     down::remove_vm(&home, &name, &vm.name, &|| Wish::Kill)?;
-    Ok(match interrupted {
+    Ok(match ended.interrupted {
         // Stopped before there was a workload that could have had a code.
-        Some(signal) if outcome.exit.is_none() => signals::exit_code(signal),
+        Some(signal) if ended.early => signals::exit_code(signal),
+        // Whatever it says of itself, not all of what it wrote has arrived.
+        _ if ended.unwritten => ExitCode::from(FAILED_CODE),
         _ => ExitCode::from(outcome.exit_code()),
     })
 }
@@ -120,18 +113,4 @@ fn throw_away(mut vm: Vm, command: &[String]) -> Result<Vm> {
         vm.run = command.to_vec();
     }
     Ok(vm)
-}
-
-/// Copies this process's standard input to the workload until either ends.
-fn forward_stdin(mut client: Client) {
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; 64 * 1024];
-        loop {
-            // An unreadable standard input is an empty one.
-            let count = std::io::stdin().read(&mut buffer).unwrap_or(0);
-            if client.stdin(&buffer[..count]).is_err() || count == 0 {
-                return;
-            }
-        }
-    });
 }

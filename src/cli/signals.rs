@@ -1,6 +1,6 @@
-//! SIGINT, SIGTERM and SIGHUP. While building, a signal removes this process's temporary files and ends it.
-//! While VMs are started it waits, so that what was started can be stopped again. Once VMs run, signals become
-//! messages for the command that follows them.
+//! The signals of a command. While building, one removes this process's temporary files and ends it. While VMs are
+//! started it waits, so that what was started can be stopped again. Once VMs run, signals become messages for the
+//! command that follows them. `run` takes all that a workload may be sent, other commands SIGINT, SIGTERM and SIGHUP.
 
 use crate::store::Store;
 use nix::sys::eventfd::EventFd;
@@ -12,6 +12,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+
+/// What ends a command.
+const ENDING_SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+/// What `run` passes on besides.
+const PASSED_SIGNALS: [Signal; 7] = [
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGWINCH,
+    Signal::SIGTSTP,
+    Signal::SIGCONT,
+];
 
 /// What a signal does.
 #[derive(Default)]
@@ -41,6 +54,12 @@ pub(super) fn yield_to_the_end() {
     }
 }
 
+/// Stops this process as a terminal's Ctrl-Z does, until it is continued.
+pub(super) fn suspend() {
+    // SAFETY: takes plain numbers. SIGSTOP, as SIGTSTP is blocked.
+    unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+}
+
 /// Blocks the signals until dropped and handles them on a thread of its own.
 pub(super) struct Signals {
     old: SigSet,
@@ -50,12 +69,19 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Takes over. Must be called before other threads are made: they inherit the blocked mask.
+    /// Takes over what ends a command. Must be called before other threads are made: they inherit the blocked mask.
     pub(super) fn block(store: &Store) -> Option<Signals> {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGINT);
-        set.add(Signal::SIGTERM);
-        set.add(Signal::SIGHUP);
+        Signals::block_these(store, ENDING_SIGNALS.into_iter())
+    }
+
+    /// As `block`, with all that a workload may be sent.
+    pub(super) fn block_all(store: &Store) -> Option<Signals> {
+        Signals::block_these(store, ENDING_SIGNALS.into_iter().chain(PASSED_SIGNALS))
+    }
+
+    fn block_these(store: &Store, signals: impl Iterator<Item = Signal>) -> Option<Signals> {
+        // `nohup`, and a shell for its background jobs, have some ignored; they stay so.
+        let set: SigSet = signals.filter(|signal| !is_ignored(*signal)).collect();
         let old = set.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK).ok()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).ok()?;
         let stop = Arc::new(EventFd::new().ok()?);
@@ -64,10 +90,19 @@ impl Signals {
             let (stop, mode, temps) = (stop.clone(), mode.clone(), store.temps());
             std::thread::spawn(move || {
                 while let Some(signal) = next(&fd, &stop) {
-                    match &mut *mode.lock().unwrap_or_else(PoisonError::into_inner) {
-                        Mode::Deliver(listener) => listener(signal),
-                        Mode::Hold(held) if asked(held) < 2 || signal == Signal::SIGHUP => held.push(signal),
-                        Mode::Hold(_) | Mode::End => {
+                    let mut mode = mode.lock().unwrap_or_else(PoisonError::into_inner);
+                    match (&mut *mode, signal) {
+                        (Mode::Deliver(listener), signal) => listener(signal),
+                        (_, Signal::SIGTSTP) => {
+                            drop(mode);
+                            suspend();
+                        }
+                        // By default they do nothing.
+                        (_, Signal::SIGWINCH | Signal::SIGCONT) => {}
+                        (Mode::Hold(held), signal) if asked(held) < 2 || signal == Signal::SIGHUP => {
+                            held.push(signal);
+                        }
+                        (Mode::Hold(_) | Mode::End, signal) => {
                             ENDING.store(true, Ordering::SeqCst);
                             temps.remove_all();
                             // The terminal shows ^C; the shell wants to know which signal it was.
@@ -89,15 +124,20 @@ impl Signals {
         *self.mode() = Mode::Hold(Vec::new());
     }
 
-    /// The SIGINT or SIGTERM that came since `hold`. A closed terminal is no reason to stop.
+    /// From now on a signal ends the process.
+    pub(super) fn end(&self) {
+        *self.mode() = Mode::End;
+    }
+
+    /// The signal that asks for the end and came since `hold`. A closed terminal is no reason to stop.
     pub(super) fn interrupted(&self) -> Option<Signal> {
         match &*self.mode() {
-            Mode::Hold(held) => held.iter().copied().find(|s| *s != Signal::SIGHUP),
+            Mode::Hold(held) => held.iter().copied().find(|signal| asks(*signal)),
             _ => None,
         }
     }
 
-    /// Whether SIGINT or SIGTERM came twice since `hold`: stop, and be quick.
+    /// Whether two signals asked for the end since `hold`: stop, and be quick.
     pub(super) fn pressed_twice(&self) -> bool {
         matches!(&*self.mode(), Mode::Hold(held) if asked(held) > 1)
     }
@@ -112,9 +152,22 @@ impl Signals {
     }
 }
 
+fn asks(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT)
+}
+
 /// How many of the signals ask for the end. A closed terminal does not.
 fn asked(held: &[Signal]) -> usize {
-    held.iter().filter(|signal| **signal != Signal::SIGHUP).count()
+    held.iter().filter(|signal| asks(**signal)).count()
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: nothing is set, and the kernel fills `action`, of which all zeros is a value.
+    unsafe {
+        libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
 }
 
 fn next(fd: &SignalFd, stop: &EventFd) -> Option<Signal> {

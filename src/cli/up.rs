@@ -1,9 +1,9 @@
 //! `firegopher up`: plan, build, boot, follow.
 
-use super::attach::{self, Followed, Followings, Until};
+use super::attach::{self, Followed, Followings, How};
 use super::early::Early;
 use super::signals::Signals;
-use super::{before, down, signals, target};
+use super::{before, down, signals, stdio, target};
 use crate::error::{Error, Result};
 use crate::manifest::model::{Vm, VmmSource};
 use crate::name::Name;
@@ -44,16 +44,15 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let observed = selected.observed(&project)?;
     before::check_new(&project, &observed)?;
     project.pin_missing(&ui, args.locked, args.offline, false)?;
-    let until = if args.detach { Until::Running } else { Until::Ended };
+    let how = if args.detach { How::Detached } else { How::Attached };
     let plan = project.plan(&scan, &observed);
     if !plan.has_changes() {
         ui.note(&plan::render::summary(&plan));
         drop((guard, early));
         let running = connect_all(&project)?;
-        let Project { home, name, store, .. } = project;
-        drop(store);
-        let ended = attach::follow(running, until, signals.as_ref(), &home, &name, &ui)?;
-        return Ok(code(&ended, until));
+        drop(project);
+        let ended = attach::follow(running, how, signals.as_ref())?;
+        return Ok(code(&ended, how));
     }
     let graph = Graph::of(&project.manifest);
     let work = project.work(&scan, args.offline, &ui);
@@ -86,16 +85,17 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     };
     drop((guard, early));
     // What the VMs use is in their states; whoever follows them keeps nobody from collecting the rest.
-    let Project { home, name, store, .. } = project;
-    drop(store);
-    let ended = attach::follow(followed, until, signals, &home, &name, &ui)?;
-    Ok(code(&ended, until))
+    drop(project);
+    let ended = attach::follow(followed, how, signals)?;
+    Ok(code(&ended, how))
 }
 
 /// `up -d` promises running VMs, `up` only that nothing went wrong.
-fn code(ended: &Followings, until: Until) -> ExitCode {
+fn code(ended: &Followings, how: How) -> ExitCode {
     match ended.interrupted {
-        Some(signal) if until == Until::Running => signals::exit_code(signal),
+        Some(signal) if how == How::Detached || ended.early => signals::exit_code(signal),
+        _ if ended.closed => ExitCode::from(stdio::CLOSED_CODE),
+        _ if ended.unwritten => ExitCode::FAILURE,
         _ if ended.all_well() => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }

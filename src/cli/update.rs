@@ -65,12 +65,13 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         Err(_) => Lock::load(&project.manifest.dir.join(LOCK_FILE))?,
     };
     let changes = changes(&before, &after);
-    if args.json {
-        print_json(&Document { format_version: 1, changes: &changes })?;
-    } else {
-        print(&changes.iter().map(Change::line).collect::<String>())?;
-    }
+    let shown = match args.json {
+        true => print_json(&Document { format_version: 1, changes: &changes }),
+        false => print(&changes.iter().map(Change::line).collect::<String>()),
+    };
+    // What failed is told even if nobody reads what did not.
     pinned?;
+    shown?;
     ui.note(&match changes.is_empty() {
         true => format!("{LOCK_FILE} has the newest pins already."),
         false => format!("Wrote {LOCK_FILE}; check it in."),

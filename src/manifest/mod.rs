@@ -23,13 +23,14 @@ mod workload;
 
 pub use workload::is_archive;
 
+use crate::color;
 use crate::digest::FieldHasher;
 use crate::error::{Context, Error, Result};
 use crate::name::{NAME_MAX, Name};
 use diagnostic::{Diagnostics, Problem};
 use fs_err as fs;
 use model::Manifest;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::Path;
 
 /// The manifest's name in the project's directory.
@@ -69,8 +70,7 @@ fn load_with(dir: &Path, existing: bool) -> Result<Manifest> {
         .or_failed("manifest.unreadable", || format!("cannot resolve the directory {}", dir.display()))?;
     let shown = file.strip_prefix("./").unwrap_or(&file).display().to_string();
     parse_with(&text, &shown, &dir, existing).map_err(|diagnostics| {
-        let colours =
-            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let colours = color::on(&std::io::stderr());
         let code = match diagnostics.problems() {
             [only] => only.code,
             _ => "manifest.invalid",

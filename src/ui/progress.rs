@@ -1,10 +1,11 @@
 //! Progress: bars that go away when stderr is a terminal, plain lines otherwise.
 
 use crate::asset::Progress;
+use crate::color;
 use crate::plan::render::escape;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,8 +26,7 @@ pub struct Step<'a> {
 impl Ui {
     /// Writes to stderr.
     pub fn stderr() -> Ui {
-        let bars = std::io::stderr()
-            .is_terminal()
+        let bars = color::moves(&std::io::stderr())
             .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
         Ui { bars, transfer: Mutex::default(), quiet: false }
     }

@@ -16,6 +16,7 @@ mod isolation;
 mod kernels;
 mod oci;
 mod ordinary_user;
+mod output;
 mod refusals;
 mod run;
 mod schemas;

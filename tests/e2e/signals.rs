@@ -297,7 +297,7 @@ fn a_throw_away_vm_goes_with_its_command() {
     };
     let run = project.command(&["run"]).spawn();
     ready(&project);
-    run.signal(INT);
+    run.signal(TERM);
     run.wait(SOON).expect(3).prints("bye");
     assert_clean(&project);
     let run = project.command(&["run"]).spawn();
