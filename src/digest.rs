@@ -1,6 +1,7 @@
 //! Digests and step keys, and the length-prefixed hashing behind both.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256, Sha512};
 use std::fmt;
 use std::str::FromStr;
 
@@ -11,6 +12,41 @@ pub fn hex(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("invariant: a String takes all writes");
         text
     })
+}
+
+/// The hashes by which container images name bytes.
+#[derive(Debug, Clone)]
+pub enum Sha {
+    /// What nearly all are named by.
+    Sha256(Sha256),
+    /// The other one that the specification registers.
+    Sha512(Sha512),
+}
+
+impl Sha {
+    /// A new hash of the kind that `digest` is of.
+    pub fn like(digest: &str) -> Sha {
+        match digest.starts_with("sha512:") {
+            true => Sha::Sha512(Sha512::new()),
+            false => Sha::Sha256(Sha256::new()),
+        }
+    }
+
+    /// Takes more bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Sha::Sha256(hasher) => hasher.update(bytes),
+            Sha::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// The digest of all bytes, with its kind: `sha256:…`.
+    pub fn finish(self) -> String {
+        match self {
+            Sha::Sha256(hasher) => format!("sha256:{}", hex(&hasher.finalize())),
+            Sha::Sha512(hasher) => format!("sha512:{}", hex(&hasher.finalize())),
+        }
+    }
 }
 
 /// The BLAKE3 digest of sealed bytes: a file's contents, or a tree's canonical listing.

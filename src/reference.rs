@@ -20,7 +20,9 @@ pub fn parse(text: &str) -> Result<Reference, String> {
         }
     })?;
     match reference.digest() {
-        Some(digest) if !is_digest(digest) => Err(format!("the digest {digest} is not of the kind sha256")),
+        Some(digest) if !is_digest(digest) => {
+            Err(format!("the digest {digest} is neither of the kind sha256 nor sha512"))
+        }
         _ => Ok(reference),
     }
 }

@@ -137,8 +137,11 @@ fn find_or_make(user: &RunUser, passwd: &str, group: &str) -> Result<(Account, A
             let lacks = |file: &str, name: &str| {
                 Failure::new(format!("the image runs as {name:?}, which its own {file} does not know"))
             };
-            // A name first, as container runtimes look it up, even if it is made of digits.
-            let found = known(&|name, _| name == user).or_else(|| known(&|_, uid| id(user) == Some(uid)));
+            // A number is a uid, as container runtimes have it, even if somebody's name is made of these digits.
+            let found = match id(user) {
+                Some(number) => known(&|_, uid| uid == number),
+                None => known(&|name, _| name == user),
+            };
             let mut found = match (found, id(user)) {
                 (Some((name, uid, gid, home)), _) => account(name, uid, gid, home),
                 (None, Some(uid)) => Account {
@@ -153,8 +156,8 @@ fn find_or_make(user: &RunUser, passwd: &str, group: &str) -> Result<(Account, A
                 (None, None) => return Err(lacks("/etc/passwd", user)),
             };
             if let Some(wanted) = wanted {
-                let named = group.lines().filter_map(group_line).find(|(name, ..)| name == wanted);
-                let gid = named.map(|(_, gid, _)| gid).or_else(|| id(wanted));
+                let named = || group.lines().filter_map(group_line).find(|(name, ..)| name == wanted);
+                let gid = id(wanted).or_else(|| named().map(|(_, gid, _)| gid));
                 found.gid = gid.ok_or_else(|| lacks("/etc/group", wanted))?;
                 // Who names a group gets that one and no other.
                 found.groups = vec![found.gid];
@@ -283,6 +286,15 @@ mod tests {
         {
             assert!(look(user, group).is_err(), "{user} {group:?}");
         }
+        let passwd = "root:x:0:0::/root:/bin/sh\n2000:x:3000:3000::/home/2000:/bin/sh\n";
+        let user = |user: &str, group: Option<&str>| {
+            let user = RunUser::Image { user: user.to_owned(), group: group.map(str::to_owned) };
+            let (account, _) = find_or_make(&user, passwd, "7:x:70:\n").unwrap();
+            (account.uid, account.gid, account.home)
+        };
+        assert_eq!(user("2000", None), (2000, 0, "/".to_owned()), "digits are a uid, whoever is called so");
+        assert_eq!(user("3000", None), (3000, 3000, "/home/2000".to_owned()));
+        assert_eq!(user("3000", Some("7")), (3000, 7, "/home/2000".to_owned()), "and a gid");
         let user = RunUser::Image { user: "root".into(), group: None };
         let (account, _) = find_or_make(&user, "", "").unwrap();
         assert_eq!((account.uid, account.gid), (0, 0), "without a passwd there is still root");

@@ -120,7 +120,7 @@ fn inputs(Deb { package, version, arch, sha256, .. }: &Deb) -> Vec<(String, Stri
 /// Whether the store has what is pinned.
 fn is_stored(store: &Store, pin: &Pin) -> Result<bool> {
     let named =
-        Named { key: deb_key(&pin.sha256), sha256: &pin.sha256, blake3: pin.blake3, size: Some(pin.size) };
+        Named { key: deb_key(&pin.sha256), sha: &pin.sha256, blake3: pin.blake3, size: Some(pin.size) };
     let what = format_args!("the package {}", pin.package);
     let says = inputs(&Deb::from(pin));
     let known = store.action(&named.key).filter(|known| known.output == pin.blake3);

@@ -1,12 +1,11 @@
 //! Looks up what the lock names twice, as publishers do by SHA-256 and as the store does by BLAKE3. A record leads from
 //! the first name to the second; where there is none, the bytes are read once and it is made.
 
-use crate::digest::{ObjectDigest, StepKey, hex};
+use crate::digest::{ObjectDigest, Sha, StepKey};
 use crate::error::{Context, Result};
 use crate::lock;
 use crate::store::{Action, Store};
 use fs_err as fs;
-use sha2::{Digest, Sha256};
 use std::fmt::Display;
 use std::io::Read;
 use std::path::Path;
@@ -15,8 +14,8 @@ use std::path::Path;
 pub(super) struct Named<'a> {
     /// Of the record that leads from the SHA-256 to the object.
     pub key: StepKey,
-    /// 64 lower-case hexadecimal digits.
-    pub sha256: &'a str,
+    /// Lower-case hexadecimal digits: 64 of a SHA-256, or 128 of a SHA-512.
+    pub sha: &'a str,
     pub blake3: ObjectDigest,
     /// In bytes, if the lock says it.
     pub size: Option<u64>,
@@ -47,7 +46,8 @@ impl Named<'_> {
         if !there {
             return Ok(false);
         }
-        if sha256(&path)? != self.sha256 {
+        let kind = if self.sha.len() == 128 { "sha512:" } else { "sha256:" };
+        if digest_of_file(&path, kind)?.strip_prefix(kind) != Some(self.sha) {
             return contradiction();
         }
         let (kind, inputs) = record();
@@ -58,24 +58,39 @@ impl Named<'_> {
 
 /// A file's SHA-256, as 64 lower-case hexadecimal digits.
 pub(super) fn sha256(path: &Path) -> Result<String> {
+    digest_of_file(path, "sha256:").map(|digest| digest.trim_start_matches("sha256:").to_owned())
+}
+
+/// A file's digest, of the same kind as another.
+pub(super) fn digest_of_file(path: &Path, like: &str) -> Result<String> {
     let failed = || format!("cannot read {}", path.display());
     let mut file = fs::File::open(path).or_failed("asset.read", failed)?;
-    let mut hasher = Sha256::new();
+    let mut sha = Sha::like(like);
     let mut buffer = vec![0; 256 << 10];
     loop {
         match file.read(&mut buffer).or_failed("asset.read", failed)? {
             0 => break,
-            n => hasher.update(&buffer[..n]),
+            n => sha.update(&buffer[..n]),
         }
     }
-    Ok(hex(&hasher.finalize()))
+    Ok(sha.finish())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::FieldHasher;
+    use crate::digest::{FieldHasher, hex};
     use crate::store::testing::{Scratch, scratch};
+    use sha2::{Digest as _, Sha256};
+
+    #[test]
+    fn bytes_may_be_named_by_their_sha512() {
+        let s = scratch();
+        s.store.publish_bytes(b"a").unwrap();
+        let sha512 = hex(&sha2::Sha512::digest(b"a"));
+        assert!(ask(&s, &sha512, b"a", Some(1)).0.unwrap());
+        contradicts(ask(&s, &sha512.replace(['0', '1'], "2"), b"a", Some(1)));
+    }
 
     fn sha256_of(bytes: &[u8]) -> String {
         hex(&Sha256::digest(bytes))
@@ -87,7 +102,7 @@ mod tests {
 
     /// Asks for bytes of these names, and says whether a record had to be made.
     fn ask(s: &Scratch, sha256: &str, blake3: &[u8], size: Option<u64>) -> (Result<bool>, bool) {
-        let named = Named { key: key(sha256), sha256, blake3: blake3::hash(blake3).into(), size };
+        let named = Named { key: key(sha256), sha: sha256, blake3: blake3::hash(blake3).into(), size };
         let mut made = false;
         let stored = named.is_stored(&s.store, &"the thing", || {
             made = true;
@@ -142,7 +157,7 @@ mod tests {
         let dir = temp.path().join("tree");
         fs::create_dir(&dir).unwrap();
         let blake3 = s.store.publish_tree(&dir).unwrap();
-        let named = Named { key: key("x"), sha256: "x", blake3, size: None };
+        let named = Named { key: key("x"), sha: "x", blake3, size: None };
         assert!(!named.is_stored(&s.store, &"it", || unreachable!()).unwrap());
     }
 }

@@ -135,9 +135,9 @@ impl Change {
 
 /// Digests by their first digits; versions are whole.
 fn short(pinned: &str) -> &str {
-    match pinned.strip_prefix("sha256:") {
-        Some(hex) => &pinned[..("sha256:".len() + hex.len().min(12))],
-        None => pinned,
+    match pinned.starts_with("sha256:") || pinned.starts_with("sha512:") {
+        true => pinned.get(..19).unwrap_or(pinned),
+        false => pinned,
     }
 }
 

@@ -54,7 +54,7 @@ pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) ->
             let entries = archive::read(path, scratch_dir, (0, 0), Limits::default())?;
             let mut placer = Placer::new(&nothing);
             placer.begin(&name, "/", Meta::root(0o755))?;
-            archive::place(entries, &name, &mut placer)?;
+            archive::place(entries, &mut placer)?;
             Ext4.write(&placer.tree, Role::Base, &image)?;
             Index::of_tree(&placer.tree)
         }

@@ -108,7 +108,7 @@ pub(super) fn assemble<'a>(
             _ => true,
         });
         placer.begin(&name, "/", Meta::root(0o755))?;
-        archive::place(entries, &name, &mut placer)?;
+        archive::place(entries, &mut placer)?;
         for path in placer.replaced.drain(..) {
             warnings.push(format!("{name} replaces /{path} of another package"));
         }

@@ -17,6 +17,9 @@ const OPAQUE: &str = ".wh..wh..opq";
 /// Begins the names of AUFS's own bookkeeping, of which only [`OPAQUE`] means anything.
 const BOOKKEEPING: &str = ".wh..wh.";
 
+/// Where AUFS keeps files that have several names.
+const PUT_ASIDE: &str = ".wh..wh.plnk/";
+
 /// A layer of a container image.
 #[derive(Debug, Clone)]
 pub struct Layer {
@@ -24,17 +27,15 @@ pub struct Layer {
     pub path: PathBuf,
     /// `sha256:…` of the blob, which whoever took it in has checked.
     pub blob: String,
-    /// `sha256:…` of the tar, once it is no longer compressed, as the image's configuration says (`diff_ids`).
-    pub diff_id: String,
+    /// `sha256:…` of the tar, once it is no longer compressed, if the image's configuration says it (`diff_ids`).
+    pub diff_id: Option<String>,
 }
 
 impl Layer {
     /// Compares what the layer unpacks to with what it should.
     pub(super) fn check(&self, found: &str) -> Result<()> {
-        if found == self.diff_id {
-            return Ok(());
-        }
-        let (shown, wanted) = (self.path.display(), &self.diff_id);
+        let Some(wanted) = self.diff_id.as_ref().filter(|wanted| *wanted != found) else { return Ok(()) };
+        let shown = self.path.display();
         Err(Error::failed(
             "oci.diff-id",
             format!("{shown} unpacks to {found}, and the image's configuration says {wanted}"),
@@ -51,6 +52,7 @@ pub(super) fn assemble(layers: &[Layer], scratch_dir: &Path, limits: Limits) -> 
         name: String::new(),
         dirs: HashMap::new(),
         own: HashSet::new(),
+        aside: HashMap::new(),
     };
     for (layer, entries) in layers.iter().zip(read) {
         stack.apply(layer.path.display().to_string(), entries)?;
@@ -96,6 +98,8 @@ struct Stack {
     dirs: HashMap<Box<str>, NodeId>,
     /// The names (directory and name in it) that the current layer has given, and those on the way to them.
     own: HashSet<(NodeId, Box<str>)>,
+    /// The files that the current layer has put aside, by their paths.
+    aside: HashMap<Box<str>, NodeId>,
 }
 
 impl Stack {
@@ -103,12 +107,25 @@ impl Stack {
         self.name = name;
         self.dirs.clear();
         self.own.clear();
+        self.aside.clear();
         // In the archive's order: a directory that takes a link's place must do so before whiteouts are looked up
         // in it, or they would hide what is behind the link.
         for entry in entries {
-            if is_marker(&entry.path) { self.whiteout(&entry.path)? } else { self.place(entry)? }
+            match is_marker(&entry.path) {
+                true if entry.path.starts_with(PUT_ASIDE) => self.put_aside(entry),
+                true => self.whiteout(&entry.path)?,
+                false => self.place(entry)?,
+            }
         }
         Ok(())
+    }
+
+    /// Keeps a file of which AUFS has several names: hard links of its layer name it, and nothing else does.
+    fn put_aside(&mut self, Entry { path, meta, kind }: Entry) {
+        if let EntryKind::Leaf(kind @ Kind::File { .. }) = kind {
+            let id = self.tree.add(Node { meta, kind, origin: 0 });
+            self.aside.insert(path.into(), id);
+        }
     }
 
     fn whiteout(&mut self, path: &str) -> Result<()> {
@@ -189,7 +206,10 @@ impl Stack {
     fn link_target(&mut self, path: &str, target: &str) -> Result<NodeId> {
         let (dir, name) = split(target);
         let dir = self.find_dir(dir, path, false)?;
-        let id = dir.and_then(|dir| self.tree.child(dir, name));
+        let id = match self.aside.get(target) {
+            Some(id) => Some(*id),
+            None => dir.and_then(|dir| self.tree.child(dir, name)),
+        };
         id.filter(|id| !self.tree.node(*id).kind.is_dir()).ok_or_else(|| {
             Error::failed(
                 "archive.hard-link",
@@ -207,7 +227,7 @@ impl Stack {
         Ok(found.expect("invariant: a directory that may be made is found or an error"))
     }
 
-    /// Follows `dir` from the root, through links as long as these stay inside.
+    /// Follows `dir` from the root, through links, which cannot lead out of it.
     fn find_dir(&mut self, dir: &str, path: &str, make: bool) -> Result<Option<NodeId>> {
         if dir.is_empty() {
             return Ok(Some(Tree::ROOT));
@@ -216,32 +236,25 @@ impl Stack {
             return Ok(Some(*id));
         }
         let mut chain = vec![Tree::ROOT];
+        // Names below the chain that are not there: a link may go through one and up again.
+        let mut missing: Vec<String> = Vec::new();
         let mut pending = parts(dir);
         let mut links = 0;
         while let Some(name) = pending.pop_front() {
             let here = *chain.last().expect("invariant: the root is never popped");
             if name == ".." {
-                if chain.len() == 1 {
-                    return Err(Error::failed(
-                        "archive.link-escape",
-                        format!("{}: {path} goes through a link that leaves the root", self.name),
-                    ));
+                // Above the root is the root, as in the guest.
+                if missing.pop().is_none() && chain.len() > 1 {
+                    chain.pop();
                 }
-                chain.pop();
                 continue;
             }
-            if make && here == Tree::ROOT && name == "lost+found" {
+            if make && missing.is_empty() && here == Tree::ROOT && name == "lost+found" {
                 return Err(self.reserved());
             }
-            let Some(id) = self.tree.child(here, &name) else {
-                if !make {
-                    return Ok(None);
-                }
-                let (meta, kind) = (Meta::root(0o755), Kind::Dir(Default::default()));
-                let id = self.tree.add(Node { meta, kind, origin: 0 });
-                self.tree.link(here, &name, id);
-                self.own.insert((here, name.into()));
-                chain.push(id);
+            let child = if missing.is_empty() { self.tree.child(here, &name) } else { None };
+            let Some(id) = child else {
+                missing.push(name);
                 continue;
             };
             if make {
@@ -273,10 +286,18 @@ impl Stack {
                 _ => return Ok(None),
             }
         }
-        let id = *chain.last().expect("invariant: the root is never popped");
-        if make {
-            self.dirs.insert(dir.into(), id);
+        let mut id = *chain.last().expect("invariant: the root is never popped");
+        if !make {
+            return Ok(missing.is_empty().then_some(id));
         }
+        for name in missing {
+            let (meta, kind) = (Meta::root(0o755), Kind::Dir(Default::default()));
+            let made = self.tree.add(Node { meta, kind, origin: 0 });
+            self.tree.link(id, &name, made);
+            self.own.insert((id, name.into()));
+            id = made;
+        }
+        self.dirs.insert(dir.into(), id);
         Ok(Some(id))
     }
 

@@ -94,11 +94,6 @@ impl<'a> Placer<'a> {
         Ok(())
     }
 
-    /// The real path of the item's root, without leading '/'.
-    pub fn start_path(&self) -> &str {
-        &self.start.path
-    }
-
     /// Whether a directory is at the absolute path `to` already.
     pub fn is_dir(&mut self, to: &str) -> bool {
         let mut spot = Spot::root();

@@ -85,7 +85,7 @@ pub fn build_workload(
                 let entries = archive::read(path, scratch_dir, item.owner, Limits::default())?;
                 let name = path.display().to_string();
                 placer.begin(&name, item.to, Meta::root(0o755))?;
-                archive::place(entries, &name, &mut placer)?;
+                archive::place(entries, &mut placer)?;
             }
         }
     }

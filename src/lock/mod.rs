@@ -6,7 +6,10 @@ mod oci;
 mod pin;
 mod text;
 
-pub use oci::{Layer, OciConfig, OciImage, OciLayer, OciPin, is_digest, is_layer_type};
+pub use oci::{
+    FIRST_PUBLISHED, Layer, MOST_ITEMS, MOST_PUBLISHED, OciConfig, OciImage, OciLayer, OciPin, is_digest,
+    is_layer_type,
+};
 pub use pin::{AssetId, FilePin, FileRole, Origin, Pin, Pinned, Pins, Release};
 
 use crate::error::{Error, Result};

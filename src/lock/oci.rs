@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 /// More layers than any builder makes (overlay's own limit is 500, Docker's 127).
 const MOST_LAYERS: usize = 512;
 /// Words of a command, variables, ports.
-const MOST_ITEMS: usize = 4096;
+pub const MOST_ITEMS: usize = 4096;
+/// As many ports of an image as are published by themselves; of one that exposes more, none is.
+pub const MOST_PUBLISHED: usize = 16;
+/// The first port of an image that is published by itself. Those below belong to the host's own services.
+pub const FIRST_PUBLISHED: u16 = 1024;
 /// Bytes of all texts of a configuration together.
 const MOST_TEXT: usize = 1 << 20;
 
@@ -22,6 +26,9 @@ const LAYER_TYPES: &[&str] = &[
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.zstd",
 ];
 
 /// One exact image.
@@ -152,7 +159,7 @@ impl OciImage {
     /// What is wrong, to stand after a colon.
     pub fn check(&self) -> Result<(), String> {
         if !is_digest(&self.manifest) {
-            return Err(format!("the manifest {:?} is no sha256 digest", self.manifest));
+            return Err(format!("the manifest {:?} is no sha256 or sha512 digest", self.manifest));
         }
         if self.layers.is_empty() || self.layers.len() > MOST_LAYERS {
             return Err(format!("{} layers", self.layers.len()));
@@ -165,9 +172,9 @@ impl OciImage {
 impl Layer {
     fn check(&self) -> Result<(), String> {
         if !is_digest(&self.digest) {
-            return Err(format!("the layer {:?} is no sha256 digest", self.digest));
+            return Err(format!("the layer {:?} is no sha256 or sha512 digest", self.digest));
         }
-        if self.size == 0 || self.size > i64::MAX as u64 {
+        if self.size > i64::MAX as u64 {
             return Err(format!("a layer of {} bytes", self.size));
         }
         if !is_layer_type(&self.media) {
@@ -178,6 +185,12 @@ impl Layer {
 }
 
 impl OciConfig {
+    /// The ports that are published without the manifest saying so: few, and none that only root may bind.
+    pub fn published(&self) -> impl Iterator<Item = u16> + '_ {
+        let ports = if self.ports.len() > MOST_PUBLISHED { &[] } else { self.ports.as_slice() };
+        ports.iter().copied().filter(|port| *port >= FIRST_PUBLISHED)
+    }
+
     /// The command to run: entrypoint and cmd; empty if the image names none.
     pub fn argv(&self) -> Vec<String> {
         self.entrypoint.iter().chain(&self.cmd).cloned().collect()
@@ -185,7 +198,7 @@ impl OciConfig {
 
     fn check(&self) -> Result<(), String> {
         if !is_digest(&self.digest) {
-            return Err(format!("the configuration {:?} is no sha256 digest", self.digest));
+            return Err(format!("the configuration {:?} is no sha256 or sha512 digest", self.digest));
         }
         let counts = [self.entrypoint.len(), self.cmd.len(), self.env.len(), self.ports.len()];
         if counts.iter().any(|count| *count > MOST_ITEMS) {
@@ -229,10 +242,12 @@ impl OciConfig {
     }
 }
 
-/// Whether `text` is `sha256:` and 64 lower-case hexadecimal digits.
+/// Whether `text` is `sha256:` and 64 lower-case hexadecimal digits, or `sha512:` and 128.
 pub fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:")
-        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+    text.split_once(':').is_some_and(|(kind, hex)| {
+        matches!((kind, hex.len()), ("sha256", 64) | ("sha512", 128))
+            && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// Whether layers of this media type are applied.
@@ -316,7 +331,8 @@ mod tests {
             (|p| p.manifest = p.manifest.to_uppercase(), "manifest"),
             (|p| p.layers.clear(), "0 layers"),
             (|p| p.layers[0].digest = "md5:0".into(), "layer"),
-            (|p| p.layers[0].size = 0, "0 bytes"),
+            (|p| p.layers[0].digest = format!("sha512:{}", "0a".repeat(32)), "layer"),
+            (|p| p.layers[0].size = u64::MAX, "bytes"),
             (|p| p.layers[0].media = "text/plain".into(), "text/plain"),
             (|p| p.config.digest.clear(), "configuration"),
             (|p| p.config.entrypoint[0].clear(), "command is empty"),

@@ -81,7 +81,7 @@ fn apply(vm: &mut Vm, config: &OciConfig) -> Result<()> {
     }
     if vm.ports.is_empty() && vm.exposed {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        vm.ports = config.ports.iter().map(|&port| Port { address, host: port, guest: port }).collect();
+        vm.ports = config.published().map(|port| Port { address, host: port, guest: port }).collect();
     }
     Ok(())
 }

@@ -61,8 +61,10 @@ impl StepKind {
         match self {
             // 4: drivers of the balloon and of the host's entropy.
             StepKind::FetchKernel => 4,
-            // 2: what layers must unpack to.
-            StepKind::FetchImage => 2,
+            // 2: what layers must unpack to. 3: where a configuration says it.
+            StepKind::FetchImage => 3,
+            // 2: names with a prefix in every dialect of tar, signed numbers, links that climb above the root.
+            StepKind::Image | StepKind::Unpack => 2,
             // 2: sysctls, limits, and a working directory that may have to be made.
             StepKind::Init => 2,
             _ => 1,

@@ -77,7 +77,9 @@ fn short(value: &str) -> String {
         .map(|word| match word.parse::<crate::digest::ObjectDigest>() {
             Ok(digest) => digest.short(),
             // As `update` shows those of others.
-            Err(_) if word.starts_with("sha256:") => word.get(..19).unwrap_or(word).to_owned(),
+            Err(_) if word.starts_with("sha256:") || word.starts_with("sha512:") => {
+                word.get(..19).unwrap_or(word).to_owned()
+            }
             Err(_) => word.to_owned(),
         })
         .collect();

@@ -5,7 +5,7 @@ use super::failure::{Failure, Next};
 use super::settings::Settings;
 use super::url::shown;
 use crate::error::{Error, Result};
-use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{ACCEPT_ENCODING, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -170,11 +170,45 @@ fn follow(url: &Url, response: &Response) -> Result<Url, Failure> {
     Ok(next)
 }
 
-/// How long the server asks us to wait.
-pub(super) fn retry_after(response: &Response) -> Option<Duration> {
-    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
-    match text.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok(),
+/// How long the server asks us to wait: in seconds, or until a time, as its own clock has it.
+pub(in crate::asset) fn retry_after(response: &Response) -> Option<Duration> {
+    wait_of(response.headers(), SystemTime::now())
+}
+
+fn wait_of(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(text).ok()?;
+    let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+    // What is past is now.
+    Some(until.duration_since(date.unwrap_or(now)).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_seconds_or_a_time_by_the_servers_clock() {
+        let now = httpdate::parse_http_date("Tue, 01 Jul 2025 10:00:00 GMT").unwrap();
+        let asked = |retry_after: &str, date: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, HeaderValue::from_str(retry_after).unwrap());
+            headers.extend(date.map(|date| (DATE, HeaderValue::from_str(date).unwrap())));
+            wait_of(&headers, now).map(|wait| wait.as_secs())
+        };
+        assert_eq!(asked(" 45 ", None), Some(45));
+        let later = "Tue, 01 Jul 2025 10:02:00 GMT";
+        assert_eq!(asked(later, None), Some(120));
+        assert_eq!(
+            asked(later, Some("Tue, 01 Jul 2025 10:01:50 GMT")),
+            Some(10),
+            "its clock is ahead of ours"
+        );
+        assert_eq!(asked("Tue, 01 Jul 2025 09:00:00 GMT", None), Some(0));
+        assert_eq!(asked("soon", None), None);
+        assert_eq!(asked("-1", None), None);
     }
 }

@@ -111,7 +111,7 @@ impl Job<'_> {
             }
             let alive = failures.iter().flatten().find(|f| f.next != Next::OtherUrl);
             let Some(failure) = alive.filter(|_| round + 1 < settings.rounds) else { break };
-            let pause = settings.pause_after(round, asked.flatten());
+            let Some(pause) = settings.pause_after(round, asked.flatten()) else { break };
             self.progress.note(&format!("{}; trying again in {:.1} s", failure.error, pause.as_secs_f32()));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}

@@ -65,8 +65,14 @@ impl Failure {
         let code = "http.status";
         match status.as_u16() {
             408 | 425 | 429 | 500 | 502..=504 | 506..=599 => {
-                Failure::new(Next::Again(retry_after), code, url, why)
-                    .help("try again later, or give another mirror as `url`")
+                let help = match retry_after {
+                    Some(wait) => format!(
+                        "it wants to be asked again in {} s; or give another mirror as `url`",
+                        wait.as_secs()
+                    ),
+                    None => "try again later, or give another mirror as `url`".to_owned(),
+                };
+                Failure::new(Next::Again(retry_after), code, url, why).help(help)
             }
             401 | 403 => Failure::lasting(code, url, why).help(
                 "the server lets not everybody have it: check the URL, or download it and give it as `path`",

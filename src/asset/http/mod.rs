@@ -15,6 +15,7 @@ mod url;
 #[cfg(test)]
 mod tests;
 
+pub(super) use client::retry_after;
 pub use member::member;
 pub use url::shown;
 
@@ -95,7 +96,8 @@ pub fn fetch_each(
 /// `lock.contradiction` if its SHA-256 and BLAKE3 are those of different bytes; failed if it cannot be read.
 pub fn is_stored(store: &Store, url: &str, pin: &FilePin) -> Result<bool> {
     let FilePin { size, sha256, blake3 } = pin;
-    let named = Named { key: download::file_key(sha256), sha256, blake3: *blake3, size: Some(*size) };
+    let key = download::file_key(sha256);
+    let named = Named { key, sha: sha256, blake3: *blake3, size: Some(*size) };
     named.is_stored(store, &shown(url), || ("url", download::inputs(url, sha256)))
 }
 

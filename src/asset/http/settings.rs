@@ -15,7 +15,7 @@ pub(super) struct Settings {
     pub pause: Duration,
     /// The longest pause of our own accord.
     pub longest_pause: Duration,
-    /// The longest pause that a server may ask for.
+    /// The longest pause that a server may ask for: whoever asks for more is not asked again.
     pub longest_retry_after: Duration,
     /// Root certificates (DER) instead of the host's.
     pub roots: Option<Vec<Vec<u8>>>,
@@ -29,18 +29,20 @@ impl Default for Settings {
             rounds: 5,
             pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(15),
-            longest_retry_after: Duration::from_secs(60),
+            longest_retry_after: Duration::from_secs(300),
             roots: None,
         }
     }
 }
 
 impl Settings {
-    /// How long to wait after `round` (from 0): twice as long each time, and nobody in step with anybody else.
-    pub fn pause_after(&self, round: u32, asked: Option<Duration>) -> Duration {
+    /// How long to wait after `round` (from 0), if that may be waited for: twice as long each time, and nobody in step
+    /// with anybody else.
+    pub fn pause_after(&self, round: u32, asked: Option<Duration>) -> Option<Duration> {
         let full = self.pause.saturating_mul(2_u32.saturating_pow(round)).min(self.longest_pause);
         let ours = full.mul_f64(0.5 + fastrand::f64() / 2.0);
-        ours.max(asked.unwrap_or_default().min(self.longest_retry_after))
+        let asked = asked.unwrap_or_default();
+        (asked <= self.longest_retry_after).then(|| ours.max(asked))
     }
 }
 
@@ -54,11 +56,12 @@ mod tests {
         for round in 0..40 {
             let full = settings.pause.as_secs_f64() * 2_f64.powi(round.min(10) as i32);
             let full = full.min(settings.longest_pause.as_secs_f64());
-            let pause = settings.pause_after(round, None).as_secs_f64();
+            let pause = settings.pause_after(round, None).unwrap().as_secs_f64();
             assert!(pause >= full / 2.0 - 1e-6 && pause <= full + 1e-6, "{round}: {pause}");
         }
         let day = Duration::from_secs(86400);
-        assert_eq!(settings.pause_after(0, Some(day)), settings.longest_retry_after);
-        assert!(settings.pause_after(0, Some(Duration::from_secs(7))) >= Duration::from_secs(7));
+        assert_eq!(settings.pause_after(0, Some(day)), None);
+        let pause = settings.pause_after(0, Some(Duration::from_secs(100))).unwrap();
+        assert!(pause >= Duration::from_secs(100));
     }
 }

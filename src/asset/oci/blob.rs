@@ -1,9 +1,9 @@
 //! Blobs as store objects: a small record leads from a blob's SHA-256 to its object, whatever image it came with.
 //! Layers arrive piece by piece and are gone on with by the next process; documents are small and kept whole.
 
-use super::image::{MAX_DOCUMENT, digest_of, invalid};
+use super::image::{MAX_DOCUMENT, invalid, is_of};
 use crate::asset::http::sink::Sink;
-use crate::asset::named::Named;
+use crate::asset::named::{Named, digest_of_file};
 use crate::digest::{FieldHasher, ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
 use crate::lock::{Layer, OciLayer};
@@ -41,9 +41,9 @@ impl Names<'_> {
     /// `shown` is the image that the blob is of.
     fn is_stored(self, store: &Store, shown: &str, kind: &'static str, size: Option<u64>) -> Result<bool> {
         let Names { digest, blake3 } = self;
-        let sha256 = digest.trim_start_matches("sha256:");
+        let sha = digest.split_once(':').map_or(digest, |(_, hex)| hex);
         let what = format_args!("the image {shown} (in {digest})");
-        Named { key: key(digest), sha256, blake3, size }.is_stored(store, &what, || (kind, inputs(digest)))
+        Named { key: key(digest), sha, blake3, size }.is_stored(store, &what, || (kind, inputs(digest)))
     }
 }
 
@@ -80,15 +80,15 @@ pub(super) fn document(store: &Store, digest: &str) -> Option<Vec<u8>> {
     // A digest of a lock that somebody edited may be a layer's.
     fs::metadata(store.object_path(&output)).ok().filter(|meta| meta.len() <= MAX_DOCUMENT)?;
     let bytes = store.read(&output).ok()?;
-    (digest_of(&bytes) == digest).then_some(bytes)
+    is_of(digest, &bytes).then_some(bytes)
 }
 
-/// Keeps a manifest or configuration, so that a lock can be compared with it later.
-pub(super) fn keep(store: &Store, bytes: &[u8]) -> Result<()> {
-    let digest = digest_of(bytes);
+/// Keeps a manifest or configuration by the digest that it was asked for by, which the bytes have: a lock can be
+/// compared with it later.
+pub(super) fn keep_as(store: &Store, digest: &str, bytes: &[u8]) -> Result<()> {
     let output = store.publish_bytes(bytes)?;
-    let action = Action { kind: DOCUMENT.to_owned(), output, inputs: inputs(&digest), millis: 0 };
-    store.record(&key(&digest), &action)
+    let action = Action { kind: DOCUMENT.to_owned(), output, inputs: inputs(digest), millis: 0 };
+    store.record(&key(digest), &action)
 }
 
 /// Takes in a layer's bytes, counts and hashes them, and publishes them if they are what was announced.
@@ -141,7 +141,11 @@ impl<'a> Intake<'a> {
     pub fn finish(&mut self) -> Result<std::result::Result<ObjectDigest, String>> {
         let Intake { store, layer, .. } = *self;
         let hashed = self.sink.finish()?;
-        let found = format!("sha256:{}", hashed.sha256);
+        let found = match layer.digest.starts_with("sha512:") {
+            // Rare enough to be read again.
+            true => digest_of_file(&self.partial.bytes(), &layer.digest)?,
+            false => format!("sha256:{}", hashed.sha256),
+        };
         let why = match hashed.size == layer.size {
             true if found == layer.digest => None,
             true => Some(format!("its bytes are those of {found}")),

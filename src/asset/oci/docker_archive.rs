@@ -1,13 +1,14 @@
 //! What `docker save`, `podman save --format docker-archive` and `skopeo copy … docker-archive:` write: a tar with a
 //! manifest.json, configurations and layers.
 
-use super::image::{self, MAX_DOCUMENT, digest_text, invalid};
+use super::config;
+use super::image::{self, MAX_DOCUMENT, digest_of, invalid};
 use super::local::{Found, is_named, several, unknown_tag};
 use super::source::Source;
+use crate::digest::Sha;
 use crate::error::{Context, Result};
-use crate::lock::{Layer, is_digest};
+use crate::lock::Layer;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use std::io::Read;
 
 const PLAIN: &str = "application/vnd.docker.image.rootfs.diff.tar";
@@ -43,19 +44,19 @@ pub(super) fn find(source: &Source, list: &[u8], tag: Option<&str>) -> Result<Fo
     };
     let config =
         source.document(&listed.config, MAX_DOCUMENT)?.ok_or_else(|| source.lacks(&listed.config))?;
-    let diff_ids = image::diff_ids(&config, &shown)?;
+    let diff_ids = config::diff_ids(&config, listed.layers.len(), &shown)?;
     let mut layers = Vec::with_capacity(listed.layers.len());
     for (index, name) in listed.layers.iter().enumerate() {
-        let diff_id = diff_ids.get(index).map_or("", String::as_str);
-        layers.push(layer(source, name, diff_id)?);
+        layers.push(layer(source, name, diff_ids.get(index).and_then(Option::as_deref))?);
     }
     // The configuration lists every layer's digest: its own digest is the image's.
-    let image = image::image(&config, &config, layers, &shown)?;
+    let digest = digest_of(&config);
+    let image = image::image((&config, digest.clone()), (&config, digest), layers, &shown)?;
     Ok(Found { image, files: listed.layers.clone(), config })
 }
 
 /// A layer's digest: known for an uncompressed one, whose blob is what the configuration names.
-fn layer(source: &Source, name: &str, diff_id: &str) -> Result<Layer> {
+fn layer(source: &Source, name: &str, diff_id: Option<&str>) -> Result<Layer> {
     let shown = source.shown();
     let lacks = || source.lacks(&format!("the layer {name}"));
     let mut opened = source.file(name)?.ok_or_else(lacks)?;
@@ -67,15 +68,17 @@ fn layer(source: &Source, name: &str, diff_id: &str) -> Result<Layer> {
         [0x28, 0xb5, 0x2f, 0xfd] => ZSTD,
         _ => PLAIN,
     };
-    let digest = if media == PLAIN && is_digest(diff_id) {
+    let digest = if media == PLAIN
+        && let Some(diff_id) = diff_id
+    {
         diff_id.to_owned()
     } else {
-        let mut hasher = Sha256::new();
+        let mut hasher = Sha::like("sha256:");
         hasher.update(&head);
         let mut buffer = vec![0; 1 << 18];
         loop {
             match opened.reader.read(&mut buffer).or_failed("oci.read", failed)? {
-                0 => break digest_text(hasher.finalize().as_slice()),
+                0 => break hasher.finish(),
                 got => hasher.update(&buffer[..got]),
             }
         }

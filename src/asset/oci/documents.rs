@@ -2,10 +2,12 @@
 //! merge it; before anything is made of it, both must say the same.
 
 use super::blob::{self, Names};
-use super::image::{self, MANIFEST_TYPES, MAX_DOCUMENT, Manifest, digest_of, invalid};
+use super::config;
+use super::image::{self, MANIFEST_TYPES, MAX_DOCUMENT, Manifest, digest_like, digest_of, invalid};
 use super::reference::Place;
 use super::registry::{Registry, Session};
 use super::trouble::What;
+use crate::asset::progress::Progress;
 use crate::error::{Error, Result};
 use crate::lock::{self, OciImage, OciPin};
 use crate::store::Store;
@@ -24,14 +26,16 @@ pub(super) async fn ask(
     let first = format!("manifests/{}", place.version());
     let mut bytes = registry.document(&first, What::Manifest, MANIFEST_TYPES, MAX_DOCUMENT).await?;
     place.check_digest(&bytes).map_err(|found| other_bytes(place, "manifest", place.version(), &found))?;
+    let mut named = place.digest().map_or_else(|| digest_of(&bytes), str::to_owned);
     for _ in 0..DEEPEST_INDEX {
         let manifest = match image::manifest(&bytes, &shown)? {
             Manifest::Image(manifest) => manifest,
             Manifest::Index(index) => {
                 let entry = image::for_this_platform(index.manifests(), &shown)?;
                 let (digest, size) = image::descriptor(entry, &shown)?;
-                blob::keep(store, &bytes)?;
+                blob::keep_as(store, &named, &bytes)?;
                 bytes = manifest_by_digest(registry, place, &digest).await?;
+                named = digest;
                 check_size(place, "manifest", &bytes, size)?;
                 continue;
             }
@@ -39,10 +43,10 @@ pub(super) async fn ask(
         let (config_digest, size) = image::config_of(&manifest, &shown)?;
         let config = config_by_digest(registry, place, &config_digest, size).await?;
         let layers = image::layers_of(&manifest, &shown)?;
-        let said = image::image(&bytes, &config, layers, &shown)?;
-        blob::keep(store, &bytes)?;
-        blob::keep(store, &config)?;
-        return Ok((said, image::left_out(&config)));
+        blob::keep_as(store, &named, &bytes)?;
+        blob::keep_as(store, &config_digest, &config)?;
+        let said = image::image((&bytes, named), (&config, config_digest), layers, &shown)?;
+        return Ok((said, config::left_out(&config)));
     }
     Err(invalid(&shown, "its indexes list each other"))
 }
@@ -56,14 +60,15 @@ pub(super) fn compare<'s>(
     place: &Place,
     pin: &OciPin,
     session: &dyn Fn() -> Result<&'s Session>,
+    progress: &dyn Progress,
 ) -> Result<()> {
     let shown = place.shown();
     let by_digest = |digest: &str| match blob::document(store, digest) {
         Some(bytes) => Ok(bytes),
         None => {
-            let registry = Registry::new(session()?)?;
+            let registry = Registry::new(session()?, progress)?;
             let bytes = super::pull::runtime()?.block_on(manifest_by_digest(&registry, place, digest))?;
-            blob::keep(store, &bytes)?;
+            blob::keep_as(store, digest, &bytes)?;
             Ok(bytes)
         }
     };
@@ -92,14 +97,14 @@ pub(super) fn compare<'s>(
     let config = match blob::pinned_document(store, &shown, names)? {
         Some(bytes) => bytes,
         None => {
-            let registry = Registry::new(session()?)?;
+            let registry = Registry::new(session()?, progress)?;
             let fetched = config_by_digest(&registry, place, &config_digest, size);
             let bytes = super::pull::runtime()?.block_on(fetched)?;
-            blob::keep(store, &bytes)?;
+            blob::keep_as(store, &config_digest, &bytes)?;
             bytes
         }
     };
-    let said = image::image(&manifest, &config, layers, &shown)?;
+    let said = image::image((&manifest, pin.manifest.clone()), (&config, config_digest), layers, &shown)?;
     // What was fetched just now.
     if (said.blake3, said.config.blake3) != (locked.blake3, locked.config.blake3) {
         return Err(contradiction(&shown, "a sha256 and a blake3 of different documents"));
@@ -170,7 +175,7 @@ async fn config_by_digest(
 }
 
 fn check_digest(place: &Place, what: &str, bytes: &[u8], digest: &str) -> Result<()> {
-    let found = digest_of(bytes);
+    let found = digest_like(digest, bytes);
     if found == digest { Ok(()) } else { Err(other_bytes(place, what, digest, &found)) }
 }
 

@@ -69,9 +69,7 @@ impl Download<'_> {
                 // It does move: only standing still uses the tries up.
                 tried = 1;
             }
-            let Some(wait) = trouble.wait(tried, self.settings) else { return Err(*trouble.error) };
-            self.progress.note(&format!("{}; trying again", trouble.error));
-            tokio::time::sleep(wait).await;
+            trouble.pause(tried, self.settings, self.progress).await?;
         }
         Ok(())
     }
@@ -81,11 +79,26 @@ impl Download<'_> {
         let Download { registry, place, layer, .. } = *self;
         let rest = format!("blobs/{}", layer.digest);
         let mut response = registry.get(&rest, What::Blob, "*/*", intake.got()).await?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            // What we have is all that it has, or is not of what it has: the whole in one answer tells.
+            if let Some(size) = whole(&response).filter(|size| *size < layer.size) {
+                return Err(self.too_short(intake, size));
+            }
+            intake.restart().map_err(Trouble::lasting)?;
+            let message = format!("the registry {} cannot go on with {}", place.registry(), place.shown());
+            return Err(Trouble::passing(Error::failed("oci.unreachable", message)));
+        }
         if intake.got() > 0 && !continues(&response, intake.got()) {
             intake.restart().map_err(Trouble::lasting)?;
         }
-        if response.content_length().is_some_and(|length| !intake.fits(length)) {
+        let length = response.content_length();
+        if length.is_some_and(|length| !intake.fits(length)) {
             return Err(self.too_long(intake));
+        }
+        if let Some(size) = length.and_then(|length| length.checked_add(intake.got()))
+            && size < layer.size
+        {
+            return Err(self.too_short(intake, size));
         }
         while let Some(chunk) = response.chunk().await.map_err(|e| Trouble::of_client(e, place))? {
             if !intake.fits(chunk.len() as u64) {
@@ -110,6 +123,22 @@ impl Download<'_> {
         self.told = self.told.max(intake.got());
     }
 
+    /// Less than was announced, and the registry says so itself: asking again changes nothing.
+    fn too_short(&self, intake: &mut Intake<'_>, size: u64) -> Trouble {
+        if let Err(error) = intake.restart() {
+            return Trouble::lasting(error);
+        }
+        let message = format!(
+            "the registry {} has only {size} of the {} bytes of a layer of {} ({}): it was cut short there",
+            self.place.registry(),
+            self.layer.size,
+            self.place.shown(),
+            self.layer.digest
+        );
+        let help = "push the image again, or ask whoever runs the registry: its storage is damaged";
+        Trouble::lasting(Error::failed("oci.size", message).help(help))
+    }
+
     /// More than was announced: nothing of it can be right.
     fn too_long(&self, intake: &mut Intake<'_>) -> Trouble {
         if let Err(error) = intake.restart() {
@@ -124,6 +153,12 @@ impl Download<'_> {
         );
         Trouble::lasting(Error::failed("oci.size", message).help(NOT_OURS))
     }
+}
+
+/// The size of the whole, of an answer of 416: `bytes */SIZE`.
+fn whole(response: &reqwest::Response) -> Option<u64> {
+    let range = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    range.trim().strip_prefix("bytes */")?.parse().ok()
 }
 
 /// Whether an answer begins at `offset`.

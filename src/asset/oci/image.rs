@@ -1,13 +1,12 @@
-//! What an image's documents say: indexes, manifests and configurations, of OCI and of Docker.
+//! What an image's documents say: indexes and manifests, of OCI and of Docker.
 
-use crate::digest::hex;
+use super::config;
+use crate::digest::Sha;
 use crate::error::{Error, Result};
-use crate::lock::{Layer, OciConfig, OciImage, is_digest, is_layer_type};
-use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
+use crate::lock::{Layer, OciImage, is_digest, is_layer_type};
+use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, Os};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 
 /// As much as registries take for a manifest (4 MiB, distribution-spec); configurations are held to it too.
 pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
@@ -103,7 +102,7 @@ pub(super) fn for_this_platform<'a>(entries: &'a [Descriptor], subject: &str) ->
     Err(other_platform(subject, &platforms.join(", ")))
 }
 
-fn other_platform(subject: &str, platforms: &str) -> Error {
+pub(super) fn other_platform(subject: &str, platforms: &str) -> Error {
     let has = if platforms.is_empty() {
         "says for none what it is for".to_owned()
     } else {
@@ -117,7 +116,10 @@ fn other_platform(subject: &str, platforms: &str) -> Error {
 pub(super) fn descriptor(entry: &Descriptor, subject: &str) -> Result<(String, u64)> {
     let digest = entry.digest().to_string();
     if !is_digest(&digest) {
-        return Err(invalid(subject, &format!("the digest {digest} is not of the kind sha256")));
+        return Err(invalid(
+            subject,
+            &format!("the digest {digest} is neither of the kind sha256 nor sha512"),
+        ));
     }
     Ok((digest, entry.size()))
 }
@@ -155,156 +157,36 @@ pub(super) fn layers_of(manifest: &ImageManifest, subject: &str) -> Result<Vec<L
     manifest.layers().iter().map(layer).collect()
 }
 
-/// Puts together what the documents say.
-pub(super) fn image(manifest: &[u8], config: &[u8], layers: Vec<Layer>, subject: &str) -> Result<OciImage> {
-    let (config, count) = configuration(config, subject)?;
-    if count != layers.len() {
-        let what = format!("its manifest has {} layers and its configuration {count}", layers.len());
-        return Err(invalid(subject, &what));
-    }
-    let image =
-        OciImage { manifest: digest_of(manifest), blake3: blake3::hash(manifest).into(), layers, config };
+/// Puts together what the documents say, which have these digests.
+pub(super) fn image(
+    (manifest, manifest_digest): (&[u8], String),
+    (config, config_digest): (&[u8], String),
+    layers: Vec<Layer>,
+    subject: &str,
+) -> Result<OciImage> {
+    // As many as there are layers, or none.
+    config::diff_ids(config, layers.len(), subject)?;
+    let config = config::config(config, config_digest, subject)?;
+    let image = OciImage { manifest: manifest_digest, blake3: blake3::hash(manifest).into(), layers, config };
     image.check().map_err(|why| invalid(subject, &why))?;
     Ok(image)
 }
 
-/// Reads a configuration; also how many layers it says there are.
-fn configuration(bytes: &[u8], subject: &str) -> Result<(OciConfig, usize)> {
-    let parsed: ImageConfiguration = serde_json::from_slice(bytes)
-        .map_err(|e| invalid(subject, "its configuration cannot be read").because(e))?;
-    if *parsed.os() != Os::Linux || *parsed.architecture() != Arch::Amd64 {
-        return Err(other_platform(subject, &format!("{}/{}", parsed.os(), parsed.architecture())));
-    }
-    let mut config = OciConfig {
-        digest: digest_of(bytes),
-        blake3: blake3::hash(bytes).into(),
-        entrypoint: Vec::new(),
-        cmd: Vec::new(),
-        env: Vec::new(),
-        user: String::new(),
-        workdir: String::new(),
-        ports: Vec::new(),
-    };
-    if let Some(said) = parsed.config() {
-        config.entrypoint = said.entrypoint().clone().unwrap_or_default();
-        config.cmd = said.cmd().clone().unwrap_or_default();
-        config.user = said.user().clone().unwrap_or_default().trim().to_owned();
-        config.workdir = said.working_dir().clone().unwrap_or_default();
-        if !config.workdir.is_empty() && !config.workdir.starts_with('/') {
-            config.workdir.insert(0, '/');
-        }
-        for variable in said.env().iter().flatten() {
-            // A name without a value sets nothing in any runtime.
-            let Some((name, value)) = variable.split_once('=') else { continue };
-            // The last one wins, as in a container.
-            config.env.retain(|(before, _)| before != name);
-            config.env.push((name.to_owned(), value.to_owned()));
-        }
-        for port in said.exposed_ports().iter().flatten() {
-            config
-                .ports
-                .extend(tcp_ports(port).ok_or_else(|| invalid(subject, &format!("{port:?} is no port")))?);
-        }
-        config.ports.sort_unstable();
-        config.ports.dedup();
-    }
-    Ok((config, parsed.rootfs().diff_ids().len()))
-}
-
-/// The digests of the layers' tars once they are no longer compressed, lowest first, each checked to be one that is
-/// known here.
-pub(super) fn diff_ids(config: &[u8], subject: &str) -> Result<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Document {
-        rootfs: RootFs,
-    }
-    #[derive(Deserialize)]
-    struct RootFs {
-        #[serde(default)]
-        diff_ids: Vec<String>,
-    }
-    let parsed: Document = serde_json::from_slice(config)
-        .map_err(|e| invalid(subject, "its configuration cannot be read").because(e))?;
-    match parsed.rootfs.diff_ids.iter().find(|digest| !is_digest(digest)) {
-        Some(other) => Err(invalid(
-            subject,
-            &format!("a layer's digest {other:?}, uncompressed, is not of the kind sha256"),
-        )),
-        None => Ok(parsed.rootfs.diff_ids),
-    }
-}
-
-/// What a configuration says that no VM takes over, in words, for whoever pins or builds the image.
-pub(super) fn left_out(config: &[u8]) -> Vec<String> {
-    #[derive(Deserialize, Default)]
-    #[serde(default, rename_all = "PascalCase")]
-    struct Said {
-        exposed_ports: BTreeMap<String, IgnoredAny>,
-        volumes: BTreeMap<String, IgnoredAny>,
-        stop_signal: String,
-        // Docker's, which the specification of images does not know.
-        healthcheck: Option<Healthcheck>,
-    }
-    #[derive(Deserialize, Default)]
-    #[serde(default, rename_all = "PascalCase")]
-    struct Healthcheck {
-        test: Vec<String>,
-    }
-    #[derive(Deserialize)]
-    struct Document {
-        config: Option<Said>,
-    }
-    // Whether the image can be used at all is for others to say.
-    let parsed = serde_json::from_slice::<Document>(config).ok();
-    let Some(said) = parsed.and_then(|document| document.config) else { return Vec::new() };
-    let mut left = Vec::new();
-    let others: Vec<&str> = said
-        .exposed_ports
-        .keys()
-        .map(String::as_str)
-        .filter(|port| {
-            port.split_once('/').is_some_and(|(_, protocol)| !protocol.eq_ignore_ascii_case("tcp"))
-        })
-        .collect();
-    if !others.is_empty() {
-        left.push(format!("{} is exposed and not published: only TCP is", others.join(", ")));
-    }
-    if !said.volumes.is_empty() {
-        let paths: Vec<&str> = said.volumes.keys().map(String::as_str).collect();
-        left.push(format!(
-            "what is written to {} goes with the VM, unless the manifest has a `volume` there",
-            paths.join(", ")
-        ));
-    }
-    if !matches!(said.stop_signal.as_str(), "" | "15" | "TERM" | "SIGTERM") {
-        left.push(format!("its stop signal {} is not sent: a VM is stopped by SIGTERM", said.stop_signal));
-    }
-    let test = said.healthcheck.map(|check| check.test).unwrap_or_default();
-    if !test.is_empty() && test != ["NONE"] {
-        left.push("its health check is not run".to_owned());
-    }
-    left
-}
-
-/// `80`, `80/tcp` or `8000-8010/tcp`; other protocols have none.
-fn tcp_ports(text: &str) -> Option<Vec<u16>> {
-    let (range, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let (first, last) = range.split_once('-').unwrap_or((range, range));
-    let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
-    if first == 0 || first > last {
-        return None;
-    }
-    Some(if protocol.eq_ignore_ascii_case("tcp") { (first..=last).collect() } else { Vec::new() })
-}
-
 /// `sha256:…` of some bytes.
 pub(super) fn digest_of(bytes: &[u8]) -> String {
-    digest_text(Sha256::digest(bytes).as_slice())
+    digest_like("sha256:", bytes)
 }
 
-/// `sha256:…` of a finished hash.
-pub(super) fn digest_text(hash: &[u8]) -> String {
-    format!("sha256:{}", hex(hash))
+/// Whether `digest`, a SHA-256 or a SHA-512, is that of the bytes.
+pub(super) fn is_of(digest: &str, bytes: &[u8]) -> bool {
+    digest_like(digest, bytes) == digest
+}
+
+/// The digest of some bytes, of the same kind as another.
+pub(super) fn digest_like(other: &str, bytes: &[u8]) -> String {
+    let mut sha = Sha::like(other);
+    sha.update(bytes);
+    sha.finish()
 }
 
 pub(super) fn invalid(subject: &str, what: &str) -> Error {

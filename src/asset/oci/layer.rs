@@ -1,7 +1,7 @@
 //! Layers that are in the store, with what they must unpack to.
 
 use super::blob;
-use super::image::diff_ids;
+use super::config::diff_ids;
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
 use crate::image::Layer;
@@ -17,8 +17,8 @@ pub struct StoredLayer {
     pub object: ObjectDigest,
     /// `sha256:…` of the blob.
     pub blob: String,
-    /// `sha256:…` of the tar in it, as the image's configuration says.
-    pub diff_id: String,
+    /// `sha256:…` of the tar in it, if the image's configuration says it.
+    pub diff_id: Option<String>,
 }
 
 impl StoredLayer {
@@ -43,11 +43,15 @@ pub fn stored_layers(
         Error::failed("oci.gone", format!("the store has lost the configuration of {reference}"))
             .help("run the command again: it is fetched with what else is missing")
     })?;
-    Ok(join(pin, objects, diff_ids(&config, reference)?))
+    Ok(join(pin, objects, diff_ids(&config, pin.layers.len(), reference)?))
 }
 
 /// A pin's layers, which are as many as its `objects` and its configuration's `diff_ids`.
-pub(super) fn join(pin: &OciPin, objects: &[ObjectDigest], diff_ids: Vec<String>) -> Vec<StoredLayer> {
+pub(super) fn join(
+    pin: &OciPin,
+    objects: &[ObjectDigest],
+    diff_ids: Vec<Option<String>>,
+) -> Vec<StoredLayer> {
     let all = pin.layers.iter().zip(objects).zip(diff_ids);
     all.map(|((layer, object), diff_id)| StoredLayer { object: *object, blob: layer.digest.clone(), diff_id })
         .collect()

@@ -1,6 +1,7 @@
 //! Images on this machine: OCI layouts, as directories or archives, and what `docker save` writes.
 
 use super::blob::import;
+use super::config;
 use super::docker_archive;
 use super::image::{self, MAX_DOCUMENT, Manifest, invalid};
 use super::layer::{self, StoredLayer};
@@ -50,7 +51,7 @@ pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<Local
     let temp = store.temp_dir()?;
     let source = Source::open(path, temp.path())?;
     let Found { image, files, config } = find(&source, tag)?;
-    let diff_ids = image::diff_ids(&config, &source.shown())?;
+    let diff_ids = config::diff_ids(&config, image.layers.len(), &source.shown())?;
     let pairs: Vec<_> = image.layers.iter().zip(&files).collect();
     let objects = parallel(&pairs, |(layer, name)| {
         let lacks = || source.lacks(&format!("the layer {}", layer.digest));
@@ -59,7 +60,7 @@ pub fn open_local(store: &Store, path: &Path, tag: Option<&str>) -> Result<Local
     })?;
     let pin = image.pinned(&objects);
     let layers = layer::join(&pin, &objects, diff_ids);
-    Ok(LocalImage { pin, layers, left_out: image::left_out(&config) })
+    Ok(LocalImage { pin, layers, left_out: config::left_out(&config) })
 }
 
 /// Reads only what the image says of itself, without its layers. What a compressed archive says, which has to be
@@ -143,7 +144,7 @@ fn find_in_layout(source: &Source, index: &[u8], tag: Option<&str>) -> Result<Fo
         let config = source.blob(&config_digest, size, MAX_DOCUMENT)?;
         let layers = image::layers_of(&manifest, &shown)?;
         let files = layers.iter().map(|layer| blob_path(&layer.digest)).collect();
-        let image = image::image(&bytes, &config, layers, &shown)?;
+        let image = image::image((&bytes, digest), (&config, config_digest), layers, &shown)?;
         return Ok(Found { image, files, config });
     }
     Err(invalid(&shown, "its indexes list each other"))

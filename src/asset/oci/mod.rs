@@ -1,7 +1,10 @@
 //! Container images: of registries and of this machine. Pins them, takes their layers into the store as they are,
 //! and reads the defaults that they bring. What a layer means for a file system is `image`'s.
 
+mod authorize;
 mod blob;
+mod challenge;
+mod config;
 mod docker_archive;
 mod documents;
 mod download;

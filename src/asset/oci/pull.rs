@@ -66,7 +66,7 @@ pub(super) fn ask_with(
     let place = Place::parse(reference)?;
     progress.start(&format!("resolving {}", place.shown()), None);
     let session = Session::new(place.clone(), access.logins.find(&place)?, &access.settings);
-    let registry = Registry::new(&session)?;
+    let registry = Registry::new(&session, progress)?;
     let asked = runtime()?.block_on(documents::ask(&registry, &place, store));
     progress.end();
     let (image, left_out) = asked?;
@@ -107,7 +107,7 @@ pub(super) fn fetch_with(
         }
         made.get().ok_or_else(|| Error::bug("a session was made and is not there"))
     };
-    documents::compare(store, &place, pin, &session)?;
+    documents::compare(store, &place, pin, &session, progress)?;
     let (shown, image) = (place.shown(), pin.image());
     let mut lacking = Vec::new();
     for (pinned, layer) in pin.layers.iter().zip(&image.layers) {
@@ -159,11 +159,11 @@ fn fetch_layer(store: &Store, session: &Session, layer: &Layer, progress: &dyn P
     let done = if stored(store, layer).is_some() {
         Ok(())
     } else {
-        let hex = layer.digest.trim_start_matches("sha256:");
+        let hex = layer.digest.split_once(':').map_or("", |(_, hex)| hex);
         let what = format!("downloading {}, layer {}", session.place.shown(), hex.get(..12).unwrap_or(hex));
         progress.start(&what, Some(layer.size));
         let mut download = || {
-            let registry = Registry::new(session)?;
+            let registry = Registry::new(session, progress)?;
             let (place, settings) = (&session.place, &session.settings);
             let mut download = Download { registry: &registry, place, settings, layer, progress, told: 0 };
             runtime()?.block_on(download.run(&mut intake))

@@ -1,28 +1,24 @@
 //! Asks a registry: the distribution API by reqwest, with the authorization that it wants. Answers are bounded
 //! whatever their headers say; plain http is spoken with this machine only.
 
+use super::authorize::{stranger, without_user};
 use super::login::Login;
 use super::reference::Place;
 use super::settings::Settings;
-use super::trouble::{Trouble, What, needs_login};
+use super::trouble::{Trouble, What};
+use crate::asset::progress::Progress;
 use crate::error::{Error, Result};
-use crate::reference::is_loopback;
-use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE,
-};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Client, Response, StatusCode, Url};
-use serde::Deserialize;
 use std::sync::{Arc, Mutex, PoisonError};
 
-const MOST_REDIRECTS: usize = 10;
-/// Tokens have a few kilobytes.
-const MAX_TOKEN: u64 = 1 << 20;
+pub(super) const MOST_REDIRECTS: usize = 10;
 
 /// What all requests about one image have in common, from whatever thread.
 pub(super) struct Session {
     pub place: Place,
     pub settings: Settings,
-    login: Option<Login>,
+    pub login: Option<Login>,
     /// What the registry last wanted to see.
     authorization: Mutex<Option<HeaderValue>>,
     /// Loaded once: takes milliseconds.
@@ -31,16 +27,9 @@ pub(super) struct Session {
 
 /// One thread's connections.
 pub(super) struct Registry<'a> {
-    session: &'a Session,
-    client: Client,
-}
-
-#[derive(Deserialize)]
-struct Token {
-    #[serde(default)]
-    token: String,
-    #[serde(default)]
-    access_token: String,
+    pub session: &'a Session,
+    pub client: Client,
+    progress: &'a dyn Progress,
 }
 
 impl Session {
@@ -59,10 +48,14 @@ impl Session {
     fn authorization(&self) -> Option<HeaderValue> {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    pub fn set_authorization(&self, value: HeaderValue) {
+        *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+    }
 }
 
 impl<'a> Registry<'a> {
-    pub fn new(session: &'a Session) -> Result<Self> {
+    pub fn new(session: &'a Session, progress: &'a dyn Progress) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -71,16 +64,8 @@ impl<'a> Registry<'a> {
             .with_no_client_auth();
         let mut builder = Client::builder()
             .user_agent(concat!("firegopher/", env!("CARGO_PKG_VERSION")))
-            // Follows none to plain http elsewhere. Authorization does not go to other hosts: reqwest drops it.
-            .redirect(reqwest::redirect::Policy::custom(|attempt| {
-                if attempt.previous().len() > MOST_REDIRECTS {
-                    attempt.error("more than 10 redirects")
-                } else if !is_safe(attempt.url()) {
-                    attempt.error("a redirect to plain http")
-                } else {
-                    attempt.follow()
-                }
-            }))
+            // Ours know who may be told what.
+            .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
             .connect_timeout(session.settings.connect)
@@ -95,7 +80,7 @@ impl<'a> Registry<'a> {
         let client = builder.build().map_err(|e| {
             Error::failed("oci.client", "cannot prepare for asking registries").because(e.without_url())
         })?;
-        Ok(Registry { session, client })
+        Ok(Registry { session, client, progress })
     }
 
     /// Asks once for `rest` of the repository; from `offset` on if that is not 0. Authorizes itself as needed.
@@ -118,19 +103,40 @@ impl<'a> Registry<'a> {
         }
         let mut authorized = false;
         loop {
-            match self.session.authorization() {
-                Some(value) => headers.insert(AUTHORIZATION, value),
-                None => headers.remove(AUTHORIZATION),
-            };
-            let request = self.client.get(place.url(rest)).headers(headers.clone());
-            let response = request.send().await.map_err(|e| Trouble::of_client(e, place))?;
+            let (response, url, at_home) = self.follow(rest, &headers).await?;
             match response.status() {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
-                StatusCode::UNAUTHORIZED if !authorized => self.authorize(&response).await?,
+                StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => return Ok(response),
+                StatusCode::UNAUTHORIZED if at_home && !authorized => self.authorize(&response).await?,
+                status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if !at_home => {
+                    return Err(stranger(self.session, &url, status));
+                }
                 _ => return Err(Trouble::of_answer(&response, what, place, self.session.login.is_some())),
             }
             authorized = true;
         }
+    }
+
+    /// The answer after all redirects, who gave it, and whether the registry itself led to all of it. Once a redirect
+    /// leads away, nobody on the way sees what authorizes us: not even the registry, should it lead back there.
+    async fn follow(&self, rest: &str, headers: &HeaderMap) -> Result<(Response, Url, bool), Trouble> {
+        let place = &self.session.place;
+        let start = place.url(rest);
+        let bad = |e| Trouble::lasting(Error::bug(format!("{start} is no URL")).because(e));
+        let home = Url::parse(&start).map_err(bad)?;
+        let (mut url, mut at_home) = (home.clone(), true);
+        for _ in 0..=MOST_REDIRECTS {
+            let mut headers = headers.clone();
+            if at_home {
+                headers.extend(self.session.authorization().map(|value| (AUTHORIZATION, value)));
+            }
+            let request = self.client.get(url.clone()).headers(headers);
+            let response = request.send().await.map_err(|e| Trouble::of_client(e, place))?;
+            let Some(next) = redirect(&url, &response, place)? else { return Ok((response, url, at_home)) };
+            at_home &= next.origin() == home.origin();
+            url = next;
+        }
+        Err(Trouble::redirect(place, "more than 10 redirects"))
     }
 
     /// A document of at most `max` bytes, tried several times.
@@ -144,15 +150,12 @@ impl<'a> Registry<'a> {
             };
             match once.await {
                 Ok(bytes) => return Ok(bytes),
-                Err(trouble) => match trouble.wait(tried, &self.session.settings) {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => return Err(*trouble.error),
-                },
+                Err(trouble) => trouble.pause(tried, &self.session.settings, self.progress).await?,
             }
         }
     }
 
-    async fn body(&self, mut response: Response, max: u64) -> Result<Vec<u8>, Trouble> {
+    pub(super) async fn body(&self, mut response: Response, max: u64) -> Result<Vec<u8>, Trouble> {
         let place = &self.session.place;
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| Trouble::of_client(e, place))? {
@@ -168,107 +171,22 @@ impl<'a> Registry<'a> {
         }
         Ok(bytes)
     }
-
-    /// Does what a 401 asks for: a password, or a token from the registry's token server.
-    async fn authorize(&self, refused: &Response) -> Result<(), Trouble> {
-        let Session { place, login, .. } = self.session;
-        let challenges = || {
-            let values = refused.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
-            values.filter_map(|value| http_auth::parse_challenges(value).ok()).flatten()
-        };
-        let param = |challenge: &http_auth::ChallengeRef<'_>, name: &str| {
-            let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-            found.map(|(_, value)| value.to_unescaped())
-        };
-        let value = if let Some(bearer) = challenges().find(|c| c.scheme.eq_ignore_ascii_case("bearer")) {
-            let realm = param(&bearer, "realm").and_then(|realm| Url::parse(&realm).ok());
-            let Some(realm) = realm else {
-                let message = format!("the registry {} names no token server", place.registry());
-                return Err(Trouble::lasting(Error::failed("oci.answer", message)));
-            };
-            if !is_safe(&realm) {
-                let message = format!(
-                    "the registry {} wants logins to be sent by plain http to {}",
-                    place.registry(),
-                    realm.host_str().unwrap_or_default()
-                );
-                return Err(Trouble::lasting(
-                    Error::failed("oci.insecure-login", message)
-                        .help("anybody on the way could read them; ask whoever runs the registry for https"),
-                ));
-            }
-            let token = self.token(realm, param(&bearer, "service").as_deref()).await?;
-            format!("Bearer {token}")
-        } else if challenges().any(|c| c.scheme.eq_ignore_ascii_case("basic")) {
-            match login {
-                Some(Login::Password { user, password }) => {
-                    let request = self.client.get(place.url("")).basic_auth(user, Some(password));
-                    let built = request.build().map_err(|e| Trouble::of_client(e, place))?;
-                    return self.remember(built.headers().get(AUTHORIZATION).cloned());
-                }
-                login => return Err(Trouble::lasting(needs_login(place, login.is_some()))),
-            }
-        } else {
-            return Err(Trouble::lasting(needs_login(place, login.is_some())));
-        };
-        self.remember(HeaderValue::from_str(&value).ok())
-    }
-
-    fn remember(&self, value: Option<HeaderValue>) -> Result<(), Trouble> {
-        let Some(mut value) = value else {
-            let message = format!("the login for {} cannot be sent", self.session.place.registry());
-            return Err(Trouble::lasting(Error::failed("oci.login-refused", message)));
-        };
-        value.set_sensitive(true);
-        *self.session.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
-        Ok(())
-    }
-
-    /// A token that lets us read the repository (distribution's token and OAuth 2 specifications).
-    async fn token(&self, mut realm: Url, service: Option<&str>) -> Result<String, Trouble> {
-        let Session { place, login, .. } = self.session;
-        let mut fields = vec![("scope", format!("repository:{}:pull", place.repository()))];
-        fields.extend(service.map(|service| ("service", service.to_owned())));
-        let request = match login {
-            Some(Login::Identity(token)) => {
-                fields.push(("grant_type", "refresh_token".to_owned()));
-                fields.push(("client_id", "firegopher".to_owned()));
-                fields.push(("refresh_token", token.clone()));
-                // A query's encoding is a form's.
-                let mut form = realm.clone();
-                form.query_pairs_mut().clear().extend_pairs(&fields);
-                let body = form.query().unwrap_or_default().to_owned();
-                let kind = "application/x-www-form-urlencoded";
-                self.client.post(realm).header(reqwest::header::CONTENT_TYPE, kind).body(body)
-            }
-            other => {
-                realm.query_pairs_mut().extend_pairs(&fields);
-                let request = self.client.get(realm);
-                match other {
-                    Some(Login::Password { user, password }) => request.basic_auth(user, Some(password)),
-                    _ => request,
-                }
-            }
-        };
-        let response = request.send().await.map_err(|e| Trouble::of_client(e, place))?;
-        if response.status() != StatusCode::OK {
-            return Err(Trouble::of_answer(&response, What::Token, place, login.is_some()));
-        }
-        let bytes = self.body(response, MAX_TOKEN).await?;
-        let parsed = serde_json::from_slice::<Token>(&bytes).ok();
-        let token = parsed.map(|t| if t.token.is_empty() { t.access_token } else { t.token });
-        token.filter(|token| !token.is_empty()).ok_or_else(|| {
-            let message = format!("the token server of {} answers with no token", place.registry());
-            Trouble::lasting(Error::failed("oci.answer", message))
-        })
-    }
 }
 
-/// Https, or this machine.
-fn is_safe(url: &Url) -> bool {
-    match url.scheme() {
-        "https" => true,
-        "http" => url.host_str().is_some_and(is_loopback),
-        _ => false,
+/// Where an answer leads, if it is a redirect: by https, or on this machine if the registry is there, too.
+pub(super) fn redirect(from: &Url, response: &Response, place: &Place) -> Result<Option<Url>, Trouble> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
     }
+    let location = response.headers().get(LOCATION).and_then(|l| std::str::from_utf8(l.as_bytes()).ok());
+    let Some(mut next) = location.and_then(|location| from.join(location).ok()) else {
+        return Err(Trouble::redirect(place, "it redirects to nowhere"));
+    };
+    if !place.may_lead_to(&next) {
+        let host = next.host_str().unwrap_or_default();
+        return Err(Trouble::redirect(place, &format!("a redirect to {}: at {host}", next.scheme())));
+    }
+    next.set_fragment(None);
+    without_user(&mut next);
+    Ok(Some(next))
 }

@@ -27,7 +27,7 @@ impl Default for Settings {
             connect: Duration::from_secs(20),
             stall: Duration::from_secs(60),
             waits: [200, 800, 2500, 6000].map(Duration::from_millis).to_vec(),
-            longest_wait: Duration::from_secs(30),
+            longest_wait: Duration::from_secs(300),
             roots: None,
             hosts: Vec::new(),
         }

@@ -1,6 +1,6 @@
 //! Files of a local image: of a directory, or of a tar without unpacking it.
 
-use super::image::{digest_of, invalid};
+use super::image::{invalid, is_of};
 use crate::error::{Context, Error, Result};
 use crate::image::archive::{Located, locate};
 use fs_err as fs;
@@ -90,7 +90,7 @@ impl Source {
     pub fn blob(&self, digest: &str, size: u64, max: u64) -> Result<Vec<u8>> {
         let missing = || self.lacks(&format!("the blob {digest}"));
         let bytes = self.document(&blob_path(digest), max)?.ok_or_else(missing)?;
-        if bytes.len() as u64 != size || digest_of(&bytes) != digest {
+        if bytes.len() as u64 != size || !is_of(digest, &bytes) {
             return Err(invalid(
                 &self.shown(),
                 &format!("the blob {digest} has other bytes than it must have"),

@@ -3,9 +3,14 @@
 use super::reference::Place;
 use super::settings::Settings;
 use crate::asset::behind::{self, Lookup};
-use crate::error::Error;
+use crate::asset::http::retry_after;
+use crate::asset::progress::Progress;
+use crate::error::{Error, Result};
 use reqwest::{Response, StatusCode};
 use std::time::Duration;
+
+/// From here on a wait is told.
+const WORTH_A_LINE: Duration = Duration::from_secs(2);
 
 /// A failed request.
 #[derive(Debug)]
@@ -34,13 +39,27 @@ impl Trouble {
         Trouble { error: Box::new(error), passing: true, wait: None }
     }
 
-    /// How long to wait before try number `tried + 1`, if there is to be one.
-    pub fn wait(&self, tried: usize, settings: &Settings) -> Option<Duration> {
-        let wait = settings.waits.get(tried.saturating_sub(1)).copied().filter(|_| self.passing)?;
-        match self.wait {
-            Some(said) if said > settings.longest_wait => None,
-            said => Some(wait.max(said.unwrap_or_default())),
+    /// Waits before try number `tried + 1`, and says so where it takes long; the error if there is to be none.
+    pub async fn pause(self, tried: usize, settings: &Settings, progress: &dyn Progress) -> Result<()> {
+        let wait = settings.waits.get(tried.saturating_sub(1)).copied().filter(|_| self.passing);
+        let Some(wait) = wait.filter(|_| self.wait.is_none_or(|said| said <= settings.longest_wait)) else {
+            return Err(*self.error);
+        };
+        let wait = wait.max(self.wait.unwrap_or_default());
+        if wait >= WORTH_A_LINE {
+            progress.note(&format!("{}; trying again in {} s", self.error, wait.as_secs_f32().ceil()));
         }
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// A redirect that is not followed.
+    pub fn redirect(place: &Place, why: &str) -> Self {
+        let (shown, registry) = (place.shown(), place.registry());
+        let message = format!(
+            "cannot fetch {shown}: the registry {registry} redirects to where nobody should follow: {why}"
+        );
+        Trouble::lasting(Error::failed("oci.redirect", message))
     }
 
     /// No answer came, or it broke off.
@@ -62,11 +81,6 @@ impl Trouble {
             return Trouble::lasting(Error::failed("oci.unknown-registry", message).because(error).help(
                 "check the reference and the network; what the store has already boots with `--offline`",
             ));
-        }
-        if error.is_redirect() {
-            let message =
-                format!("{subject}: the registry {registry} redirects to where nobody should follow");
-            return Trouble::lasting(Error::failed("oci.redirect", message).because(error));
         }
         if error.is_connect() && !error.is_timeout() {
             let message = format!("{subject}: the registry {registry} cannot be reached");
@@ -106,16 +120,18 @@ impl Trouble {
                 )
                 .help("run `firegopher update` to pin what it serves now"),
             ),
-            status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+            status if passes(status) => {
                 let message = format!("the registry {registry} answers {status} when asked for {shown}");
-                let help = if status == StatusCode::TOO_MANY_REQUESTS && !has_login {
-                    "it limits anonymous downloads: log in (`docker login`, `podman login`), or try again later"
-                } else {
-                    "try again later"
+                let wait = retry_after(response);
+                let mut help = match wait {
+                    Some(wait) => format!("it wants to be asked again in {} s", wait.as_secs()),
+                    None => "try again later".to_owned(),
                 };
-                let said = response.headers().get(reqwest::header::RETRY_AFTER);
-                let wait =
-                    said.and_then(|said| said.to_str().ok()?.trim().parse().ok()).map(Duration::from_secs);
+                if status == StatusCode::TOO_MANY_REQUESTS && !has_login {
+                    help.push_str(
+                        "; it limits anonymous downloads: log in (`docker login`, `podman login`), or try again later",
+                    );
+                }
                 Trouble { wait, ..Trouble::passing(Error::failed("oci.busy", message).help(help)) }
             }
             status => {
@@ -124,6 +140,12 @@ impl Trouble {
             }
         }
     }
+}
+
+/// Whether the same request may be answered later.
+fn passes(status: StatusCode) -> bool {
+    matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS)
+        || status.is_server_error()
 }
 
 /// The registry does not let us.

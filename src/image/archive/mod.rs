@@ -1,6 +1,7 @@
 //! Reads archives that nobody vouches for: what they contain is checked as a whole before anything is written.
 
 mod hashed;
+mod header;
 mod path;
 mod sparse;
 mod tar;
@@ -11,6 +12,7 @@ use super::oci::Layer;
 use super::place::Placer;
 use super::room;
 use super::tree::{Kind, Meta};
+use crate::digest::Sha;
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
 use fs_err::os::unix::fs::FileExt as _;
@@ -149,8 +151,13 @@ fn read_within(
     Read::by_ref(&mut file).take(512).read_to_end(&mut head).map_err(unreadable)?;
     file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     let format = detect(&head);
-    if let (Some(layer), Some(Format::Tar | Format::Zip)) = (layer, format) {
-        layer.check(&layer.blob)?;
+    let plain = matches!(format, Some(Format::Tar | Format::Zip)) || head.is_empty();
+    if let Some(layer) = layer.filter(|_| plain) {
+        layer.check(&plain_digest(layer, &mut file).map_err(unreadable)?)?;
+        if head.is_empty() {
+            // Nothing at all is a layer of nothing.
+            return Ok(Vec::new());
+        }
     }
     let decompressed: Box<dyn Read> = match format {
         Some(Format::Tar) => {
@@ -174,10 +181,28 @@ fn read_within(
     }
     let mut spool = Spool::new(path, scratch_dir)?;
     let Some(layer) = layer else { return spool.read_within(decompressed, &name, account) };
-    let mut hashed = Hashed::new(decompressed)?;
+    let mut hashed = Hashed::new(decompressed, layer.diff_id.as_deref().unwrap_or("sha256:"))?;
     let entries = spool.read_within(&mut hashed, &name, account)?;
     layer.check(&hashed.finish()?)?;
     Ok(entries)
+}
+
+/// What a layer that is not compressed is by its configuration's kind of digest: most often what its blob is.
+fn plain_digest(layer: &Layer, file: &mut fs::File) -> io::Result<String> {
+    let kind = |digest: &str| digest.split(':').next().map(str::to_owned);
+    let Some(wanted) = layer.diff_id.as_deref().filter(|wanted| kind(wanted) != kind(&layer.blob)) else {
+        return Ok(layer.blob.clone());
+    };
+    let mut sha = Sha::like(wanted);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            got => sha.update(&buffer[..got]),
+        }
+    }
+    file.seek(SeekFrom::Start(0))?;
+    Ok(sha.finish())
 }
 
 /// Whether reading the archive at `path` means unpacking it first. What cannot be read is told by whoever reads it.
@@ -377,17 +402,12 @@ impl<'a> Budget<'a> {
 }
 
 /// Places all entries of an archive under the placer's current item.
-pub(crate) fn place(entries: Vec<Entry>, name: &str, placer: &mut Placer<'_>) -> Result<()> {
+pub(crate) fn place(entries: Vec<Entry>, placer: &mut Placer<'_>) -> Result<()> {
     for Entry { path, meta, kind } in entries {
         match kind {
             EntryKind::Dir => placer.dir(&path, meta)?,
             EntryKind::HardLink(target) => placer.hard_link(&path, &target)?,
-            EntryKind::Leaf(kind) => {
-                if let Kind::Symlink(target) = &kind {
-                    path::check_symlink(name, placer.start_path(), &path, target)?;
-                }
-                placer.leaf(&path, meta, kind)?;
-            }
+            EntryKind::Leaf(kind) => placer.leaf(&path, meta, kind)?,
         }
     }
     Ok(())

@@ -6,8 +6,29 @@ use crate::error::{Error, Result};
 const NAME_MAX: usize = 255;
 const PATH_MAX: usize = 4096;
 
+/// What ".." in a name does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Up {
+    /// It is refused.
+    Never,
+    /// It takes the part before it away, as long as there is one.
+    Inside,
+    /// As that; at the root it stays there, as in any root.
+    Contained,
+}
+
 /// A relative path without empty, "." or ".." parts; "" for the archive's own root.
 pub(in crate::image) fn clean(archive: &str, raw: &[u8]) -> Result<String> {
+    clean_with(archive, raw, Up::Never)
+}
+
+/// The same for a tar's member, whose name may go up and down as long as it stays inside: by its letters, links are
+/// not followed for it. That is how GNU tar, umoci, containerd and podman have it; readers of zip differ.
+pub(super) fn clean_member(archive: &str, raw: &[u8]) -> Result<String> {
+    clean_with(archive, raw, Up::Inside)
+}
+
+fn clean_with(archive: &str, raw: &[u8], up: Up) -> Result<String> {
     let shown = || String::from_utf8_lossy(raw).into_owned();
     let Ok(text) = std::str::from_utf8(raw) else {
         return Err(Error::failed(
@@ -23,16 +44,19 @@ pub(in crate::image) fn clean(archive: &str, raw: &[u8]) -> Result<String> {
         )
         .help("make the archive with relative names (tar does so unless given -P)"));
     }
-    let mut path = String::with_capacity(text.len());
+    let mut parts: Vec<&str> = Vec::new();
     for part in text.split('/') {
         match part {
             "" | "." => continue,
             ".." => {
-                return Err(Error::failed(
-                    "archive.parent-path",
-                    format!("{archive}: {text:?} leads out through '..'"),
-                )
-                .help("make the archive without '..' in its names"));
+                let inside = parts.pop().is_some();
+                if up == Up::Never || (up == Up::Inside && !inside) {
+                    return Err(Error::failed(
+                        "archive.parent-path",
+                        format!("{archive}: {text:?} leads out through '..'"),
+                    )
+                    .help("make the archive without '..' in its names"));
+                }
             }
             part if part.len() > NAME_MAX => {
                 return Err(Error::failed(
@@ -46,14 +70,10 @@ pub(in crate::image) fn clean(archive: &str, raw: &[u8]) -> Result<String> {
                     format!("{archive}: {text:?} contains a NUL byte"),
                 ));
             }
-            part => {
-                if !path.is_empty() {
-                    path.push('/');
-                }
-                path.push_str(part);
-            }
+            part => parts.push(part),
         }
     }
+    let path = parts.join("/");
     if path.len() >= PATH_MAX {
         return Err(Error::failed(
             "archive.long-name",
@@ -63,10 +83,12 @@ pub(in crate::image) fn clean(archive: &str, raw: &[u8]) -> Result<String> {
     Ok(path)
 }
 
-/// The target of a hard link: another member's path.
+/// The target of a hard link: another member's path. One that begins at the root or climbs above it stays inside, as
+/// GNU tar, umoci and containerd have it.
 pub(super) fn clean_hard_link(archive: &str, path: &str, raw: &[u8]) -> Result<String> {
-    clean(archive, raw).map_err(|cause| {
-        Error::failed("archive.link-escape", format!("{archive}: {path} is a hard link out of the archive"))
+    let start = raw.iter().position(|byte| *byte != b'/').unwrap_or(raw.len());
+    clean_with(archive, &raw[start..], Up::Contained).map_err(|cause| {
+        Error::failed("archive.bad-link", format!("{archive}: {path} is a hard link to what cannot be there"))
             .because(cause)
     })
 }
@@ -101,25 +123,4 @@ pub(super) fn symlink_text(archive: &str, path: &str, raw: &[u8]) -> Result<Box<
         Ok(text) => Ok(text.into()),
         Err(_) => bad("is not UTF-8"),
     }
-}
-
-/// Refuses a relative target that climbs above the image's root; an absolute one cannot leave it.
-pub(super) fn check_symlink(archive: &str, start: &str, path: &str, target: &str) -> Result<()> {
-    let count = |path: &str| path.split('/').filter(|part| !part.is_empty()).count();
-    let mut depth = if target.starts_with('/') { 0 } else { count(start) + count(path).saturating_sub(1) };
-    for part in target.split('/') {
-        match part {
-            "" | "." => {}
-            ".." if depth == 0 => {
-                return Err(Error::failed(
-                    "archive.link-escape",
-                    format!("{archive}: the link {path} -> {target} leaves the root"),
-                )
-                .help("make the archive again with links that stay inside"));
-            }
-            ".." => depth -= 1,
-            _ => depth += 1,
-        }
-    }
-    Ok(())
 }

@@ -2,9 +2,9 @@
 //! records in the versions 0.0, 0.1 and 1.0. A map says where the stored bytes go; it is believed only if it is in
 //! order, within the declared size and exactly about the bytes that there are.
 
+use super::header::{self, Header, NoNumber};
 use super::tar::Window;
 use crate::image::content::Extent;
-use ::tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 use std::io;
 
 const BLOCK: u64 = 512;
@@ -110,6 +110,14 @@ impl Said {
     }
 }
 
+/// Where a header of type `S` has its runs, whether more of them follow, and the file's size; and where a block of
+/// more runs has them. A run is two numbers of 12 bytes.
+const RUNS: std::ops::Range<usize> = 386..482;
+const MORE: usize = 482;
+const REAL_SIZE: std::ops::Range<usize> = 483..495;
+const BLOCK_RUNS: std::ops::Range<usize> = 0..504;
+const BLOCK_MORE: usize = 504;
+
 /// The map of a member of type `S`; `taken` are the blocks of it that follow the header.
 pub(super) fn old(
     header: &Header,
@@ -118,32 +126,36 @@ pub(super) fn old(
     end: u64,
     most: usize,
 ) -> Result<Map, Wrong> {
-    let bad = |_| Wrong::Map("has a map with a number that is none");
-    let header = header.as_gnu().ok_or(Wrong::Map("has no header of GNU tar"))?;
-    let mut map = Map { size: header.real_size().map_err(bad)?, ..Map::default() };
-    let take = |map: &mut Map, runs: &[GnuSparseHeader]| {
-        for run in runs.iter().filter(|run| !run.is_empty()) {
+    let number = |field: &[u8]| {
+        let number = header::number(field).and_then(|number| u64::try_from(number).map_err(|_| NoNumber));
+        number.map_err(|_| Wrong::Map("has a map with a number that is none"))
+    };
+    if !header.is_gnu() {
+        return Err(Wrong::Map("has no header of GNU tar"));
+    }
+    let mut map = Map { size: number(&header.0[REAL_SIZE])?, ..Map::default() };
+    let take = |map: &mut Map, runs: &[u8]| {
+        // Either number may be left out with the whole run, and only so.
+        for run in runs.chunks_exact(24).filter(|run| run[0] != 0 && run[12] != 0) {
             if map.runs.len() >= most {
                 return Err(Wrong::TooMany);
             }
-            map.runs.push((run.offset().map_err(bad)?, run.length().map_err(bad)?));
+            map.runs.push((number(&run[..12])?, number(&run[12..])?));
         }
         Ok(())
     };
-    take(&mut map, &header.sparse)?;
-    let mut more = header.is_extended();
+    take(&mut map, &header.0[RUNS])?;
+    let mut more = header.0[MORE] != 0;
     while more {
-        let mut block = GnuExtSparseHeader::new();
         let from = at + map.taken;
         let bytes = window.get(from, BLOCK as usize)?;
         if bytes.len() as u64 != BLOCK || from + BLOCK > end {
             return Err(Wrong::Map("ends within its map"));
         }
-        block.as_mut_bytes().copy_from_slice(bytes);
         let before = map.runs.len();
-        take(&mut map, block.sparse())?;
+        take(&mut map, &bytes[BLOCK_RUNS])?;
+        more = bytes[BLOCK_MORE] != 0;
         map.taken += BLOCK;
-        more = block.is_extended();
         if more && map.runs.len() == before {
             return Err(Wrong::Map("has a map with an empty block"));
         }

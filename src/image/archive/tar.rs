@@ -1,12 +1,12 @@
-//! The index of an uncompressed tar: ustar, GNU and PAX. The `tar` crate decodes headers; the walk is ours, because
-//! its own splits PAX values at newlines (capabilities are binary) and reads extension headers of any length.
+//! The index of an uncompressed tar of any dialect. The walk is ours and not the `tar` crate's, which splits PAX values
+//! at newlines (capabilities are binary) and reads extension headers of any length.
 
+use super::header::{Header, NoNumber, Type};
 use super::sparse::{self, Map, Said, Wrong};
 use super::{Account, Budget, Entry, EntryKind, file, path};
 use crate::error::{Error, Result};
 use crate::image::content::Content;
 use crate::image::tree::{Kind, Meta};
-use ::tar::{EntryType, Header};
 use fs_err as fs;
 use fs_err::os::unix::fs::FileExt as _;
 use std::io;
@@ -19,12 +19,7 @@ const LONGEST_EXTENSION: u64 = 1 << 20;
 
 /// Whether these bytes begin with a tar header (or with the two zero blocks of an empty archive).
 pub(super) fn looks_like_header(head: &[u8]) -> bool {
-    head.len() as u64 >= BLOCK && (head.iter().all(|b| *b == 0) || checksum_is_right(head))
-}
-
-fn checksum_is_right(block: &[u8]) -> bool {
-    let sum: u32 = block[..148].iter().chain(&block[156..512]).map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
-    Header::from_byte_slice(block).cksum().is_ok_and(|stored| stored == sum)
+    head.len() as u64 >= BLOCK && (head.iter().all(|b| *b == 0) || Header::read(head).is_some())
 }
 
 /// Reads small pieces by position through a window: seeking over contents costs nothing.
@@ -95,24 +90,28 @@ pub(super) fn read(
         if block.iter().all(|byte| *byte == 0) {
             break;
         }
-        if !checksum_is_right(block) {
+        let Some(header) = Header::read(block) else {
             return Err(damaged(name, "a header's checksum is wrong"));
-        }
-        let header = Header::from_byte_slice(block).clone();
-        let kind = header.entry_type();
-        let is_extension = kind.is_pax_local_extensions()
-            || kind.is_pax_global_extensions()
-            || kind.is_gnu_longname()
-            || kind.is_gnu_longlink();
-        let mut size = header.entry_size().map_err(|e| damaged(name, "a size is no number").because(e))?;
-        if !is_extension && let Some(said) = next.as_ref().unwrap_or(&global).size {
+        };
+        let kind = header.kind();
+        let is_extension =
+            matches!(kind, Type::Pax | Type::PaxGlobal | Type::GnuLongName | Type::GnuLongLink);
+        let mut size = match kind {
+            // No reader believes that these have contents, whatever their headers say.
+            Type::HardLink | Type::Symlink | Type::Char | Type::Block | Type::Dir | Type::Fifo => 0,
+            _ => header.size().map_err(|_| no_number(name, "size", &header.name()))?,
+        };
+        if !is_extension
+            && has_contents(kind)
+            && let Some(said) = next.as_ref().unwrap_or(&global).size
+        {
             size = said;
         }
         let mut data = at + BLOCK;
         let mut holes = None;
-        if kind.is_gnu_sparse() {
+        if kind == Type::GnuSparse {
             let map = sparse::old(&header, &mut window, data, length, budget.left());
-            let map = map.map_err(|wrong| bad_map(name, &header.path_bytes(), account, wrong))?;
+            let map = map.map_err(|wrong| bad_map(name, &header.name(), account, wrong))?;
             data += map.taken;
             holes = Some(Map { taken: 0, ..map });
         }
@@ -128,7 +127,7 @@ pub(super) fn read(
             budget.spend(0)?;
             let bytes = window.get(data, size as usize).map_err(unreadable)?;
             let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
-            if kind.is_pax_global_extensions() {
+            if kind == Type::PaxGlobal {
                 global.parse(bytes, name)?;
                 if global.sparse.is_some() {
                     return Err(damaged(name, "a global PAX header speaks of holes"));
@@ -136,8 +135,8 @@ pub(super) fn read(
             } else {
                 let next = next.get_or_insert_with(|| global.clone());
                 match kind {
-                    EntryType::GNULongName => next.path = Some(text),
-                    EntryType::GNULongLink => next.link = Some(text),
+                    Type::GnuLongName => next.path = Some(text),
+                    Type::GnuLongLink => next.link = Some(text),
                     _ => next.parse(bytes, name)?,
                 }
             }
@@ -146,11 +145,9 @@ pub(super) fn read(
         let mut extensions = next.take().unwrap_or_else(|| global.clone());
         if let Some(said) = extensions.sparse.take() {
             let shown = said.name.clone().or_else(|| extensions.path.clone());
-            let shown = shown.unwrap_or_else(|| header.path_bytes().into_owned());
+            let shown = shown.unwrap_or_else(|| header.name());
             let map = match kind {
-                EntryType::Regular | EntryType::Continuous => {
-                    said.map(&mut window, data, size, budget.left())
-                }
+                Type::File => said.map(&mut window, data, size, budget.left()),
                 _ => Err(Wrong::Map("is no file that could have holes")),
             };
             holes = Some(map.map_err(|wrong| bad_map(name, &shown, account, wrong))?);
@@ -159,7 +156,7 @@ pub(super) fn read(
         let mut content = Content::Slice { file: Arc::clone(&file), offset: data };
         if let Some(map) = holes {
             let extents = sparse::check(&map, data + map.taken, size - map.taken);
-            let shown = || extensions.path.clone().unwrap_or_else(|| header.path_bytes().into_owned());
+            let shown = || extensions.path.clone().unwrap_or_else(|| header.name());
             let extents = extents.map_err(|wrong| bad_map(name, &shown(), account, wrong))?;
             // A map could be as long as the archive: its runs count as entries do.
             budget.count(extents.len())?;
@@ -186,92 +183,93 @@ fn member(
     size: u64,
     content: impl FnOnce() -> Content,
 ) -> Result<Option<Entry>> {
-    let number = |e: io::Error| damaged(archive, "a header field is no number").because(e);
-    let raw = said.path.unwrap_or_else(|| header.path_bytes().into_owned());
-    let path = path::clean(archive, account.name(&raw))?;
-    let link =
-        || said.link.clone().or_else(|| header.link_name_bytes().map(|b| b.into_owned())).unwrap_or_default();
-    let device = || -> Result<(u32, u32)> {
-        let major = header.device_major().map_err(number)?.unwrap_or(0);
-        Ok((major, header.device_minor().map_err(number)?.unwrap_or(0)))
-    };
-    let id = |said: Option<u32>, field: io::Result<u64>| match said {
+    let raw = said.path.unwrap_or_else(|| header.name());
+    let path = path::clean_member(archive, account.name(&raw))?;
+    let wrong = |field: &str| no_number(archive, field, path.as_bytes());
+    let link = || said.link.clone().unwrap_or_else(|| header.link());
+    let device = || header.device().map_err(|_| wrong("device number"));
+    let id = |said: Option<u32>, field: Result<i64, NoNumber>| match said {
         Some(id) => Ok(id),
-        None => {
-            u32::try_from(field.map_err(number)?).map_err(|_| damaged(archive, "an owner is out of range"))
-        }
+        None => field.ok().and_then(owner).ok_or_else(|| wrong("owner")),
     };
     let mtime = match said.mtime {
         Some(time) => time,
-        None => {
-            let seconds = filled(&header.as_old().mtime, header.mtime()).map_err(number)?;
-            clamp(seconds.try_into().unwrap_or(i64::MAX), 0)
-        }
+        None => clamp(header.mtime().map_err(|_| wrong("time"))?, 0),
     };
     let mut meta = Meta {
-        mode: (filled(&header.as_old().mode, header.mode()).map_err(number)? & 0o7777) as u16,
-        uid: id(said.uid, filled(&header.as_old().uid, header.uid()))?,
-        gid: id(said.gid, filled(&header.as_old().gid, header.gid()))?,
+        mode: header.mode().map_err(|_| wrong("mode"))?,
+        uid: id(said.uid, header.uid())?,
+        gid: id(said.gid, header.gid())?,
         mtime,
         xattrs: said.xattrs,
     };
     meta.xattrs.sort();
     meta.xattrs.dedup_by(|a, b| a.0 == b.0);
-    let kind = match header.entry_type() {
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse if raw.ends_with(b"/") => {
-            EntryKind::Dir
-        }
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => file(size, content()),
-        EntryType::Directory => EntryKind::Dir,
-        EntryType::Link => EntryKind::HardLink(path::clean_hard_link(archive, &path, account.name(&link()))?),
-        EntryType::Symlink => EntryKind::Leaf(Kind::Symlink(path::symlink_text(archive, &path, &link())?)),
-        EntryType::Char => match device()? {
+    let kind = match header.kind() {
+        Type::File | Type::GnuSparse if raw.ends_with(b"/") => match size {
+            0 => EntryKind::Dir,
+            // Readers disagree on whether these are contents or the next header.
+            _ => return Err(wrong("size")),
+        },
+        Type::File | Type::GnuSparse => file(size, content()),
+        Type::Dir => EntryKind::Dir,
+        Type::HardLink => EntryKind::HardLink(path::clean_hard_link(archive, &path, &link())?),
+        Type::Symlink => EntryKind::Leaf(Kind::Symlink(path::symlink_text(archive, &path, &link())?)),
+        Type::Char => match device()? {
             // overlayfs takes such a device for a deletion (Documentation/filesystems/overlayfs.rst, whiteouts).
             (0, 0) => {
                 return Err(unsupported(archive, &path, "the device 0:0, which hides files of the base"));
             }
             (major, minor) => EntryKind::Leaf(Kind::Char { major, minor }),
         },
-        EntryType::Block => {
+        Type::Block => {
             let (major, minor) = device()?;
             EntryKind::Leaf(Kind::Block { major, minor })
         }
-        EntryType::Fifo => EntryKind::Leaf(Kind::Fifo),
-        // A volume's label is no member.
-        other if other.as_byte() == b'V' => return Ok(None),
-        other => {
-            let what = format!("of the unknown type {:?}", char::from(other.as_byte()));
+        Type::Fifo => EntryKind::Leaf(Kind::Fifo),
+        Type::Label => return Ok(None),
+        Type::Other(other) => {
+            let what = format!("of the unknown type {:?}", char::from(other));
             return Err(unsupported(archive, &path, &what));
         }
+        Type::GnuLongName | Type::GnuLongLink | Type::Pax | Type::PaxGlobal => {
+            return Err(Error::bug("an extension header came to where members are"));
+        }
     };
-    let is_file = matches!(kind, EntryKind::Leaf(Kind::File { .. }));
-    if !is_file && size != 0 {
-        // Readers disagree on whether contents follow: what one skips another would unpack.
-        return Err(Error::failed(
-            "archive.size-lie",
-            format!("{archive}: {path} declares {size} bytes of contents, which its type cannot have"),
-        ));
-    }
     if path.is_empty() && !matches!(kind, EntryKind::Dir) {
         return Err(damaged(archive, "a member has no name"));
     }
     Ok(Some(Entry { path, meta, kind }))
 }
 
-/// A number, or 0 where its field is blank: some writers leave fields out, and every reader but GNU tar's takes that
-/// for 0.
-fn filled<T: From<u8>>(field: &[u8], number: io::Result<T>) -> io::Result<T> {
-    match number {
-        Err(_) if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(T::from(0)),
-        number => number,
-    }
+/// Whether bytes may follow the header of such a member.
+fn has_contents(kind: Type) -> bool {
+    matches!(kind, Type::File | Type::GnuSparse | Type::Label | Type::Other(_))
+}
+
+/// A uid or gid. The last one means "unchanged" to every system call that takes one.
+fn owner(id: i64) -> Option<u32> {
+    u32::try_from(id).ok().filter(|id| *id != u32::MAX)
 }
 
 impl Extensions {
     /// Records are `LENGTH KEY=VALUE\n`, the length counting itself; values are any bytes.
     fn parse(&mut self, mut bytes: &[u8], archive: &str) -> Result<()> {
         let bad = || damaged(archive, "a PAX header is malformed");
-        while !bytes.is_empty() {
+        fn given(value: &[u8]) -> Option<&[u8]> {
+            Some(value).filter(|value| !value.is_empty())
+        }
+        fn value_of<T>(
+            archive: &str,
+            key: &str,
+            value: Option<&[u8]>,
+            read: impl Fn(&[u8]) -> Option<T>,
+        ) -> Result<Option<T>> {
+            let bad = || damaged(archive, &format!("the {key} of a PAX header cannot be"));
+            value.map(|value| read(value).ok_or_else(bad)).transpose()
+        }
+        // Some writers count the padding, too.
+        while bytes.iter().any(|byte| *byte != 0) {
             let space = bytes.iter().position(|b| *b == b' ').ok_or_else(bad)?;
             let length: usize = parse(&bytes[..space]).ok_or_else(bad)?;
             let record = bytes.get(space + 1..length).ok_or_else(bad)?;
@@ -281,12 +279,13 @@ impl Extensions {
             let (key, value) = (&record[..equals], &record[equals + 1..]);
             let Ok(key) = std::str::from_utf8(key) else { continue };
             match key {
-                "path" => self.path = Some(value.to_vec()),
-                "linkpath" => self.link = Some(value.to_vec()),
-                "size" => self.size = Some(parse(value).ok_or_else(bad)?),
-                "uid" => self.uid = Some(parse(value).ok_or_else(bad)?),
-                "gid" => self.gid = Some(parse(value).ok_or_else(bad)?),
-                "mtime" => self.mtime = Some(time(value).ok_or_else(bad)?),
+                // No value takes back what was said before: the header's own field counts (pax, "Extended Header").
+                "path" => self.path = given(value).map(<[u8]>::to_vec),
+                "linkpath" => self.link = given(value).map(<[u8]>::to_vec),
+                "size" => self.size = value_of(archive, key, given(value), parse)?,
+                "uid" => self.uid = value_of(archive, key, given(value), |text| owner(parse(text)?))?,
+                "gid" => self.gid = value_of(archive, key, given(value), |text| owner(parse(text)?))?,
+                "mtime" => self.mtime = value_of(archive, key, given(value), time)?,
                 _ => {
                     if let Some(key) = key.strip_prefix("GNU.sparse.") {
                         self.sparse.get_or_insert_default().record(key, value).ok_or_else(bad)?;
@@ -335,6 +334,11 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
 /// To what ext4 can hold: 1901 to 2446.
 fn clamp(seconds: i64, nanos: u32) -> (i64, u32) {
     (seconds.clamp(-(1 << 31), (3 << 32) + (1 << 31) - 1), nanos)
+}
+
+fn no_number(archive: &str, field: &str, path: &[u8]) -> Error {
+    let path: String = String::from_utf8_lossy(path).chars().take(255).collect();
+    damaged(archive, &format!("the {field} of {path:?} is no number, or none that there can be"))
 }
 
 fn truncated(archive: &str) -> Error {

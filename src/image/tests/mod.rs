@@ -2,9 +2,11 @@
 
 mod archives;
 mod bases;
+mod cases;
 pub(crate) mod compare;
 mod corpus;
 mod foreign;
+mod headers;
 mod kernels;
 mod layers;
 mod members;
@@ -75,7 +77,7 @@ pub(super) fn layer(path: PathBuf) -> Layer {
         _ => Ok(0),
     };
     let hex: String = Sha256::digest(&tar).iter().map(|byte| format!("{byte:02x}")).collect();
-    Layer { path, blob: format!("sha256:{hex}"), diff_id: format!("sha256:{hex}") }
+    Layer { path, blob: format!("sha256:{hex}"), diff_id: Some(format!("sha256:{hex}")) }
 }
 
 /// An image opened for reading, after e2fsck found nothing.

@@ -63,16 +63,23 @@ fn what_passes_is_tried_again_but_not_for_ever() {
 
 #[test]
 fn a_server_that_asks_for_patience_gets_it_within_reason() {
-    let s = scratch();
-    // An hour is asked for, and `hasty` grants 400 ms.
-    let server = Server::start(|r| match r.nth {
-        0 => Reply::status(429).header("retry-after", "3600"),
-        _ => Reply::ok(*b"right"),
-    });
+    let soon = || httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(2));
+    for asks in [|| "1".to_owned(), soon] {
+        let s = scratch();
+        let server = Server::start(move |r| match r.nth {
+            0 => Reply::status(429).header("retry-after", asks()),
+            _ => Reply::ok(*b"right"),
+        });
+        let begin = Instant::now();
+        get(&s, pinned(server.url("/x"), b"right")).unwrap();
+        // A date has no parts of a second.
+        assert!(begin.elapsed() >= Duration::from_millis(900), "{:?}", begin.elapsed());
+    }
     let begin = Instant::now();
-    get(&s, pinned(server.url("/x"), b"right")).unwrap();
-    let took = begin.elapsed();
-    assert!(took >= Duration::from_millis(400) && took < Duration::from_secs(60), "{took:?}");
+    let (error, asked) = refused(|_| Reply::status(429).header("retry-after", "3600"));
+    assert_eq!((error.code(), asked), ("http.status", 1), "an hour is not waited for");
+    assert!(error.help_text().unwrap().contains("in 3600 s"), "{error:?}");
+    assert!(begin.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

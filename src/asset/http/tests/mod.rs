@@ -41,7 +41,7 @@ fn hasty() -> Settings {
         stall: Duration::from_millis(300),
         rounds: 3,
         pause: Duration::from_millis(10),
-        longest_retry_after: Duration::from_millis(400),
+        longest_retry_after: Duration::from_secs(3),
         ..Settings::default()
     }
 }

@@ -107,7 +107,7 @@ fn an_image_brings_its_defaults_and_its_layers() {
     assert_eq!(left_out, ["53/udp is exposed and not published: only TCP is"]);
     assert_eq!(s.store.read(&layers[0].object).unwrap(), b"lower layer");
     assert_eq!(s.store.read(&layers[1].object).unwrap(), b"upper layer");
-    assert_eq!(layers[1].diff_id, digest_of(b"upper layer"));
+    assert_eq!(layers[1].diff_id, Some(digest_of(b"upper layer")));
     assert!(pin.image().layers.iter().all(|layer| stored(&s.store, layer).is_some()));
     assert_eq!(inspect(&s.store, &path, None).unwrap(), pin.image());
 

@@ -2,11 +2,13 @@
 
 mod fake;
 mod faults;
+mod freedoms;
 mod hosts;
 mod local;
 mod locked;
 mod random;
 mod real;
+mod redirects;
 mod tokens;
 mod tools;
 
