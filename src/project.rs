@@ -24,10 +24,12 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+mod left_out;
 mod pins;
 mod scanning;
 mod vmms;
 
+pub use left_out::{LeftOut, verdict};
 pub use pins::needs_of;
 pub use vmms::graph_of_any_host;
 
@@ -45,6 +47,10 @@ pub struct Project {
     pub store: Store,
     /// The pins as on disk.
     pub lock: Lock,
+    /// VMs of the manifest file whose images are no good, which are not in `manifest`. Empty if those stop the command.
+    pub left_out: Vec<LeftOut>,
+    /// Whether VMs may be left out.
+    lenient: bool,
     /// What this build brings along.
     pub tools: Tools,
     /// From before manifest and lock were read.
@@ -77,13 +83,21 @@ impl Texts {
 impl Project {
     /// Opens the project in `dir`: its manifest, its lock, the store.
     pub fn open(dir: &Path) -> Result<Project> {
+        let project = Self::open_leaving_out(dir)?;
+        let left_out = project.left_out;
+        verdict(left_out, Project { left_out: Vec::new(), lenient: false, ..project })
+    }
+
+    /// As [`Self::open`]. VMs whose images are no good are left out, unless all are.
+    pub fn open_leaving_out(dir: &Path) -> Result<Project> {
         let read = Texts::read(dir);
         let manifest = manifest::load(dir)?;
         let name = manifest::project_name(&manifest);
         let home = Home::from_env()?;
         let store = open_store(&home)?;
-        let (manifest, lock) = complete(manifest, &home, &store)?;
-        Ok(Project { manifest, name, home, store, lock, tools: tools(), read })
+        let (manifest, lock, left_out) = complete(manifest, &home, &store)?;
+        let tools = tools();
+        Ok(Project { manifest, name, home, store, lock, left_out, lenient: true, tools, read })
     }
 
     /// What runs of this project, by its state on this host.
@@ -105,7 +119,9 @@ impl Project {
         // What cannot be looked at is not known to have drifted.
         let namespace =
             any.then(|| supervise::project_netns(&self.home, &self.name).ok().flatten()).flatten();
-        let lasting = observed.iter().filter(|o| !o.state.ephemeral);
+        // Whoever is left out stays as it is.
+        let left_out = |o: &Observed| self.left_out.iter().any(|left| left.vm == o.state.vm);
+        let lasting = observed.iter().filter(|o| !o.state.ephemeral && !left_out(o));
         let observed: Vec<ObservedVm> = lasting.map(|o| self.observed_vm(o, namespace.as_ref())).collect();
         crate::plan::plan(&Situation {
             project: &self.name,
@@ -162,8 +178,15 @@ impl Project {
             // An image in a directory fills in settings, too, and may be another one by now.
             let local = |vm: &Vm| matches!(vm.image, ImageSource::OciPath { .. });
             if read != self.read || self.manifest.vms.iter().any(local) {
-                (self.manifest, self.lock) =
+                let (manifest, lock, left_out) =
                     complete(manifest::load(&self.manifest.dir)?, &self.home, &self.store)?;
+                if !self.lenient {
+                    verdict(left_out, ())?;
+                    self.left_out.clear();
+                } else {
+                    self.left_out = left_out;
+                }
+                (self.manifest, self.lock) = (manifest, lock);
                 self.read = read;
             }
             let name = manifest::project_name(&self.manifest);
@@ -178,20 +201,22 @@ impl Project {
     }
 }
 
-/// A manifest with its lock, and with what only this host and the lock know filled in.
-fn complete(mut manifest: Manifest, home: &Home, store: &Store) -> Result<(Manifest, Lock)> {
+/// A manifest with its lock, and with what only this host and the lock know filled in; and the VMs that are left out.
+fn complete(mut manifest: Manifest, home: &Home, store: &Store) -> Result<(Manifest, Lock, Vec<LeftOut>)> {
     let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
     let (root, dir) = (nix::unistd::geteuid().is_root(), manifest.dir.clone());
     let hardware = || probe::kvm().is_usable();
     vmms::decide(&mut manifest, root, hardware, |source| step::proof::auto(store, &lock, home, &dir, source));
-    fill(&mut manifest, &lock, store)?;
-    Ok((manifest, lock))
+    let left_out = fill(&mut manifest, &lock, store)?;
+    Ok((manifest, lock, left_out))
 }
 
 /// Fills in what container images say of running them.
-fn fill(manifest: &mut Manifest, lock: &Lock, store: &Store) -> Result<()> {
+fn fill(manifest: &mut Manifest, lock: &Lock, store: &Store) -> Result<Vec<LeftOut>> {
     let dir = manifest.dir.clone();
-    fill_defaults(manifest, lock, |image| Ok(local_image(store, &dir, image)?.map(|image| image.config)))
+    let local = |image: &ImageSource| Ok(local_image(store, &dir, image)?.map(|image| image.config));
+    let failed = fill_defaults(manifest, lock, local)?;
+    Ok(failed.into_iter().map(|(vm, error)| LeftOut { vm, error }).collect())
 }
 
 /// What a container image on this host holds; `None` for other sources.

@@ -3,7 +3,7 @@
 use super::{print_json, signals, target};
 use crate::error::Result;
 use crate::plan::Graph;
-use crate::project::Project;
+use crate::project::{Project, verdict};
 use crate::step::{execute, record_last};
 use crate::ui::Ui;
 use serde::Serialize;
@@ -43,18 +43,25 @@ struct BuiltStep<'a> {
 
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open(dir)?;
+    let mut project = Project::open_leaving_out(dir)?;
     let signals = signals::Signals::block(&project.store);
     let guard = project.guard(&ui)?;
     target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
     project.pin_missing(&ui, args.locked, args.offline, false)?;
     drop(guard);
-    let graph = Graph::of(&project.manifest);
+    let (graph, done) = loop {
+        let graph = Graph::of(&project.manifest);
+        let done = execute(&graph, &project.work(&scan, args.offline, &ui));
+        match done {
+            Ok(done) => break (graph, done),
+            Err(error) => project.leave_out_unbuildable(&scan, args.offline, &ui, error)?,
+        }
+    };
     let work = project.work(&scan, args.offline, &ui);
-    let done = execute(&graph, &work)?;
     record_last(&graph, &done, &[], &work)?;
     ui.clear();
+    project.tell_left_out(&ui);
     drop(signals);
     match done.ran {
         0 => ui.note("Nothing to build: everything is up to date."),
@@ -71,5 +78,5 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         });
         print_json(&Built { format_version: 1, steps: steps.collect() })?;
     }
-    Ok(ExitCode::SUCCESS)
+    verdict(project.left_out, ExitCode::SUCCESS)
 }

@@ -3,7 +3,7 @@
 use super::{print, target};
 use crate::error::Result;
 use crate::plan::render::{self, GraphFormat};
-use crate::project::Project;
+use crate::project::{Project, verdict};
 use crate::ui::Ui;
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,7 +25,7 @@ pub(super) struct Args {
 
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open(dir)?;
+    let mut project = Project::open_leaving_out(dir)?;
     let selected = target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
     let plan = project.plan(&scan, &selected.observed(&project)?);
@@ -34,6 +34,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         None if args.json => render::json(&plan) + "\n",
         None => render::text(&plan),
     })?;
+    project.tell_left_out(&ui);
     let pending = args.detailed_exitcode && plan.has_changes();
-    Ok(if pending { ExitCode::from(2) } else { ExitCode::SUCCESS })
+    verdict(project.left_out, if pending { ExitCode::from(2) } else { ExitCode::SUCCESS })
 }

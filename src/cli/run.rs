@@ -32,10 +32,18 @@ pub(super) struct Args {
 
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open(dir)?;
+    let mut project = Project::open_leaving_out(dir)?;
     let signals = signals::Signals::block_all(&project.store);
     let early = Early::begin(&project);
     let guard = project.guard(&ui)?;
+    // Whichever VM is meant, if it is left out, it cannot run.
+    let asked =
+        project.left_out.iter().position(|left| args.vm.as_deref().is_none_or(|vm| vm == left.vm.as_str()));
+    if let Some(at) = asked {
+        let left = project.left_out.remove(at);
+        return project::verdict(vec![left], ExitCode::FAILURE);
+    }
+    project.left_out.clear();
     let chosen = choose(&mut project, args.vm.as_deref())?;
     project.manifest.vms = vec![throw_away(chosen.clone(), &args.command)?];
     let host = project::host(&project.manifest);

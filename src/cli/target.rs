@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::name::Name;
-use crate::project::Project;
+use crate::project::{Project, verdict};
 use crate::supervise::Observed;
 
 /// The choice made on the command line.
@@ -16,10 +16,15 @@ pub(super) fn select(project: &mut Project, names: &[String]) -> Result<Selected
     if names.is_empty() {
         return Ok(Selected { only: None });
     }
-    for name in names {
-        if !project.manifest.vms.iter().any(|vm| vm.name.as_str() == name) {
-            return Err(unknown_vm(name, project.manifest.vms.iter().map(|vm| vm.name.as_str())));
-        }
+    let left_out = project.left_out.iter().map(|left| &left.vm);
+    let known: Vec<&str> =
+        project.manifest.vms.iter().map(|vm| &vm.name).chain(left_out).map(Name::as_str).collect();
+    if let Some(name) = names.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(unknown_vm(name, known.into_iter()));
+    }
+    project.left_out.retain(|left| names.iter().any(|n| n == left.vm.as_str()));
+    if project.left_out.len() == names.len() {
+        return verdict(std::mem::take(&mut project.left_out), Selected { only: None });
     }
     project.manifest.vms.retain(|vm| names.iter().any(|n| n == vm.name.as_str()));
     Ok(Selected { only: Some(project.manifest.vms.iter().map(|vm| vm.name.clone()).collect()) })

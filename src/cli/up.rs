@@ -35,7 +35,7 @@ pub(super) struct Args {
 
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open(dir)?;
+    let mut project = Project::open_leaving_out(dir)?;
     let signals = Signals::block(&project.store);
     let early = Early::begin_unless_running(&project);
     let guard = project.guard(&ui)?;
@@ -49,17 +49,28 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     if !plan.has_changes() {
         ui.note(&plan::render::summary(&plan));
         drop((guard, early));
+        project.tell_left_out(&ui);
         let running = connect_all(&project)?;
+        let left_out = std::mem::take(&mut project.left_out);
         drop(project);
         let ended = attach::follow(running, how, signals.as_ref())?;
-        return Ok(code(&ended, how));
+        return project::verdict(left_out, code(&ended, how));
     }
-    let graph = Graph::of(&project.manifest);
+    let planned_for = project.manifest.vms.len();
+    let (graph, done) = loop {
+        let graph = Graph::of(&project.manifest);
+        let done = execute(&graph, &project.work(&scan, args.offline, &ui));
+        match done {
+            Ok(done) => break (graph, done),
+            Err(error) => project.leave_out_unbuildable(&scan, args.offline, &ui, error)?,
+        }
+    };
     let work = project.work(&scan, args.offline, &ui);
-    let done = execute(&graph, &work)?;
     ui.clear();
+    project.tell_left_out(&ui);
     // Everything is known now: what was undecided is decided.
-    let decided = done.ran == 0 && plan.steps.iter().all(|step| step.action != Action::Unknown);
+    let same = project.manifest.vms.len() == planned_for;
+    let decided = same && done.ran == 0 && plan.steps.iter().all(|step| step.action != Action::Unknown);
     let plan = if decided { plan } else { project.plan(&scan, &observed) };
     // A signal must not end this process between two VMs: what was started is stopped again first.
     let signals = signals.as_ref();
@@ -85,9 +96,10 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     };
     drop((guard, early));
     // What the VMs use is in their states; whoever follows them keeps nobody from collecting the rest.
+    let left_out = std::mem::take(&mut project.left_out);
     drop(project);
     let ended = attach::follow(followed, how, signals)?;
-    Ok(code(&ended, how))
+    project::verdict(left_out, code(&ended, how))
 }
 
 /// `up -d` promises running VMs, `up` only that nothing went wrong.

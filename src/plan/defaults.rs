@@ -3,33 +3,39 @@
 use crate::error::{Error, Result};
 use crate::lock::{AssetId, Lock, OciConfig};
 use crate::manifest::model::{ImageSource, Manifest, Port, User, Vm, Workdir};
+use crate::name::Name;
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Fills in what the manifest leaves open. VMs whose image has yet to be pinned are left as they are. `local`
-/// describes images on this host.
+/// describes images on this host. Returns the VMs that cannot be filled in, which leave the manifest, and why: no
+/// program, of their own or of their image's, or an error of `local`.
 ///
 /// # Errors
-/// Usage for a VM without a program, of its own or of its image's; those of `local`.
+/// Such an error if no VM would be left; usage for a port that two VMs publish.
 pub fn fill(
     manifest: &mut Manifest,
     lock: &Lock,
     local: impl Fn(&ImageSource) -> Result<Option<OciConfig>>,
-) -> Result<()> {
+) -> Result<Vec<(Name, Error)>> {
+    let mut failed = Vec::new();
     for vm in &mut manifest.vms {
-        match &vm.image {
-            ImageSource::Oci(reference) => {
-                if let Some(pin) = lock.oci(&AssetId::Oci(reference.clone())) {
-                    apply(vm, &pin.config)?;
-                }
-            }
-            image => {
-                if let Some(config) = local(image)? {
-                    apply(vm, &config)?;
-                }
-            }
-        }
+        let filled = match &vm.image {
+            ImageSource::Oci(reference) => match lock.oci(&AssetId::Oci(reference.clone())) {
+                Some(pin) => apply(vm, &pin.config),
+                None => Ok(()),
+            },
+            image => local(image).and_then(|config| config.map_or(Ok(()), |config| apply(vm, &config))),
+        };
+        failed.extend(filled.err().map(|error| (vm.name.clone(), error)));
     }
-    check_ports(manifest)
+    if failed.len() == manifest.vms.len()
+        && let Some((_, error)) = failed.pop()
+    {
+        return Err(error);
+    }
+    manifest.vms.retain(|vm| failed.iter().all(|(name, _)| *name != vm.name));
+    check_ports(manifest)?;
+    Ok(failed)
 }
 
 /// The manifest's own ports have been compared; those of images come in here.

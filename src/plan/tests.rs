@@ -2,8 +2,9 @@ mod settings;
 mod world;
 
 use super::*;
-use crate::lock::{AssetId, FilePin, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins};
-use crate::manifest::model::User;
+use crate::digest::ObjectDigest;
+use crate::lock::{AssetId, FilePin, Lock, OciConfig, OciLayer, OciPin, Origin, Pin, Pinned, Pins};
+use crate::manifest::model::{ImageSource, User};
 use crate::manifest::parse;
 use crate::store;
 use world::{WEB, World, digest};
@@ -305,6 +306,63 @@ fn an_edited_blake3_of_a_package_or_download_is_another_key() {
     let [kernel, image, _] = keys(&downloads(URLS));
     let [other_kernel, same_image, _] = keys(&edited(downloads(URLS)));
     assert!(kernel.is_some() && other_kernel != kernel && same_image == image);
+}
+
+/// Two VMs of images on this host, of which `local` says what they are.
+fn of_local_images(
+    local: impl Fn(&str) -> crate::error::Result<OciConfig>,
+) -> crate::error::Result<(crate::manifest::model::Manifest, Vec<String>)> {
+    let text = "vm \"a\" { image { oci-path \"./one\"; }; }\nvm \"b\" { image { oci-path \"./two\"; }; }";
+    let dir = tempfile::tempdir().unwrap();
+    for image in ["one", "two"] {
+        std::fs::create_dir(dir.path().join(image)).unwrap();
+    }
+    let mut manifest = parse(text, "firegopher.kdl", dir.path()).map_err(|d| d.render(false, 100)).unwrap();
+    let failed = fill_defaults(&mut manifest, &Lock::default(), |image| match image {
+        ImageSource::OciPath { path, .. } => local(&path.display().to_string()).map(Some),
+        _ => Ok(None),
+    })?;
+    let failed = failed.into_iter().map(|(name, error)| format!("{name} {}", error.code()));
+    Ok((manifest, failed.collect()))
+}
+
+fn exposing(ports: Vec<u16>) -> OciConfig {
+    OciConfig {
+        digest: format!("sha256:{}", "0c".repeat(32)),
+        blake3: ObjectDigest::new([3; 32]),
+        entrypoint: vec!["/app".into()],
+        cmd: Vec::new(),
+        env: Vec::new(),
+        user: String::new(),
+        workdir: String::new(),
+        ports,
+    }
+}
+
+#[test]
+fn ports_that_only_root_may_bind_and_those_of_an_image_with_many_are_published_by_the_manifest_alone() {
+    let published = |ports: Vec<u16>| {
+        let local = |path: &str| Ok(exposing(if path.ends_with("one") { ports.clone() } else { Vec::new() }));
+        let (manifest, _) = of_local_images(local).unwrap();
+        manifest.vms[0].ports.iter().map(|port| port.host).collect::<Vec<u16>>()
+    };
+    assert_eq!(published(vec![80, 443, 1023, 1024, 8080]), [1024, 8080]);
+    assert_eq!(published((1..=1500).collect()), [0; 0]);
+    assert_eq!(published((2000..2016).collect()).len(), 16);
+    assert_eq!(published((2000..2017).collect()), [0; 0]);
+}
+
+#[test]
+fn a_bad_image_leaves_out_the_vms_that_use_it_and_no_other() {
+    let bad = |path: &str| match path.ends_with("one") {
+        true => Err(crate::error::Error::failed("oci.invalid", "it is damaged")),
+        false => Ok(exposing(Vec::new())),
+    };
+    let (manifest, failed) = of_local_images(bad).unwrap();
+    assert_eq!(failed, ["a oci.invalid"]);
+    assert_eq!(manifest.vms.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), ["b"]);
+    let none = |_: &str| Ok(OciConfig { entrypoint: vec![], ..exposing(Vec::new()) });
+    assert_eq!(of_local_images(none).unwrap_err().code(), "manifest.missing-run", "nobody is left");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the lock lacks: which pins a manifest needs, and how they get into `firegopher.lock`.
 
-use super::{LOCK_FILE, Project, fill, offline_error};
+use super::{LOCK_FILE, Project, fill, offline_error, verdict};
 use crate::asset::{self, Apt};
 use crate::error::{Error, Result};
 use crate::lock::{AssetId, Lock, Pinned};
@@ -49,7 +49,13 @@ impl Project {
                  downloads it once and pins what comes.",
             ));
         }
-        self.pin(&missing, ui)?;
+        match self.pin(&missing, ui) {
+            Err(error) if self.lenient => {
+                self.leave_out_unpinned(error)?;
+                self.fill_again()?;
+            }
+            other => other?,
+        }
         Ok(true)
     }
 
@@ -80,7 +86,7 @@ impl Project {
             self.lock = lock;
         }
         let mut errors = errors.into_iter();
-        let Some(first) = errors.next() else { return fill(&mut self.manifest, &self.lock, &self.store) };
+        let Some(first) = errors.next() else { return self.fill_again() };
         ui.clear();
         if kept > 0 {
             ui.note(&format!("{LOCK_FILE} has {kept} of {} pins; the rest failed", wanted.len()));
@@ -88,6 +94,18 @@ impl Project {
         // One of them ends the command; each of the others would be what ends the next one.
         errors.for_each(|error| ui.warning(&error.to_string()));
         Err(first)
+    }
+}
+
+impl Project {
+    /// Fills in what new pins say.
+    fn fill_again(&mut self) -> Result<()> {
+        let left_out = fill(&mut self.manifest, &self.lock, &self.store)?;
+        if !self.lenient {
+            return verdict(left_out, ());
+        }
+        self.left_out.extend(left_out);
+        Ok(())
     }
 }
 

@@ -302,7 +302,7 @@ mod tests {
             );
         }
         assert_eq!(with(&json!({ "ExposedPorts": ["8080/tcp", 9000] })).ports, [8080, 9000]);
-        assert_eq!(with(&json!({ "ExposedPorts": 8080 })).ports, [0; 0]);
+        assert_eq!(with(&json!({ "ExposedPorts": "x" })).ports, [0; 0]);
     }
 
     #[test]

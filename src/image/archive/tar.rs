@@ -97,12 +97,12 @@ pub(super) fn read(
         let is_extension =
             matches!(kind, Type::Pax | Type::PaxGlobal | Type::GnuLongName | Type::GnuLongLink);
         let mut size = match kind {
-            // No reader believes that these have contents, whatever their headers say.
-            Type::HardLink | Type::Symlink | Type::Char | Type::Block | Type::Dir | Type::Fifo => 0,
+            // No reader believes that it has contents, whatever old writers say.
+            Type::HardLink => 0,
             _ => header.size().map_err(|_| no_number(name, "size", &header.name()))?,
         };
         if !is_extension
-            && has_contents(kind)
+            && kind != Type::HardLink
             && let Some(said) = next.as_ref().unwrap_or(&global).size
         {
             size = said;
@@ -206,11 +206,7 @@ fn member(
     meta.xattrs.sort();
     meta.xattrs.dedup_by(|a, b| a.0 == b.0);
     let kind = match header.kind() {
-        Type::File | Type::GnuSparse if raw.ends_with(b"/") => match size {
-            0 => EntryKind::Dir,
-            // Readers disagree on whether these are contents or the next header.
-            _ => return Err(wrong("size")),
-        },
+        Type::File | Type::GnuSparse if raw.ends_with(b"/") => EntryKind::Dir,
         Type::File | Type::GnuSparse => file(size, content()),
         Type::Dir => EntryKind::Dir,
         Type::HardLink => EntryKind::HardLink(path::clean_hard_link(archive, &path, &link())?),
@@ -236,15 +232,18 @@ fn member(
             return Err(Error::bug("an extension header came to where members are"));
         }
     };
+    let is_file = matches!(kind, EntryKind::Leaf(Kind::File { .. }));
+    if !is_file && size != 0 {
+        // Readers disagree on whether contents follow: what one skips another would unpack.
+        return Err(Error::failed(
+            "archive.size-lie",
+            format!("{archive}: {path} declares {size} bytes of contents, which its type cannot have"),
+        ));
+    }
     if path.is_empty() && !matches!(kind, EntryKind::Dir) {
         return Err(damaged(archive, "a member has no name"));
     }
     Ok(Some(Entry { path, meta, kind }))
-}
-
-/// Whether bytes may follow the header of such a member.
-fn has_contents(kind: Type) -> bool {
-    matches!(kind, Type::File | Type::GnuSparse | Type::Label | Type::Other(_))
 }
 
 /// A uid or gid. The last one means "unchanged" to every system call that takes one.

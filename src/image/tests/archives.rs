@@ -300,9 +300,9 @@ fn duplicates_are_refused_but_repeated_directories_are_not() {
 #[test]
 fn sizes_that_cannot_be_are_refused() {
     refused(Tar::default().raw(b"a", b'0', 0o644, (0, 0), b"", 5000, b"short").end(), "archive.truncated");
-    // Nobody looks for contents of a directory.
-    refused(Tar::default().raw(b"a", b'5', 0o755, (0, 0), b"", 3, b"abc").end(), "archive.damaged");
-    refused(Tar::default().raw(b"a/", b'0', 0o755, (0, 0), b"", 3, b"abc").end(), "archive.damaged");
+    refused(Tar::default().raw(b"a", b'5', 0o755, (0, 0), b"", 3, b"abc").end(), "archive.size-lie");
+    refused(Tar::default().raw(b"a/", b'0', 0o755, (0, 0), b"", 3, b"abc").end(), "archive.size-lie");
+    refused(Tar::default().raw(b"a", b'2', 0o755, (0, 0), b"b", 3, b"abc").end(), "archive.size-lie");
     refused(
         Tar::default().pax(&[("size", b"18446744073709551615")]).file("a", b"x").end(),
         "archive.truncated",

@@ -135,7 +135,11 @@ fn a_tree_packed_in_every_format_of_gnu_tar_is_that_tree() {
     std::fs::create_dir_all(&deep).unwrap();
     std::fs::write(deep.join("f".repeat(90)), b"deep").unwrap();
     std::fs::write(root.join("short"), b"short").unwrap();
-    std::fs::write(root.join("n".repeat(99)), b"99").unwrap();
+    if gnu_tar(&["--help"], &root).is_none() {
+        return;
+    }
+    // With the dot and the slash before it as long as V7's field but for its NUL.
+    std::fs::write(root.join("n".repeat(97)), b"97").unwrap();
     for format in ["v7", "oldgnu", "gnu", "ustar", "posix"] {
         let tar = bench.path("a.tar");
         let mut args = vec![format!("--format={format}"), "-C".into(), root.display().to_string()];
@@ -144,15 +148,11 @@ fn a_tree_packed_in_every_format_of_gnu_tar_is_that_tree() {
             args.push("--exclude=directory".into());
         }
         args.push("-cf".into());
-        let out = Command::new("tar").args(&args).arg(&tar).arg(".").output();
-        let Some(out) = out.ok().filter(|out| out.status.success()) else {
-            crate::testing::skip("no GNU tar");
-            return;
-        };
-        assert!(out.stderr.is_empty(), "{format}: {}", String::from_utf8_lossy(&out.stderr));
+        let out = Command::new("tar").args(&args).arg(&tar).arg(".").output().unwrap();
+        assert!(out.status.success(), "{format}: {}", String::from_utf8_lossy(&out.stderr));
         let image = build(&bench, &tar).unwrap();
         assert_eq!(image.read("/short"), b"short", "{format}");
-        assert_eq!(image.read(&format!("/{}", "n".repeat(99))), b"99", "{format}");
+        assert_eq!(image.read(&format!("/{}", "n".repeat(97))), b"97", "{format}");
         if format != "v7" {
             let path = format!("/{}/{}", ["directory"; 14].join("/"), "f".repeat(90));
             assert_eq!(image.read(&path), b"deep", "{format}");
@@ -299,22 +299,20 @@ fn an_empty_value_of_pax_takes_back_what_was_said_before() {
 }
 
 #[test]
-fn headers_of_what_has_no_contents_may_declare_some() {
+fn a_hard_link_has_no_contents_whatever_its_header_says() {
     let bench = Bench::new();
-    // As V7 tars and some of Java's do; no reader looks for these bytes.
+    // As V7 tars do; no reader looks for these bytes.
     let tar = Tar::default()
         .raw(b"f", b'0', 0o644, (0, 0), b"", 1, b"x")
         .raw(b"hard", b'1', 0o644, (0, 0), b"f", 1, b"")
-        .raw(b"soft", b'2', 0o777, (0, 0), b"f", 1, b"")
-        .raw(b"dir/", b'5', 0o755, (0, 0), b"", 512, b"")
         .file("last", b"y")
         .end();
     let tar = bench.write("a.tar", tar);
     let image = build(&bench, &tar).unwrap();
-    assert_eq!(files(&image, ""), ["/f", "/hard", "/last", "/soft"]);
+    assert_eq!(files(&image, ""), ["/f", "/hard", "/last"]);
     assert_eq!(image.number("/hard"), image.number("/f"));
     if let Some(listed) = gnu_tar(&["-tf"], &tar) {
-        assert_eq!(String::from_utf8_lossy(&listed.stdout), "f\nhard\nsoft\ndir/\nlast\n");
+        assert_eq!(String::from_utf8_lossy(&listed.stdout), "f\nhard\nlast\n");
     }
 }
 

@@ -330,7 +330,7 @@ fn a_damaged_or_hostile_image_is_refused_and_says_why() {
             "encrypted",
         ),
         (
-            image_with(|m| m["layers"][0]["digest"] = json!(format!("sha512:{}", "0".repeat(128)))),
+            image_with(|m| m["layers"][0]["digest"] = json!(format!("sha384:{}", "0".repeat(96)))),
             "oci.invalid",
             "sha256",
         ),
