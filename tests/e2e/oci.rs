@@ -454,3 +454,41 @@ fn two_homes_that_share_nothing_build_the_same_of_a_lock() {
         assert!(outputs.len() == 2 && outputs[0] == outputs[1], "{kind}: {outputs:?}");
     }
 }
+
+#[test]
+fn an_image_that_says_little_runs_and_a_bad_one_stops_only_the_vms_that_use_it() {
+    let sparing = |document: &mut Value| {
+        for field in ["os", "architecture", "rootfs"] {
+            document.as_object_mut().unwrap().remove(field);
+        }
+        let config = &mut document["config"];
+        config["Entrypoint"] = json!([""]);
+        config["Cmd"] = json!(["/bin/sh", "/bin/main", "one two"]);
+        config["User"] = json!("app:");
+        config["ExposedPorts"] = json!({ "http/tcp": {}, "80/tcp": {} });
+    };
+    let lie =
+        |config: &mut Value| config["rootfs"]["diff_ids"][0] = json!(format!("sha256:{}", "1".repeat(64)));
+    let Some(_turn) = guests(1) else { return };
+    let Some(layout) = image_with(free_port(), sparing) else { return };
+    let Some(damaged) = image_with(free_port(), lie) else { return };
+    let project = Project::new(
+        "vm \"good\" { image { oci-path \"./layout\"; }; env { STAY \"yes\"; }; }\nvm \"bad\" { image { oci-path \"./bad\"; }; }",
+    );
+    layout.write(&project.path().join("layout"));
+    // Found out when the manifest is completed.
+    std::fs::create_dir(project.path().join("bad")).unwrap();
+    std::fs::write(project.path().join("bad/index.json"), "{}").unwrap();
+    project.run(&["plan"]).expect(1).says("bad is left out").says("good");
+    let up = project.run(&["up", "-d"]).expect(1).says("bad is left out");
+    let up = up.says("\"http/tcp\" is exposed and no port").says("ports below 1024 are not published");
+    assert!(up.stderr.contains("good"), "{up:?}");
+    project.wait_log("good", "Uid: 1234\nGid: 1234\nGroups: 1234\n");
+    // Found out when its layers are unpacked; what runs stays.
+    damaged.write(&project.path().join("bad"));
+    project.run(&["build"]).expect(1).says("bad is left out").says("unpacks to");
+    project.run(&["run", "bad"]).expect(1).says("unpacks to");
+    project.run(&["up", "-d", "bad"]).expect(1);
+    assert!(project.ok(&["ps"]).stdout.contains("good"));
+    project.ok(&["down"]);
+}

@@ -358,7 +358,7 @@ fn a_damaged_or_hostile_image_is_refused_and_says_why() {
                 layout.index(&[image]);
             }),
             "oci.invalid",
-            "\"md5:0\", uncompressed, is not of the kind sha256",
+            "\"md5:0\", uncompressed, is neither of the kind sha256",
         ),
     ];
     for (change, code, says) in cases {
