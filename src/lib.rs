@@ -20,8 +20,10 @@ mod replace;
 pub mod step;
 pub mod store;
 pub mod supervise;
+pub mod terminal;
 #[cfg(test)]
 mod testing;
 pub mod ui;
+pub mod units;
 pub mod upkeep;
 pub mod vmm;

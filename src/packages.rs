@@ -149,9 +149,22 @@ impl From<Wanted> for String {
     }
 }
 
+/// What every image out of Debian packages has.
+pub const BASE_PACKAGES: &[&str] = &["base-files", "base-passwd", "dash", "bash", "coreutils", "libc-bin"];
+
 impl fmt::Display for PackageSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, wanted) in self.packages.iter().enumerate() {
+        // Those that every image has go without saying.
+        let base = |name: &str| self.packages.iter().any(|w| w.name == name && w.version.is_none());
+        let has_base = BASE_PACKAGES.iter().all(|name| base(name));
+        let plain = |wanted: &&Wanted| {
+            !has_base || wanted.version.is_some() || !BASE_PACKAGES.contains(&wanted.name.as_str())
+        };
+        let mut chosen = self.packages.iter().filter(plain).peekable();
+        if chosen.peek().is_none() {
+            f.write_str("base packages")?;
+        }
+        for (at, wanted) in chosen.enumerate() {
             write!(f, "{}{wanted}", if at == 0 { "" } else { " " })?;
         }
         if let Some(suite) = &self.suite {

@@ -2,6 +2,7 @@
 
 use super::apt::Apt;
 use super::release;
+use crate::digest::FieldHasher;
 use crate::error::{Context, Error, Result};
 use crate::lock::Origin;
 use crate::packages::PackageSource;
@@ -29,13 +30,13 @@ impl Foreign {
     /// The name of their directory: the same for all projects that name the same sources and keys. Keyrings are
     /// compared by bytes, so that no project's list is verified with another's key.
     pub(super) fn name(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = FieldHasher::new("firegopher apt sources v1");
         for (at, source) in self.sources.iter().enumerate() {
-            hasher.update(stanza(source, "KEYRING").as_bytes());
+            hasher.field(stanza(source, "KEYRING"));
             // What cannot be read is reported as soon as it is needed.
-            hasher.update(blake3::hash(&self.keyring(at).unwrap_or_default()).as_bytes());
+            hasher.field(self.keyring(at).unwrap_or_default());
         }
-        hasher.finalize().to_hex()[..16].to_owned()
+        hasher.finish().to_hex()[..16].to_owned()
     }
 
     /// Copies the keyrings into `dir`, where only we write; gives the text of its sources file.

@@ -256,7 +256,8 @@ fn harvest<'a>(
         }
         let output = store.publish_file(path, false)?;
         let millis = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let action = Action { kind: "deb".to_owned(), output, inputs: inputs(deb), millis };
+        let action =
+            Action { kind: "deb".to_owned(), output, inputs: inputs(deb), millis, subject: String::new() };
         store.record(&deb_key(&deb.sha256), &action)?;
         Ok(*key)
     })?;

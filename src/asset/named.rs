@@ -51,7 +51,10 @@ impl Named<'_> {
             return contradiction();
         }
         let (kind, inputs) = record();
-        store.record(&self.key, &Action { kind: kind.to_owned(), output: self.blake3, inputs, millis: 0 })?;
+        store.record(
+            &self.key,
+            &Action { kind: kind.to_owned(), output: self.blake3, inputs, millis: 0, subject: String::new() },
+        )?;
         Ok(true)
     }
 }

@@ -1,7 +1,6 @@
 //! The command line: what can be typed, and which file does it. One file a command.
 
 mod attach;
-mod before;
 mod build;
 mod caps;
 mod completions;
@@ -13,6 +12,7 @@ mod init;
 mod lock;
 mod logs;
 mod plan;
+mod preflight;
 mod ps;
 mod run;
 mod screen;

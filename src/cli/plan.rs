@@ -1,10 +1,13 @@
-//! `firegopher plan`: what would happen, and why. Never uses the network, changes nothing.
+//! `firegopher plan`: what would happen, and why, and what `up` would refuse. Never uses the network, changes nothing.
 
+use super::preflight::{self, Refusal, Which};
 use super::{print, target};
 use crate::error::Result;
 use crate::plan::render::{self, GraphFormat};
 use crate::project::{Project, verdict};
+use crate::terminal::Stream;
 use crate::ui::Ui;
+use crate::ui::page::{self, Look};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -18,6 +21,9 @@ pub(super) struct Args {
     /// Exit with 2 if there is something to do.
     #[arg(long)]
     detailed_exitcode: bool,
+    /// Show every step, with the digests of what differs.
+    #[arg(short, long, conflicts_with_all = ["json", "graph"])]
+    verbose: bool,
     /// Draw the steps instead.
     #[arg(long, value_enum)]
     graph: Option<GraphFormat>,
@@ -28,13 +34,30 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let mut project = Project::open_leaving_out(dir)?;
     let selected = target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
-    let plan = project.plan(&scan, &selected.observed(&project)?);
+    let observed = selected.observed(&project)?;
+    let plan = project.plan(&scan, &observed);
+    let mut refusals = preflight::refusals(&project, &scan, &plan, &observed, Which::All)?;
+    refusals.extend(project.check_pins().err().map(|error| Refusal { vm: None, error }));
+    let look = Look { colours: Stream::Out.colours(), width: Stream::Out.width() };
     print(&match args.graph {
         Some(format) => render::graph(&plan, format),
-        None if args.json => render::json(&plan) + "\n",
-        None => render::text(&plan),
+        None if args.json => render::json(&plan, &refusals.iter().map(shown).collect::<Vec<_>>()) + "\n",
+        None if args.verbose => render::text(&plan),
+        None => page::page(&plan, look),
     })?;
     project.tell_left_out(&ui);
+    // What `up` would refuse is refused here, after all that it would do otherwise.
+    preflight::refuse(refusals)?;
     let pending = args.detailed_exitcode && plan.has_changes();
     verdict(project.left_out, if pending { ExitCode::from(2) } else { ExitCode::SUCCESS })
+}
+
+fn shown(refusal: &Refusal) -> render::Refusal<'_> {
+    let Refusal { vm, error } = refusal;
+    render::Refusal {
+        vm: vm.as_ref(),
+        code: error.code(),
+        message: error.to_string(),
+        help: error.help_text(),
+    }
 }

@@ -56,7 +56,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let done = execute(&graph, &work)?;
     ui.clear();
     let (vm, nodes) = (&project.manifest.vms[0], &graph.vms[0]);
-    up::announce(vm, host, &ui);
+    up::announce(&[vm], host, &ui);
     let namespace = match host.root {
         true => Some(early.namespace(&project)?),
         false => None,

@@ -2,19 +2,22 @@
 
 use super::attach::{self, Followed, Followings, How};
 use super::early::Early;
+use super::preflight::{self, Which};
 use super::signals::Signals;
-use super::{before, down, signals, stdio, target};
+use super::{down, signals, stdio, target};
 use crate::error::{Error, Result};
 use crate::manifest::model::{Vm, VmmSource};
 use crate::name::Name;
 use crate::net::netns::Netns;
 use crate::plan::{self, Action, Desired, Graph, Host, Plan, StepKind, VmNodes};
 use crate::project::{self, Project};
-use crate::step::boot::{BootOptions, supervise_spec, version_for};
+use crate::step::boot::{BootOptions, supervise_spec};
 use crate::step::{Outputs, Work, execute, record_last};
 use crate::supervise::{self, Client, Observed, Wish};
 use crate::ui::Ui;
 use crate::vmm::probe;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -42,10 +45,12 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let selected = target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
     let observed = selected.observed(&project)?;
-    before::check_new(&project, &observed)?;
-    project.pin_missing(&ui, args.locked, args.offline, false)?;
-    let how = if args.detach { How::Detached } else { How::Attached };
     let plan = project.plan(&scan, &observed);
+    // What fails anyway is told before anything is fetched and built.
+    preflight::refuse(preflight::refusals(&project, &scan, &plan, &observed, Which::Certain)?)?;
+    let pinned = project.pin_missing(&ui, args.locked, args.offline, false)?;
+    let plan = if pinned { project.plan(&scan, &observed) } else { plan };
+    let how = if args.detach { How::Detached } else { How::Attached };
     if !plan.has_changes() {
         ui.note(&plan::render::summary(&plan));
         drop((guard, early));
@@ -70,7 +75,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     project.tell_left_out(&ui);
     // Everything is known now: what was undecided is decided.
     let same = project.manifest.vms.len() == planned_for;
-    let decided = same && done.ran == 0 && plan.steps.iter().all(|step| step.action != Action::Unknown);
+    let decided = same && done.ran == 0 && plan.is_decided();
     let plan = if decided { plan } else { project.plan(&scan, &observed) };
     // A signal must not end this process between two VMs: what was started is stopped again first.
     let signals = signals.as_ref();
@@ -86,6 +91,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         signals,
         observed: &observed,
         early: &early,
+        stopped: RefCell::default(),
     };
     let followed = match boots.carry_out(&plan) {
         Ok(followed) => followed,
@@ -137,16 +143,17 @@ struct Boots<'a> {
     signals: Option<&'a Signals>,
     observed: &'a [Observed],
     early: &'a Early,
+    /// The VMs that ran and were stopped to be replaced.
+    stopped: RefCell<Vec<Name>>,
 }
 
 impl Boots<'_> {
     fn carry_out(&self, plan: &Plan) -> Result<Vec<Followed>> {
         let Project { home, name, .. } = self.project;
         // Before anything is stopped: a VM that cannot be started must not cost the one it replaces.
-        let version = |at: usize| {
-            version_for(&self.project.manifest.vms[at], self.graph.vms[at].vmm, self.done, self.work)
-        };
-        before::check(self.project, plan, self.host, self.observed, &version)?;
+        let found = preflight::refusals(self.project, self.work.scan, plan, self.observed, Which::All)?;
+        preflight::refuse(found)?;
+        announce(&starting(self.project, plan), self.host, self.ui);
         for step in plan.steps.iter().filter(|s| s.kind == StepKind::Boot && s.action == Action::Remove) {
             let vm = &step.vms[0];
             self.ui.note(&format!("{vm} left the manifest: stopping it"));
@@ -172,8 +179,32 @@ impl Boots<'_> {
                         self.ui.warning(&format!("could not remove {vm}: {left}"));
                     }
                 }
+                self.tell_what_is_down();
                 Err(error)
             }
+        }
+    }
+
+    /// Stops a VM that is replaced, once.
+    fn replaced(&self, vm: &Name) -> Result<()> {
+        if self.stopped.borrow().contains(vm) {
+            return Ok(());
+        }
+        self.ui.note(&format!("stopping {vm} to replace it"));
+        self.stop(vm)?;
+        self.stopped.borrow_mut().push(vm.clone());
+        Ok(())
+    }
+
+    /// A VM that was stopped for its successor cannot be brought back: what it was made of is replaced. But nobody
+    /// shall believe that it runs.
+    fn tell_what_is_down(&self) {
+        let down = self.stopped.borrow();
+        if !down.is_empty() {
+            let names = down.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+            self.ui.warning(&format!(
+                "stopped to be replaced, and not running now: {names}; `firegopher up` starts what is down"
+            ));
         }
     }
 
@@ -201,6 +232,17 @@ impl Boots<'_> {
         namespace: Option<&Netns>,
         started: &mut Vec<Name>,
     ) -> Result<Vec<Followed>> {
+        // What one VM gives up and another one takes has to be free before any of them starts: two may swap theirs.
+        let stopped = preflight::stopped(plan, self.observed);
+        let givers: BTreeSet<&Name> = starting(self.project, plan)
+            .into_iter()
+            .flat_map(|vm| preflight::givers(vm, &stopped, self.project))
+            // Those that leave the manifest are stopped already.
+            .filter(|vm| plan.step(StepKind::Boot, vm).is_some_and(|step| step.action != Action::Remove))
+            .collect();
+        for vm in givers {
+            self.replaced(vm)?;
+        }
         let manifest = &self.project.manifest;
         let mut followed = Vec::new();
         let mut booted: Vec<(&VmNodes, Desired)> = Vec::new();
@@ -214,11 +256,10 @@ impl Boots<'_> {
                 followed.extend(connect(self.project, vm)?);
                 continue;
             }
-            if action == Some(Action::Replace) {
-                self.ui.note(&format!("stopping {} to replace it", vm.name));
+            match action {
+                Some(Action::Replace) => self.replaced(&vm.name)?,
+                _ => self.stop(&vm.name)?,
             }
-            self.stop(&vm.name)?;
-            announce(vm, self.host, self.ui);
             let (spec, desired) =
                 spec_of(vm, nodes, self.done, self.host, BootOptions::default(), self.work)?;
             let waiting = self.early.supervisor(all.peek().is_some())?;
@@ -250,25 +291,64 @@ pub(super) fn spec_of(
     Ok((spec, desired))
 }
 
-/// The fallback is never silent, nor is a KVM that is no better.
-pub(super) fn announce(vm: &Vm, host: Host, ui: &Ui) {
-    if let (VmmSource::Firecracker(_), Some(why)) = (&vm.vmm, probe::kvm_without_hardware()) {
-        ui.note(&format!(
-            "{}: KVM has no hardware behind it here ({why}), and stock kernels crawl or die on it; \
-             `vmm \"auto\"` takes QEMU instead",
-            vm.name
+/// The VMs that a plan starts.
+fn starting<'a>(project: &'a Project, plan: &Plan) -> Vec<&'a Vm> {
+    let starts = |vm: &&Vm| plan.step(StepKind::Boot, &vm.name).is_some_and(|step| step.action.is_change());
+    project.manifest.vms.iter().filter(starts).collect()
+}
+
+/// The fallback is never silent, nor is a KVM that is no better: once a command, whatever the number of VMs.
+pub(super) fn announce(vms: &[&Vm], host: Host, ui: &Ui) {
+    notices(vms, host, probe::kvm_without_hardware).iter().for_each(|notice| ui.note(notice));
+}
+
+fn notices(vms: &[&Vm], host: Host, no_hardware: impl Fn() -> Option<&'static str>) -> Vec<String> {
+    let names = |is_meant: &dyn Fn(&Vm) -> bool| -> Option<String> {
+        let names: Vec<&str> = vms.iter().filter(|vm| is_meant(vm)).map(|vm| vm.name.as_str()).collect();
+        // Of all VMs nobody has to read the names.
+        let all = names.len() == vms.len() && names.len() > 1;
+        (!names.is_empty()).then(|| if all { "all VMs".to_owned() } else { names.join(", ") })
+    };
+    let mut notices = Vec::new();
+    let on_firecracker = names(&|vm| matches!(vm.vmm, VmmSource::Firecracker(_)));
+    if let Some((names, why)) = on_firecracker.and_then(|names| Some((names, no_hardware()?))) {
+        notices.push(format!(
+            "{names}: KVM has no hardware behind it here ({why}), and stock kernels crawl or die on it; \
+             `vmm \"auto\"` takes QEMU instead"
         ));
     }
-    if vm.vmm == VmmSource::Auto && !host.kvm {
-        ui.note(&format!(
-            "{}: no hardware-backed KVM here, so QEMU emulates the CPU (slower; `firegopher doctor` says why)",
-            vm.name
-        ));
-    }
-    if !host.root {
-        ui.note(&format!(
-            "{}: without root there is no jail and no tap; QEMU runs as you, its network restricted",
-            vm.name
-        ));
+    let emulated = names(&|vm| vm.vmm == VmmSource::Auto && !host.kvm);
+    notices.extend(emulated.map(|names| {
+        format!("{names}: no hardware-backed KVM here, so QEMU emulates the CPU (slower; `firegopher doctor` says why)")
+    }));
+    let unjailed = names(&|_| !host.root);
+    notices.extend(unjailed.map(|names| {
+        format!("{names}: without root there is no jail and no tap; QEMU runs as you, its network restricted")
+    }));
+    notices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_notice_about_emulation_comes_once_and_names_its_vms() {
+        let text = "vm \"a\" { run \"x\" }\nvm \"b\" { run \"x\" }\nvm \"c\" { run \"x\"; vmm \"qemu\" }\n";
+        let manifest =
+            crate::manifest::parse(text, "test", Path::new("/")).unwrap_or_else(|_| panic!("{text}"));
+        let told = |names: &[&str], host: Host| {
+            let vms: Vec<&Vm> = manifest.vms.iter().filter(|vm| names.contains(&vm.name.as_str())).collect();
+            notices(&vms, host, || None)
+        };
+        let emulated = Host { root: true, kvm: false };
+        let all = told(&["a", "b", "c"], emulated);
+        assert_eq!(all.len(), 1);
+        assert!(all[0].starts_with("a, b: no hardware-backed KVM"), "{all:?}");
+        assert!(told(&["a", "b"], emulated)[0].starts_with("all VMs: "));
+        assert!(told(&["c"], emulated).is_empty(), "QEMU was asked for");
+        assert_eq!(told(&["a", "b", "c"], Host { root: false, kvm: false }).len(), 2);
+        assert!(told(&["a", "b"], Host { root: true, kvm: true }).is_empty());
+        assert!(told(&[], emulated).is_empty());
     }
 }

@@ -107,16 +107,17 @@ impl OciPin {
     pub fn fingerprint(&self) -> ObjectDigest {
         let OciPin { manifest, blake3, layers, config } = self;
         let OciConfig { digest, blake3: config_blake3, entrypoint, cmd, env, user, workdir, ports } = config;
-        let mut hasher = FieldHasher::new("firegopher oci pin v2");
+        let mut hasher = FieldHasher::new("firegopher oci pin v3");
         hasher.field(manifest).field(blake3.as_bytes()).field(digest).field(config_blake3.as_bytes());
         hasher.field(user).field(workdir);
         let mut list = |name: &str, fields: Vec<String>| {
             hasher.field(name).field(fields.len().to_string());
             fields.iter().for_each(|field| _ = hasher.field(field));
         };
-        let layer =
-            |OciLayer { digest, size, media, blake3 }: &OciLayer| format!("{digest} {size} {media} {blake3}");
-        list("layers", layers.iter().map(layer).collect());
+        let layer = |OciLayer { digest, size, media, blake3 }: &OciLayer| {
+            [digest.clone(), size.to_string(), media.clone(), blake3.to_hex()]
+        };
+        list("layers", layers.iter().flat_map(layer).collect());
         list("entrypoint", entrypoint.clone());
         list("cmd", cmd.clone());
         list("env", env.iter().flat_map(|(name, value)| [name.clone(), value.clone()]).collect());

@@ -96,6 +96,15 @@ impl Diagnostics {
 
     /// The whole report with source excerpts; without colours it is plain ASCII around the user's own text.
     pub fn render(&self, colours: bool, width: usize) -> String {
+        self.render_from(&self.source, colours, width)
+    }
+
+    /// The report for a terminal: lines of the manifest that are longer than it is wide are cut around their place.
+    pub fn render_fitted(&self, colours: bool, width: usize) -> String {
+        self.render_from(&self.source.fitted(width), colours, width)
+    }
+
+    fn render_from(&self, source: &Source, colours: bool, width: usize) -> String {
         let theme = if colours { GraphicalTheme::unicode() } else { GraphicalTheme::none() };
         let handler = GraphicalReportHandler::new_themed(theme)
             .with_width(width)
@@ -104,7 +113,7 @@ impl Diagnostics {
             .with_break_words(false);
         let mut out = String::new();
         for problem in self.problems.iter().take(SHOWN_MAX) {
-            let shown = Shown { problem, source: &self.source };
+            let shown = Shown { problem, source };
             if handler.render_report(&mut out, &shown).is_err() {
                 // Writing to a String cannot fail; a problem is never lost all the same.
                 out.push_str(&problem.message);

@@ -2,14 +2,19 @@
 
 use miette::{MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents};
 
-/// Bytes shown before and after the place on its line; only a made-up line is longer.
-const AROUND: usize = 200;
+/// Bytes of a line that are shown at most, where nothing says how wide the terminal is; only a made-up line is longer.
+const LINE_MAX: usize = 400;
+
+/// Columns that a report takes for line numbers and its frame.
+const FRAME: usize = 10;
 
 /// A text under its file's name.
 #[derive(Debug)]
 pub(super) struct Source {
     name: String,
     text: String,
+    /// Bytes of a line that are shown, its place included.
+    line_max: usize,
 }
 
 impl Source {
@@ -27,7 +32,13 @@ impl Source {
                 _ => c,
             })
             .collect();
-        Source { name: name.to_owned(), text }
+        Source { name: name.to_owned(), text, line_max: LINE_MAX }
+    }
+
+    /// The same for a report of so many columns: a longer line is cut around its place.
+    pub fn fitted(&self, width: usize) -> Source {
+        let line_max = width.saturating_sub(FRAME).min(LINE_MAX);
+        Source { name: self.name.clone(), text: self.text.clone(), line_max }
     }
 
     pub fn name(&self) -> &str {
@@ -50,9 +61,14 @@ impl SourceCode for Source {
         }
         if before > 0 {
             let line = text[..start].rfind('\n').map_or(0, |n| n + 1);
-            start = text.ceil_char_boundary(line.max(start.saturating_sub(AROUND)));
             let line_end = text[end..].find('\n').map_or(text.len(), |n| end + n);
-            end = text.floor_char_boundary(line_end.min(end + AROUND));
+            if line_end - line > self.line_max {
+                let around = self.line_max.saturating_sub(span.len()) / 2;
+                start = text.ceil_char_boundary(line.max(start.saturating_sub(around)));
+                end = text.floor_char_boundary(line_end.min(end + around));
+            } else {
+                (start, end) = (line, line_end);
+            }
         }
         let line_start = text[..start].rfind('\n').map_or(0, |n| n + 1);
         Ok(Box::new(MietteSpanContents::new_named(

@@ -23,10 +23,10 @@ mod workload;
 
 pub use workload::is_archive;
 
-use crate::color;
 use crate::digest::FieldHasher;
 use crate::error::{Context, Error, Result};
 use crate::name::{NAME_MAX, Name};
+use crate::terminal::Stream;
 use diagnostic::{Diagnostics, Problem};
 use fs_err as fs;
 use model::Manifest;
@@ -36,8 +36,7 @@ use std::path::Path;
 /// The manifest's name in the project's directory.
 pub const FILE_NAME: &str = "firegopher.kdl";
 
-/// What every image out of Debian packages has.
-pub const BASE_PACKAGES: &[&str] = &["base-files", "base-passwd", "dash", "bash", "coreutils", "libc-bin"];
+pub use crate::packages::BASE_PACKAGES;
 
 /// What `init` writes.
 pub const STARTER: &str = include_str!("starter.kdl");
@@ -45,7 +44,7 @@ pub const STARTER: &str = include_str!("starter.kdl");
 /// Larger files are no manifests.
 const SIZE_MAX: u64 = 1 << 20;
 
-/// Columns of a rendered report.
+/// Columns of a rendered report that goes to no terminal.
 const REPORT_WIDTH: usize = 100;
 
 /// Reads `dir/firegopher.kdl`.
@@ -70,12 +69,16 @@ fn load_with(dir: &Path, existing: bool) -> Result<Manifest> {
         .or_failed("manifest.unreadable", || format!("cannot resolve the directory {}", dir.display()))?;
     let shown = file.strip_prefix("./").unwrap_or(&file).display().to_string();
     parse_with(&text, &shown, &dir, existing).map_err(|diagnostics| {
-        let colours = color::on(&std::io::stderr());
+        let colours = Stream::Err.colours();
+        let report = match Stream::Err.width() {
+            Some(width) => diagnostics.render_fitted(colours, width.clamp(40, 120)),
+            None => diagnostics.render(colours, REPORT_WIDTH),
+        };
         let code = match diagnostics.problems() {
             [only] => only.code,
             _ => "manifest.invalid",
         };
-        Error::usage(code, diagnostics.summary()).with_report(diagnostics.render(colours, REPORT_WIDTH))
+        Error::usage(code, diagnostics.summary()).with_report(report)
     })
 }
 

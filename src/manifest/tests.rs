@@ -437,3 +437,33 @@ fn what_comes_later_is_not_called_unknown() {
         assert!(codes.iter().all(|c| *c == "manifest.not-yet"), "{text} {codes:?}");
     }
 }
+
+#[test]
+fn a_report_fits_the_terminal_and_breaks_no_word() {
+    let dir = tempfile::tempdir().unwrap();
+    fs_err::create_dir(dir.path().join("app")).unwrap();
+    let text = r#"vm "web" {
+    workload "./app" to="/app" owner="nobody-knows-this-user-at-all" keep="everything-there-is-and-more"
+    run "x"
+    prot 8080
+}
+"#;
+    let found = parse(text, "firegopher.kdl", dir.path()).unwrap_err();
+    for width in [80, 120] {
+        for colours in [false, true] {
+            let report = found.render_fitted(colours, width);
+            let visible = |line: &str| {
+                let mut out = String::new();
+                let mut rest = line;
+                while let Some((before, after)) = rest.split_once('\u{1b}') {
+                    out.push_str(before);
+                    rest = after.split_once('m').map_or("", |(_, rest)| rest);
+                }
+                out + rest
+            };
+            let lines: Vec<String> = report.lines().map(visible).collect();
+            assert!(lines.iter().all(|line| line.chars().count() <= width), "{report}");
+            assert!(lines.iter().any(|line| line.contains("everything-there-is-and-more\"")), "{report}");
+        }
+    }
+}

@@ -125,8 +125,7 @@ pub(super) fn duration(subject: &str, text: &str) -> Result<Duration, Wrong> {
 
 /// A size as a person writes it: in the largest unit that divides it.
 pub(super) fn show(bytes: u64) -> String {
-    let (name, factor) = SIZES.iter().rev().find(|(_, f)| bytes.is_multiple_of(*f)).unwrap_or(&SIZES[0]);
-    format!("{}{name}", bytes / factor)
+    crate::units::Bytes(bytes).to_string()
 }
 
 #[cfg(test)]

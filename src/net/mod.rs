@@ -2,6 +2,7 @@
 
 pub mod address;
 pub(crate) mod book;
+pub mod listeners;
 pub mod netns;
 pub mod proxy;
 pub mod tap;
@@ -17,4 +18,11 @@ pub struct Port {
     pub host: u16,
     /// The guest's port; the host's unless set.
     pub guest: u16,
+}
+
+impl Port {
+    /// Where it is published.
+    pub fn on_host(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::new(self.address, self.host)
+    }
 }

@@ -39,6 +39,21 @@ pub enum StepKind {
 }
 
 impl StepKind {
+    /// All of them, in order.
+    pub const ALL: [StepKind; 11] = [
+        StepKind::FetchKernel,
+        StepKind::FetchVmm,
+        StepKind::FetchTool,
+        StepKind::FetchImage,
+        StepKind::Image,
+        StepKind::Unpack,
+        StepKind::Initramfs,
+        StepKind::Init,
+        StepKind::Jail,
+        StepKind::Tap,
+        StepKind::Boot,
+    ];
+
     /// The name in plans and records.
     pub fn label(self) -> &'static str {
         match self {

@@ -4,6 +4,7 @@
 mod defaults;
 mod effect;
 mod graph;
+mod input;
 mod key;
 mod pure;
 pub mod render;
@@ -12,9 +13,10 @@ mod view;
 pub use defaults::fill as fill_defaults;
 pub use effect::{Desired, desired};
 pub use graph::{Graph, Node, StepKind, Task, VmNodes, image_subject};
+pub use input::{InputName, Part};
 pub use key::{Input, Inputs, digest_of_inputs};
 pub use pure::{Missing, Need, Tools, needs, node_inputs};
-pub use view::{Host, ObservedVm, Running, Scan, ScannedSource, StoreView};
+pub use view::{Host, ImageId, ObservedVm, Running, Scan, ScanId, ScannedSource, StoreView};
 
 use crate::digest::{ObjectDigest, StepKey};
 use crate::lock::Lock;
@@ -49,9 +51,23 @@ impl Action {
     }
 }
 
+/// What a reason is to somebody who asks why a VM is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Something that somebody changed.
+    Cause,
+    /// It follows from another step, whose reasons say more.
+    Follows,
+    /// It changes nothing.
+    Remark,
+}
+
 /// One cause of an action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reason {
+    /// What it is to the VM.
+    #[serde(skip)]
+    pub role: Role,
     /// An input's name, or a whole sentence when there is no value to compare.
     pub what: String,
     /// The value last time; a digest in full.
@@ -63,9 +79,19 @@ pub struct Reason {
 }
 
 impl Reason {
-    /// A reason without values.
-    pub fn note(what: impl Into<String>) -> Self {
-        Reason { what: what.into(), old: None, new: None }
+    /// A cause without values.
+    pub fn cause(what: impl Into<String>) -> Self {
+        Reason { role: Role::Cause, what: what.into(), old: None, new: None }
+    }
+
+    /// Something worth knowing that is no cause.
+    pub fn remark(what: impl Into<String>) -> Self {
+        Reason { role: Role::Remark, ..Self::cause(what) }
+    }
+
+    /// What follows from another step.
+    pub fn follows(what: impl Into<String>) -> Self {
+        Reason { role: Role::Follows, ..Self::cause(what) }
     }
 }
 
@@ -92,6 +118,9 @@ pub struct PlannedStep {
     pub output: Option<ObjectDigest>,
     /// Ids of the steps it waits for.
     pub needs: Vec<usize>,
+    /// Ids of the steps that spare a VM its replacement if all of them give the same outputs as before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unless: Vec<usize>,
 }
 
 /// What would be done, in an order in which it can be done.
@@ -107,6 +136,11 @@ impl Plan {
     /// Whether anything would be done.
     pub fn has_changes(&self) -> bool {
         self.steps.iter().any(|step| step.action.is_change())
+    }
+
+    /// Whether nothing is left that depends on the outputs of steps that have yet to run.
+    pub fn is_decided(&self) -> bool {
+        self.steps.iter().all(|step| step.action != Action::Unknown && step.unless.is_empty())
     }
 
     /// The step of this kind for this VM.

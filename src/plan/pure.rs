@@ -1,7 +1,9 @@
 //! Pure steps: their input vectors, and whether the store already has their outputs.
 
+use super::key;
 use super::{
-    Action, Graph, Inputs, Node, PlannedStep, Reason, Running, Scan, ScannedSource, Situation, Task,
+    Action, Graph, InputName, Inputs, Node, Part, PlannedStep, Reason, Role, Running, Scan, ScannedSource,
+    Situation, StepKind, Task,
 };
 use crate::digest::ObjectDigest;
 use crate::listing::{Change, Listing};
@@ -27,8 +29,8 @@ pub struct Tools {
 /// Why a step's inputs are not known yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missing {
-    /// These parents have yet to run.
-    Parents(Vec<usize>),
+    /// These parents have yet to run; all other inputs are known.
+    Parents(Vec<usize>, Inputs),
     /// The lock has no entry for the asset.
     Pin(AssetId),
 }
@@ -110,14 +112,17 @@ pub fn node_inputs(
             Pinned::Packages(pins) => {
                 for pin in &pins.packages {
                     let names = names(&pin.sha256, pin.blake3, pin.size);
-                    inputs.push(&pin.package, format!("{} {} {names}", pin.version, pin.arch));
+                    inputs.push(
+                        InputName::Package(pin.package.clone()),
+                        format!("{} {} {names}", pin.version, pin.arch),
+                    );
                 }
             }
             // Bytes from another address are the same bytes.
             Pinned::File(pin) => {
                 let name = match &need.id {
-                    AssetId::File { member: Some(member), .. } => member,
-                    _ => "download",
+                    AssetId::File { member: Some(member), .. } => InputName::Member(member.clone()),
+                    _ => "download".into(),
                 };
                 inputs.push(name, names(&pin.sha256, pin.blake3, pin.size));
             }
@@ -128,7 +133,7 @@ pub fn node_inputs(
             Pinned::Oci(pin) => {
                 inputs.push("manifest", &pin.manifest);
                 for (index, layer) in pin.layers.iter().enumerate() {
-                    inputs.push(format!("layer {index}"), &layer.digest);
+                    inputs.push(InputName::Layer(index), &layer.digest);
                 }
                 // Half of it: gc keeps a step whose digests all stand in a lock file, and this one stands in none.
                 inputs.push("lock entry", &pin.fingerprint().to_hex()[..32]);
@@ -138,17 +143,17 @@ pub fn node_inputs(
     match &node.task {
         Task::FetchKernel(KernelSource::Path(path)) => {
             if let Some(source) = scan.sources.get(&Scan::file_id(path)) {
-                inputs.push(path.display().to_string(), source.digest());
+                inputs.push(InputName::File(path.display().to_string()), source.digest());
             }
         }
         Task::FetchImage(ImageSource::Path { path, keep_modes }) => {
             if let Some(source) = scan.sources.get(&Scan::base_id(path, *keep_modes)) {
-                inputs.push(path.display().to_string(), source.digest());
+                inputs.push(InputName::File(path.display().to_string()), source.digest());
             }
         }
         Task::FetchImage(ImageSource::OciPath { path, tag }) => {
             if let Some(pin) = scan.images.get(&Scan::image_id(path, tag.as_deref())) {
-                inputs.push(path.display().to_string(), &pin.manifest);
+                inputs.push(InputName::File(path.display().to_string()), &pin.manifest);
             }
         }
         Task::Image(_) => inputs.push("image writer", &tools.writer),
@@ -175,15 +180,14 @@ pub fn node_inputs(
         | Task::FetchFirecracker(..)
         | Task::FetchImage(_) => {}
     }
-    let unknown: Vec<usize> = node.parents.iter().copied().filter(|&p| outputs[p].is_none()).collect();
-    if !unknown.is_empty() {
-        return Err(Missing::Parents(unknown));
-    }
     for &parent in &node.parents {
         if let Some(output) = outputs[parent] {
-            inputs
-                .push(format!("{} {}", graph.nodes[parent].task.kind(), graph.nodes[parent].subject), output);
+            inputs.push(InputName::Output(graph.nodes[parent].task.kind()), output);
         }
+    }
+    let unknown: Vec<usize> = node.parents.iter().copied().filter(|&p| outputs[p].is_none()).collect();
+    if !unknown.is_empty() {
+        return Err(Missing::Parents(unknown, inputs));
     }
     Ok(inputs)
 }
@@ -194,19 +198,19 @@ fn names(sha256: &str, blake3: ObjectDigest, size: u64) -> String {
 }
 
 fn push_place(inputs: &mut Inputs, workload: &Workload) {
-    inputs.push(format!("{} to", workload.source), &workload.to);
+    inputs.push(InputName::Workload(workload.source.to_string(), Part::To), &workload.to);
 }
 
 fn push_workload(inputs: &mut Inputs, workload: &Workload, source: &ScannedSource) {
-    let name = workload.source.to_string();
+    let name = |part| InputName::Workload(workload.source.to_string(), part);
     push_place(inputs, workload);
     if !matches!(source, ScannedSource::File { .. }) || workload.owner != (0, 0) {
-        inputs.push(format!("{name} owner"), format!("{}:{}", workload.owner.0, workload.owner.1));
+        inputs.push(name(Part::Owner), format!("{}:{}", workload.owner.0, workload.owner.1));
     }
     if let ScannedSource::File { executable, .. } = source {
-        inputs.push(format!("{name} executable"), executable);
+        inputs.push(name(Part::Executable), executable);
     }
-    inputs.push(name, source.digest());
+    inputs.push(name(Part::Content), source.digest());
 }
 
 /// Plans all pure steps, in the graph's order; a step's id is its node's index.
@@ -225,16 +229,20 @@ pub(super) fn plan_nodes(graph: &Graph, situation: &Situation<'_>) -> Vec<Planne
             key: None,
             output: None,
             needs: node.parents.clone(),
+            unless: Vec::new(),
         };
         match node_inputs(graph, node, &outputs, situation.lock, situation.scan, situation.tools) {
             Err(Missing::Pin(id)) if situation.lock.is_outdated(&id) => {
-                step.reasons.push(Reason::note("its entry in firegopher.lock has no blake3"));
+                step.reasons.push(Reason::cause("its entry in firegopher.lock has no blake3"));
             }
-            Err(Missing::Pin(_)) => step.reasons.push(Reason::note("not in firegopher.lock yet")),
-            Err(Missing::Parents(parents)) => {
+            Err(Missing::Pin(_)) => step.reasons.push(Reason::cause("not in firegopher.lock yet")),
+            Err(Missing::Parents(parents, known)) => {
                 step.action = Action::Unknown;
-                let known = last_of(node, situation).is_some();
-                step.reasons = parents.iter().map(|&p| condition(&graph.nodes[p], known)).collect();
+                let unknown: Vec<StepKind> = parents.iter().map(|&p| graph.nodes[p].task.kind()).collect();
+                let changes = changes_since_last(node, &known, &unknown, situation);
+                let ran_before = changes.is_some();
+                step.reasons = changes.unwrap_or_default();
+                step.reasons.extend(parents.iter().map(|&p| condition(&graph.nodes[p], ran_before)));
             }
             Ok(inputs) => {
                 let key = inputs.key(kind);
@@ -245,10 +253,10 @@ pub(super) fn plan_nodes(graph: &Graph, situation: &Situation<'_>) -> Vec<Planne
                         step.action = Action::Reuse;
                         step.output = Some(done.output);
                         // Going back to what was built before: nothing runs, and what follows still changes.
-                        step.reasons = changes_since_last(node, &inputs, situation).unwrap_or_default();
+                        step.reasons = changes_since_last(node, &inputs, &[], situation).unwrap_or_default();
                     }
                     Some(done) => {
-                        step.reasons = vec![Reason::note(format!(
+                        step.reasons = vec![Reason::cause(format!(
                             "its output {} is gone from the store",
                             done.output.short()
                         ))];
@@ -266,29 +274,34 @@ pub(super) fn plan_nodes(graph: &Graph, situation: &Situation<'_>) -> Vec<Planne
 /// What decides whether a step runs whose parent runs first. `known`: it ran before, with another parent perhaps.
 fn condition(parent: &Node, known: bool) -> Reason {
     let parent = format!("{} {}", parent.task.kind(), parent.subject);
-    Reason::note(match known {
+    Reason::follows(match known {
         true => format!("runs if {parent} gives another output"),
         false => format!("follows {parent}"),
     })
 }
 
 fn explain_miss(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Vec<Reason> {
-    match changes_since_last(node, inputs, situation) {
-        None => vec![Reason::note("never done before")],
-        Some(changes) if changes.is_empty() => vec![Reason::note("its record is gone from the store")],
+    match changes_since_last(node, inputs, &[], situation) {
+        None => vec![Reason::remark("never done before")],
+        Some(changes) if changes.is_empty() => vec![Reason::cause("its record is gone from the store")],
         Some(changes) => changes,
     }
 }
 
 /// Compares a step's inputs with those that a running VM of it was booted with, else with those of the last time that
-/// one of its VMs needed it; `None` if none did.
-fn changes_since_last(node: &Node, inputs: &Inputs, situation: &Situation<'_>) -> Option<Vec<Reason>> {
+/// one of its VMs needed it; `None` if none did. Outputs of the steps `unknown` are not compared.
+fn changes_since_last(
+    node: &Node,
+    inputs: &Inputs,
+    unknown: &[StepKind],
+    situation: &Situation<'_>,
+) -> Option<Vec<Reason>> {
     let before = last_of(node, situation)?;
     let mut reasons = Vec::new();
-    for change in inputs.changes_since(&before.inputs) {
+    for change in inputs.changes_since(&before.inputs, unknown) {
         match file_changes(node, &change, &before.listings, situation) {
             Some(files) => reasons.extend(files),
-            None => reasons.push(change),
+            None => reasons.push(change.reason),
         }
     }
     Some(reasons)
@@ -308,21 +321,27 @@ fn last_of(node: &Node, situation: &Situation<'_>) -> Option<LastStep> {
 /// For a changed workload directory: the files that differ.
 fn file_changes(
     node: &Node,
-    change: &Reason,
+    change: &key::Change,
     listings: &[ObjectDigest],
     situation: &Situation<'_>,
 ) -> Option<Vec<Reason>> {
     let Task::Unpack(workloads) = &node.task else { return None };
-    let workload = workloads.iter().find(|w| w.source.to_string() == change.what)?;
+    let Some(InputName::Workload(source, Part::Content)) = &change.name else { return None };
+    // Of several places of one source all scans may differ: the digest tells which is meant.
+    let new_digest = change.reason.new.as_deref()?;
+    let workload = workloads.iter().find(|w| {
+        let scanned = || situation.scan.sources.get(&Scan::workload_id(w));
+        w.source.to_string() == *source && scanned().is_some_and(|s| s.digest().to_hex() == new_digest)
+    })?;
     let ScannedSource::Dir { listing, .. } = situation.scan.sources.get(&Scan::workload_id(workload))? else {
         return None;
     };
-    let old_digest = change.old.as_deref()?;
+    let old_digest = change.reason.old.as_deref()?;
     let old = listings
         .iter()
         .filter_map(|object| situation.store.listing(object))
         .find(|listing| listing.digest().to_hex() == old_digest)?;
-    Some(describe(&change.what, &Listing::diff(&old, listing)))
+    Some(describe(source, &Listing::diff(&old, listing)))
 }
 
 fn describe(workload: &str, changes: &[Change]) -> Vec<Reason> {
@@ -331,6 +350,7 @@ fn describe(workload: &str, changes: &[Change]) -> Vec<Reason> {
         .iter()
         .take(FILES_NAMED)
         .map(|change| Reason {
+            role: Role::Cause,
             what: if root.is_empty() || root == "." {
                 change.path.clone()
             } else {
@@ -341,37 +361,7 @@ fn describe(workload: &str, changes: &[Change]) -> Vec<Reason> {
         })
         .collect();
     if changes.len() > FILES_NAMED {
-        reasons.push(Reason::note(format!("{} more files", changes.len() - FILES_NAMED)));
+        reasons.push(Reason::cause(format!("{} more files", changes.len() - FILES_NAMED)));
     }
     reasons
-}
-
-impl Scan {
-    /// The id of a workload's scan: its path and what decides which entries are seen.
-    pub fn workload_id(workload: &Workload) -> String {
-        let mut id = format!("workload {}", workload.source);
-        if workload.keep_modes {
-            id.push_str(" modes");
-        }
-        for pattern in &workload.ignore {
-            id.push_str(" !");
-            id.push_str(pattern);
-        }
-        id
-    }
-
-    /// The id of a container image on this host.
-    pub fn image_id(path: &std::path::Path, tag: Option<&str>) -> String {
-        format!("{} {}", path.display(), tag.unwrap_or_default())
-    }
-
-    /// The id of the scan of a base image's file or directory.
-    pub fn base_id(path: &std::path::Path, keep_modes: bool) -> String {
-        format!("base {}{}", path.display(), if keep_modes { " modes" } else { "" })
-    }
-
-    /// The id of a plain file's scan.
-    pub fn file_id(path: &std::path::Path) -> String {
-        format!("file {}", path.display())
-    }
 }

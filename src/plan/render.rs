@@ -1,6 +1,7 @@
 //! Shows a plan: text for people, JSON with a version, dot and mermaid for drawing.
 
 use super::{Action, Plan, PlannedStep, Reason};
+use crate::name::Name;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -31,9 +32,23 @@ pub fn text(plan: &Plan) -> String {
         for reason in &step.reasons {
             let _ = writeln!(out, "          {}", escape(&reason_text(reason)));
         }
+        if !step.unless.is_empty() {
+            let _ = writeln!(out, "          unless {}", escape(&unless(plan, step)));
+        }
     }
     let _ = writeln!(out, "{}", summary(plan));
     out
+}
+
+/// What spares a VM its replacement: `unpack app gives the same output`.
+pub fn unless(plan: &Plan, step: &PlannedStep) -> String {
+    let names: Vec<String> =
+        step.unless.iter().map(|&id| format!("{} {}", plan.steps[id].kind, plan.steps[id].subject)).collect();
+    match names.as_slice() {
+        [one] => format!("{one} gives the same output"),
+        [most @ .., last] => format!("{} and {last} give the same outputs", most.join(", ")),
+        [] => String::new(),
+    }
 }
 
 /// One sentence: what would be done.
@@ -93,16 +108,32 @@ pub fn escape(text: &str) -> String {
         .collect()
 }
 
-/// The plan as JSON.
-pub fn json(plan: &Plan) -> String {
+/// Why a VM of the plan cannot be started.
+#[derive(Debug, Serialize)]
+pub struct Refusal<'a> {
+    /// The VM; none if it is the lock that lacks something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm: Option<&'a Name>,
+    /// Stable and dotted.
+    pub code: &'a str,
+    /// What is wrong.
+    pub message: String,
+    /// How to mend it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<&'a str>,
+}
+
+/// The plan as JSON, with what `up` would refuse.
+pub fn json(plan: &Plan, refusals: &[Refusal<'_>]) -> String {
     #[derive(Serialize)]
     struct Document<'a> {
         format_version: u32,
         changes: bool,
         #[serde(flatten)]
         plan: &'a Plan,
+        refusals: &'a [Refusal<'a>],
     }
-    let document = Document { format_version: FORMAT_VERSION, changes: plan.has_changes(), plan };
+    let document = Document { format_version: FORMAT_VERSION, changes: plan.has_changes(), plan, refusals };
     serde_json::to_string_pretty(&document).expect("invariant: a plan has only string keys")
 }
 

@@ -1,3 +1,5 @@
+mod pages;
+mod reasons;
 mod settings;
 mod world;
 
@@ -49,7 +51,12 @@ fn an_output_that_stays_the_same_stops_the_rebuild() {
     world.pin(AssetId::kernel("linux-image-cloud-amd64"), "2.0");
     let before = world.plan();
     assert_eq!(before.steps[0].action, Action::Run);
-    assert_eq!(before.step(StepKind::Boot, &world.observed[0].name).unwrap().action, Action::Unknown);
+    let boot = before.step(StepKind::Boot, &world.observed[0].name).unwrap();
+    assert_eq!(
+        (boot.action, boot.unless.as_slice()),
+        (Action::Replace, &[0][..]),
+        "unless it is the same kernel"
+    );
     world.up(output);
     assert_eq!(world.observed[0].boot_key, boot_key);
 }
@@ -72,9 +79,10 @@ fn drift_is_told_as_such_and_replaces_the_vm() {
         let step = plan.step(kind, &world.observed[0].name).unwrap();
         (step.action, step.reasons.clone())
     };
-    assert_eq!(told(StepKind::Tap), (Action::Replace, vec![Reason::note("drift: fg-1 is gone")]));
-    assert_eq!(told(StepKind::Jail), (Action::Replace, vec![Reason::note("made anew with its VM")]));
-    assert_eq!(told(StepKind::Boot), (Action::Replace, vec![Reason::note("made anew with its VM")]));
+    assert_eq!(told(StepKind::Tap), (Action::Replace, vec![Reason::cause("drift: fg-1 is gone")]));
+    assert_eq!(told(StepKind::Jail), (Action::Replace, vec![Reason::follows("made anew with its VM")]));
+    assert_eq!(told(StepKind::Boot), (Action::Replace, vec![Reason::follows("made anew with its VM")]));
+    assert!(plan.is_decided());
 }
 
 #[test]
@@ -144,7 +152,7 @@ fn drawings_name_every_step_and_every_arrow() {
 fn json_has_a_version_and_full_digests() {
     let mut world = World::new(WEB);
     world.up_plainly();
-    let json: serde_json::Value = serde_json::from_str(&render::json(&world.plan())).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&render::json(&world.plan(), &[])).unwrap();
     assert_eq!(json["format_version"], 1);
     assert_eq!(json["changes"], false);
     assert_eq!(json["steps"][0]["output"].as_str().unwrap().len(), 64);
@@ -238,7 +246,7 @@ fn a_pin_with_another_digest_than_the_manifest_is_none() {
     world.lock = other.lock;
     let plan = world.plan();
     let step = plan.step(StepKind::Unpack, &world.manifest.vms[0].name).unwrap();
-    assert_eq!(step.reasons, [Reason::note("not in firegopher.lock yet")]);
+    assert_eq!(step.reasons, [Reason::cause("not in firegopher.lock yet")]);
 }
 
 #[test]

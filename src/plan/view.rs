@@ -4,10 +4,11 @@ use super::StepKind;
 use crate::digest::{ObjectDigest, StepKey};
 use crate::listing::Listing;
 use crate::lock::OciImage;
+use crate::manifest::model::{Workload, WorkloadFrom};
 use crate::name::Name;
 use crate::store::{Action, Last};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What this host allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +22,68 @@ pub struct Host {
 /// Digests of everything on this host that the manifest names.
 #[derive(Debug, Clone, Default)]
 pub struct Scan {
-    /// By path as the manifest writes it, with the workload's options for directories.
-    pub sources: BTreeMap<String, ScannedSource>,
-    /// Container images on this host, by [`Scan::image_id`].
-    pub images: BTreeMap<String, OciImage>,
+    /// Files and directories.
+    pub sources: BTreeMap<ScanId, ScannedSource>,
+    /// Container images on this host.
+    pub images: BTreeMap<ImageId, OciImage>,
+}
+
+/// What was scanned: a path as the manifest writes it, and everything that decides which of its entries are seen.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ScanId {
+    /// A plain file.
+    File(PathBuf),
+    /// The file or directory of a base image.
+    Base {
+        /// Where it is.
+        path: PathBuf,
+        /// Whether mode bits are kept.
+        keep_modes: bool,
+    },
+    /// A workload.
+    Workload {
+        /// Where it comes from.
+        source: WorkloadFrom,
+        /// Whether mode bits are kept.
+        keep_modes: bool,
+        /// What is left out, in order.
+        ignore: Vec<String>,
+    },
+}
+
+/// A container image on this host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageId {
+    /// Directory or tar.
+    pub path: PathBuf,
+    /// Which of several images.
+    pub tag: Option<String>,
+}
+
+impl Scan {
+    /// The id of a workload's scan.
+    pub fn workload_id(workload: &Workload) -> ScanId {
+        ScanId::Workload {
+            source: workload.source.clone(),
+            keep_modes: workload.keep_modes,
+            ignore: workload.ignore.clone(),
+        }
+    }
+
+    /// The id of a container image on this host.
+    pub fn image_id(path: &Path, tag: Option<&str>) -> ImageId {
+        ImageId { path: path.to_owned(), tag: tag.map(str::to_owned) }
+    }
+
+    /// The id of the scan of a base image's file or directory.
+    pub fn base_id(path: &Path, keep_modes: bool) -> ScanId {
+        ScanId::Base { path: path.to_owned(), keep_modes }
+    }
+
+    /// The id of a plain file's scan.
+    pub fn file_id(path: &Path) -> ScanId {
+        ScanId::File(path.to_owned())
+    }
 }
 
 /// One scanned path.

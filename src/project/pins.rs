@@ -18,13 +18,7 @@ impl Project {
         let mut missing = needs_of(&graph);
         missing.retain(|need| need.pinned(&self.lock).is_none());
         let Some(first) = missing.first() else { return Ok(false) };
-        let outdated = missing.iter().filter(|need| self.lock.is_outdated(&need.id));
-        let outdated: Vec<String> = outdated.map(|need| need.id.to_string()).collect();
-        if !outdated.is_empty() {
-            let names = outdated.join("; ");
-            return Err(Error::usage("lock.outdated", format!("{LOCK_FILE} has no blake3 for: {names}"))
-                .help("An older firegopher wrote it. Run `firegopher update`, which pins these anew, and check the file in."));
-        }
+        self.check_outdated(&missing)?;
         if locked {
             let names: Vec<String> = missing
                 .iter()
@@ -39,15 +33,8 @@ impl Project {
         if offline {
             return Err(offline_error(&format!("{LOCK_FILE} lacks {}", first.id)));
         }
-        if let (false, Some(need)) = (trust, missing.iter().find(|need| need.is_blind())) {
-            return Err(Error::usage(
-                "lock.no-digest",
-                format!("{} has no `sha256` in the manifest and no pin in {LOCK_FILE}", need.id),
-            )
-            .help(
-                "Write sha256=\"…\" as its publisher names it behind the url, or run `firegopher lock`, which \
-                 downloads it once and pins what comes.",
-            ));
+        if !trust {
+            check_blind(&missing)?;
         }
         match self.pin(&missing, ui) {
             Err(error) if self.lenient => {
@@ -57,6 +44,29 @@ impl Project {
             other => other?,
         }
         Ok(true)
+    }
+
+    /// Refuses what `pin_missing` refuses whatever it is allowed to do, but for trust.
+    ///
+    /// # Errors
+    /// `lock.outdated` and `lock.no-digest`.
+    pub fn check_pins(&self) -> Result<()> {
+        let graph = super::graph_of_any_host(&self.manifest);
+        let mut missing = needs_of(&graph);
+        missing.retain(|need| need.pinned(&self.lock).is_none());
+        self.check_outdated(&missing)?;
+        check_blind(&missing)
+    }
+
+    fn check_outdated(&self, missing: &[Need<'_>]) -> Result<()> {
+        let outdated = missing.iter().filter(|need| self.lock.is_outdated(&need.id));
+        let outdated: Vec<String> = outdated.map(|need| need.id.to_string()).collect();
+        if !outdated.is_empty() {
+            let names = outdated.join("; ");
+            return Err(Error::usage("lock.outdated", format!("{LOCK_FILE} has no blake3 for: {names}"))
+                .help("An older firegopher wrote it. Run `firegopher update`, which pins these anew, and check the file in."));
+        }
+        Ok(())
     }
 
     /// Resolves assets anew and writes each pin when it is found. Uses the network.
@@ -107,6 +117,21 @@ impl Project {
         self.left_out.extend(left_out);
         Ok(())
     }
+}
+
+/// Refuses downloads of which nothing says what their bytes shall be.
+fn check_blind(missing: &[Need<'_>]) -> Result<()> {
+    if let Some(need) = missing.iter().find(|need| need.is_blind()) {
+        return Err(Error::usage(
+            "lock.no-digest",
+            format!("{} has no `sha256` in the manifest and no pin in {LOCK_FILE}", need.id),
+        )
+        .help(
+            "Write sha256=\"…\" as its publisher names it behind the url, or run `firegopher lock`, which \
+                 downloads it once and pins what comes.",
+        ));
+    }
+    Ok(())
 }
 
 /// A lock that is written whenever a pin is found: a command that is killed loses none.

@@ -4,7 +4,9 @@ use super::{Outputs, Work, run_config};
 use crate::digest::{FieldHasher, ObjectDigest};
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
-use crate::manifest::model::{Firecracker, FirecrackerFrom, KernelSource, Root, Vm, VmmSource, Volume};
+use crate::manifest::model::{
+    Firecracker, FirecrackerFrom, KernelSource, Root, Secret, Vm, VmmSource, Volume,
+};
 use crate::name::{Name, VmId};
 use crate::net::address;
 use crate::plan::{Desired, Host, Scan, ScannedSource, VmNodes};
@@ -136,13 +138,26 @@ pub fn version_for(
     done: &Outputs,
     work: &Work<'_>,
 ) -> Result<Option<Version>> {
+    planned_version(vm, vmm_node.map(|node| done.outputs[node]), work.store, work.scan)
+}
+
+/// The same, also before everything is there: `None` too for a release that is not in the store yet. `fetched` is the
+/// VMM's tree in the store.
+pub fn planned_version(
+    vm: &Vm,
+    fetched: Option<ObjectDigest>,
+    store: &Store,
+    scan: &Scan,
+) -> Result<Option<Version>> {
     let VmmSource::Firecracker(Firecracker { from, .. }) = &vm.vmm else { return Ok(None) };
-    if let Some(node) = vmm_node {
-        let programs = firecracker_programs(&work.store.object_path(&done.outputs[node]));
-        return firecracker_version(work.store, &programs, &[done.outputs[node]]).map(Some);
+    match (from, fetched) {
+        (FirecrackerFrom::Release(_), None) => Ok(None),
+        (FirecrackerFrom::Release(_), Some(tree)) => {
+            let programs = firecracker_programs(&store.object_path(&tree));
+            firecracker_version(store, &programs, &[tree]).map(Some)
+        }
+        (FirecrackerFrom::Dir(dir), _) => scanned_version(store, scan, dir).map(Some),
     }
-    let FirecrackerFrom::Dir(dir) = from else { return Err(Error::bug("a release without its node")) };
-    scanned_version(work.store, work.scan, dir).map(Some)
 }
 
 /// What a CPU template says that the manifest names and that was scanned.
@@ -199,7 +214,7 @@ pub fn check_qemu(store: &Store, scan: &Scan, path: &Path) -> Result<()> {
     let output = store.publish_bytes(b"it has microvms\n")?;
     let inputs = vec![("program".to_owned(), digest.to_string())];
     let millis = begin.elapsed().as_millis() as u64;
-    store.record(&key, &Action { kind: "qemu".to_owned(), output, inputs, millis })
+    store.record(&key, &Action { kind: "qemu".to_owned(), output, inputs, millis, subject: String::new() })
 }
 
 /// What a version of Firecracker must have to boot `vm`.
@@ -234,7 +249,7 @@ fn firecracker_version(
     let output = store.publish_bytes(version.to_string().as_bytes())?;
     let inputs = digests.iter().map(|digest| ("program".to_owned(), digest.to_string())).collect();
     let millis = begin.elapsed().as_millis() as u64;
-    store.record(&key, &Action { kind: KIND.to_owned(), output, inputs, millis })?;
+    store.record(&key, &Action { kind: KIND.to_owned(), output, inputs, millis, subject: String::new() })?;
     Ok(version)
 }
 
@@ -267,25 +282,44 @@ pub fn volumes(vm: &Vm, home: &Home, project: &Name) -> Vec<VolumeSpec> {
 
 /// What would make a boot of `vm` fail on this host whatever is built and whatever else runs: its secrets are not in
 /// this process's environment, it wants rights that there are not, or more memory than there is.
+///
+/// # Errors
+/// The first of them.
 pub fn check_host(vm: &Vm, host: Host) -> Result<()> {
-    secrets(vm)?;
-    check_root(vm, host)?;
-    // Reserved pages are counted apart. What the balloon takes from the start is the host's.
-    if vm.tuning.huge_pages != Some(HugePages::Reserved) {
-        let taken = vm.tuning.balloon.map_or(0, |balloon| balloon.amount);
-        room::check_memory(vm.memory.saturating_sub(taken))?;
-    }
-    match (&vm.vmm, host.root) {
-        (VmmSource::Firecracker(_), _) => firecracker::check_kvm(),
-        (_, true) => Ok(()),
-        (_, false) => vmm::check_forwards(&vm.ports),
-    }
+    host_refusals(vm, host).into_iter().next().map_or(Ok(()), Err)
 }
 
-/// The same, and more devices than fit. `version` is what `version_for` says.
-pub fn check_startable(vm: &Vm, host: Host, version: Option<Version>) -> Result<()> {
+/// All of what `check_host` looks at.
+pub fn host_refusals(vm: &Vm, host: Host) -> Vec<Error> {
+    let memory = || {
+        // Reserved pages are counted apart. What the balloon takes from the start is the host's.
+        if vm.tuning.huge_pages == Some(HugePages::Reserved) {
+            return Ok(());
+        }
+        let taken = vm.tuning.balloon.map_or(0, |balloon| balloon.amount);
+        room::check_memory(vm.memory.saturating_sub(taken))
+    };
+    let vmm = || match (&vm.vmm, host.root) {
+        // Without root it is refused already.
+        (VmmSource::Firecracker(_), false) => Ok(()),
+        (VmmSource::Firecracker(_), true) => firecracker::check_kvm(),
+        (_, true) => Ok(()),
+        (_, false) => vmm::check_forwards(&vm.ports),
+    };
+    let mut refusals: Vec<Error> = vm.secrets.iter().filter_map(|s| secret(vm, s).err()).collect();
+    refusals.extend([check_root(vm, host), memory(), vmm()].into_iter().filter_map(Result::err));
+    refusals
+}
+
+/// Refuses more devices than fit. `version` is what `version_for` says.
+pub fn check_devices(vm: &Vm, version: Option<Version>) -> Result<()> {
     let machine = version.map_or(Machine::Qemu, Machine::Firecracker);
-    room::check_devices(machine, run_config::drive_plan(vm).len(), vm.tuning.balloon.is_some())?;
+    room::check_devices(machine, run_config::drive_plan(vm).len(), vm.tuning.balloon.is_some())
+}
+
+/// What `check_host` and `check_devices` look at.
+pub fn check_startable(vm: &Vm, host: Host, version: Option<Version>) -> Result<()> {
+    check_devices(vm, version)?;
     check_host(vm, host)
 }
 
@@ -299,21 +333,21 @@ fn check_root(vm: &Vm, host: Host) -> Result<()> {
 }
 
 fn secrets(vm: &Vm) -> Result<Vec<(String, String)>> {
-    let mut values = Vec::with_capacity(vm.secrets.len());
-    for secret in &vm.secrets {
-        let value = std::env::var(&secret.env).map_err(|_| {
-            Error::usage(
-                "secret.missing",
-                format!(
-                    "VM {}: the secret {} comes from ${}, which is not set",
-                    vm.name, secret.name, secret.env
-                ),
-            )
-            .help(format!("Set it for this command, as in `{}=… firegopher up`", secret.env))
-        })?;
-        values.push((secret.name.clone(), value));
-    }
-    Ok(values)
+    vm.secrets.iter().map(|each| Ok((each.name.clone(), secret(vm, each)?))).collect()
+}
+
+/// The value of a secret.
+fn secret(vm: &Vm, secret: &Secret) -> Result<String> {
+    let (name, env) = (&secret.name, &secret.env);
+    std::env::var(env).map_err(|e| {
+        let why = match e {
+            std::env::VarError::NotPresent => "which is not set",
+            std::env::VarError::NotUnicode(_) => "which is not UTF-8",
+        };
+        let text = format!("VM {}: the secret {name} comes from ${env}, {why}", vm.name);
+        Error::usage("secret.missing", text)
+            .help(format!("Set it for this command, as in `{env}=… firegopher up`"))
+    })
 }
 
 #[cfg(test)]

@@ -150,7 +150,7 @@ fn run_node(graph: &Graph, index: usize, outputs: &[Option<ObjectDigest>], work:
         node_inputs(graph, node, outputs, work.lock, work.scan, work.tools).map_err(
             |missing| match missing {
                 Missing::Pin(asset) => Error::bug(format!("{asset:?} was not pinned before its step")),
-                Missing::Parents(_) => Error::bug(format!("the step {kind} was started before its parents")),
+                Missing::Parents(..) => Error::bug(format!("the step {kind} was started before its parents")),
             },
         )?;
     let key = inputs.key(kind);
@@ -171,7 +171,13 @@ fn run_node(graph: &Graph, index: usize, outputs: &[Option<ObjectDigest>], work:
     let millis = begin.elapsed().as_millis() as u64;
     work.store.record(
         &key,
-        &store::Action { kind: kind.label().to_owned(), output, inputs: inputs.0.clone(), millis },
+        &store::Action {
+            kind: kind.label().to_owned(),
+            subject: node.subject.clone(),
+            output,
+            inputs: inputs.0.clone(),
+            millis,
+        },
     )?;
     step.done(begin.elapsed());
     Ok(Done { output, inputs, ran: true })

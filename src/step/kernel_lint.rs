@@ -26,14 +26,24 @@ pub(super) fn check_kernels(graph: &Graph, done: &Outputs, work: &Work<'_>) -> R
         let tree = work.store.object_path(&done.outputs[nodes.kernel]);
         let version = version_for(vm, nodes.vmm, done, work)?;
         let kernel = &graph.nodes[nodes.kernel].subject;
-        for warning in check(vm, kernel, &tree, version)? {
+        for warning in check_kernel(vm, kernel, &tree, version)? {
             work.ui.warning(&warning);
-        }
-        if version.is_none() {
-            check_entry(vm, kernel, &tree)?;
         }
     }
     Ok(())
+}
+
+/// Looks at the kernel of a VM, which is called `kernel` and lies in `tree`; returns what only makes its guest poorer.
+/// `version` is Firecracker's, where that boots the VM.
+///
+/// # Errors
+/// As of `check_kernels`.
+pub fn check_kernel(vm: &Vm, kernel: &str, tree: &Path, version: Option<Version>) -> Result<Vec<String>> {
+    let warnings = check(vm, kernel, tree, version)?;
+    if version.is_none() {
+        check_entry(vm, kernel, tree)?;
+    }
+    Ok(warnings)
 }
 
 /// `version` is Firecracker's, where that boots the VM.

@@ -11,6 +11,7 @@ mod tasks;
 
 pub use boot::{check_qemu, cpu_changes, firecracker_needs, scanned_version};
 pub use execute::{Outputs, execute};
+pub use kernel_lint::check_kernel;
 pub use record::record_last;
 pub use sources::resolve;
 

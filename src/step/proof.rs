@@ -70,7 +70,10 @@ pub fn prove(store: &Store, dir: &Path, trial: impl FnOnce() -> Result<Trial>) -
     let inputs =
         digests.iter().map(|digest: &ObjectDigest| ("program".to_owned(), digest.to_string())).collect();
     let millis = done.took.as_millis() as u64;
-    store.record(&key, &Action { kind: "firecracker trial".to_owned(), output, inputs, millis })
+    store.record(
+        &key,
+        &Action { kind: "firecracker trial".to_owned(), output, inputs, millis, subject: String::new() },
+    )
 }
 
 /// Whether `vmm "auto"` may take this Firecracker. What is not on the host yet has its chance once it is.

@@ -2,7 +2,10 @@
 //! the clock and secrets are filled in by the supervisor and never stored.
 
 use crate::manifest::model::{Root, User, Vm, Workdir};
+use crate::plan::InputName;
+use crate::units::Time;
 use firegopher_protocol::{Disk, RunConfig, RunUser, VolumeMount};
+use std::time::Duration;
 
 /// The run configuration of a VM, without network, clock and secrets.
 pub fn template(vm: &Vm) -> RunConfig {
@@ -70,20 +73,29 @@ pub fn volume_role(name: &str) -> String {
 }
 
 /// The template as named values, for a key that can be explained setting by setting.
-pub fn fields(config: &RunConfig) -> Vec<(String, String)> {
+pub fn fields(config: &RunConfig) -> Vec<(InputName, String)> {
     let value = serde_json::to_value(config).expect("invariant: a run configuration has only string keys");
-    let mut fields: Vec<(String, String)> =
-        config.env.iter().map(|(k, v)| (format!("env {k}"), v.clone())).collect();
+    let mut fields: Vec<(InputName, String)> =
+        config.env.iter().map(|(k, v)| (InputName::Env(k.clone()), v.clone())).collect();
     // Their order counts too: one may need the one before it.
-    fields.extend(config.sysctls.iter().map(|(path, value)| (format!("sysctl {path}"), value.clone())));
+    fields
+        .extend(config.sysctls.iter().map(|(path, value)| (InputName::Sysctl(path.clone()), value.clone())));
     let text = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |n| n.to_string());
     fields.extend(config.limits.iter().map(|limit| {
-        (format!("limit {}", limit.resource.name()), format!("{}:{}", text(limit.soft), text(limit.hard)))
+        let values = format!("{}:{}", text(limit.soft), text(limit.hard));
+        (InputName::Limit(limit.resource.name().to_owned()), values)
     }));
-    let one_by_one = ["env", "sysctls", "limits"];
-    let settings =
-        value.as_object().into_iter().flatten().filter(|(name, _)| !one_by_one.contains(&name.as_str()));
-    fields.extend(settings.map(|(name, value)| (name.clone(), value.to_string())));
+    let settings = value.as_object().into_iter().flatten();
+    fields.extend(settings.filter_map(|(name, value)| {
+        // By the manifest's word, as the manifest writes it.
+        let (name, value) = match name.as_str() {
+            "env" | "sysctls" | "limits" => return None,
+            "argv" => ("run", value.to_string()),
+            "grace_ms" => ("grace", Time(Duration::from_millis(config.grace_ms)).to_string()),
+            name => (name, value.to_string()),
+        };
+        Some((InputName::from(name), value))
+    }));
     fields
 }
 

@@ -7,8 +7,12 @@ use std::path::Path;
 /// At most this many names; the rest are counted.
 const NAMED: usize = 2;
 
-/// What a step was about, in a few words, such as `python3` or `./app`; empty if its inputs do not say.
+/// What a step was about, in a few words, such as `python3` or `./app`; empty if its record does not say.
 pub(super) fn subject(action: &Action) -> String {
+    if !action.subject.is_empty() {
+        return action.subject.clone();
+    }
+    // What is no step of the graph, or was written by an older version.
     let inputs = || action.inputs.iter();
     let after = |prefix: &str| inputs().find_map(|(name, _)| name.strip_prefix(prefix).map(str::to_owned));
     let value = |wanted: &str| inputs().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
@@ -51,7 +55,13 @@ mod tests {
 
     fn about(kind: &str, inputs: &[(&str, &str)]) -> String {
         let inputs = inputs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        subject(&Action { kind: kind.into(), output: ObjectDigest::new([0; 32]), inputs, millis: 0 })
+        subject(&Action {
+            kind: kind.into(),
+            output: ObjectDigest::new([0; 32]),
+            inputs,
+            millis: 0,
+            subject: String::new(),
+        })
     }
 
     #[test]
@@ -67,6 +77,14 @@ mod tests {
         let debs = [("bash", "1"), ("coreutils", "1"), ("dash", "1"), ("libc6", "1")];
         assert_eq!(about("fetch image", &debs), "bash, coreutils and 2 more");
         assert_eq!(about("image", &[]), "");
+        let named = Action {
+            subject: "app".into(),
+            kind: "unpack".into(),
+            output: ObjectDigest::new([0; 32]),
+            inputs: vec![],
+            millis: 0,
+        };
+        assert_eq!(subject(&named), "app");
     }
 
     #[test]

@@ -263,7 +263,7 @@ mod tests {
     fn made(store: &Store, key: u8, kind: &str, bytes: &[u8], input: (&str, &str)) -> ObjectDigest {
         let output = store.publish_bytes(bytes).unwrap();
         let inputs = vec![(input.0.to_owned(), input.1.to_owned())];
-        let action = Action { kind: kind.to_owned(), output, inputs, millis: 1 };
+        let action = Action { kind: kind.to_owned(), output, inputs, millis: 1, subject: String::new() };
         store.record(&StepKey::new([key; 32]), &action).unwrap();
         output
     }

@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 pub struct Action {
     /// The step's kind, such as `image`.
     pub kind: String,
+    /// What it was about, for people; empty where its inputs say it.
+    #[serde(default)]
+    pub subject: String,
     /// What it made.
     pub output: ObjectDigest,
     /// All that went into its key, as (name, value) for people.
@@ -110,6 +113,7 @@ mod tests {
     fn action() -> Action {
         Action {
             kind: "image".into(),
+            subject: "dash".into(),
             output: ObjectDigest::new([7; 32]),
             inputs: vec![("package".into(), "dash 0.5".into())],
             millis: 12,

@@ -50,7 +50,8 @@ mod tests {
         let s = scratch();
         let key = StepKey::new([1; 32]);
         let output = s.store.publish_bytes(b"x").unwrap();
-        let action = Action { kind: "init".into(), output, inputs: vec![], millis: 1 };
+        let action =
+            Action { kind: "init".into(), output, inputs: vec![], millis: 1, subject: String::new() };
         s.store.record(&key, &action).unwrap();
         let path = s.store.action_path(&key);
         let day = Duration::from_secs(24 * 3600);
@@ -68,7 +69,12 @@ mod tests {
         let key = StepKey::new([1; 32]);
         assert_eq!(s.store.reuse(&key), None);
         let output = s.store.publish_bytes(b"x").unwrap();
-        s.store.record(&key, &Action { kind: "init".into(), output, inputs: vec![], millis: 1 }).unwrap();
+        s.store
+            .record(
+                &key,
+                &Action { kind: "init".into(), output, inputs: vec![], millis: 1, subject: String::new() },
+            )
+            .unwrap();
         std::fs::remove_file(s.store.object_path(&output)).unwrap();
         assert_eq!(s.store.reuse(&key), None);
     }

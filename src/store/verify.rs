@@ -125,7 +125,7 @@ mod tests {
     fn made(s: &Scratch, key: u8, kind: &str, bytes: &[u8]) -> ObjectDigest {
         let output = s.store.publish_bytes(bytes).unwrap();
         let inputs = vec![("fetch image python3".to_owned(), "x".to_owned())];
-        let action = Action { kind: kind.to_owned(), output, inputs, millis: 1 };
+        let action = Action { kind: kind.to_owned(), output, inputs, millis: 1, subject: String::new() };
         s.store.record(&StepKey::new([key; 32]), &action).unwrap();
         output
     }

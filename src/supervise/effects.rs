@@ -5,12 +5,13 @@ use crate::error::{Context, Error, Result};
 use crate::image::{Role, create_empty};
 use crate::manifest::model::Port;
 use crate::name::Name;
+use crate::units::Bytes;
 use crate::vmm::spec::NetSpec;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -29,25 +30,28 @@ pub(super) fn bind_ports(spec: &SuperviseSpec) -> Result<Vec<(TcpListener, Port)
 ///
 /// # Errors
 /// `supervise.port`, with the reason: taken, not this host's address, not permitted.
-pub fn bind_port(port: &Port, vm: &Name) -> Result<TcpListener> {
-    let address = SocketAddr::new(port.address, port.host);
-    TcpListener::bind(address).map_err(|e| {
-        let (what, help) = match e.kind() {
-            io::ErrorKind::AddrInUse => (
-                "is taken by another process",
-                "end that process (`ss -ltnp` names it), or publish another host port: port HOST to=GUEST",
-            ),
-            io::ErrorKind::AddrNotAvailable => (
-                "cannot be published: this host does not have that address",
-                "publish it on an address of this host, such as 127.0.0.1 or 0.0.0.0",
-            ),
-            io::ErrorKind::PermissionDenied => {
-                ("may only be published by root", "publish a host port from 1024 on: port HOST to=GUEST")
-            }
-            _ => ("cannot be published", "publish another host port: port HOST to=GUEST"),
-        };
-        Error::failed("supervise.port", format!("port {address} of VM {vm} {what}")).because(e).help(help)
-    })
+pub(super) fn bind_port(port: &Port, vm: &Name) -> Result<TcpListener> {
+    TcpListener::bind(port.on_host()).map_err(|e| port_error(port, vm, e))
+}
+
+/// Why a port cannot be published.
+pub fn port_error(port: &Port, vm: &Name, error: io::Error) -> Error {
+    let (what, help) = match error.kind() {
+        io::ErrorKind::AddrInUse => (
+            "is taken by another process",
+            "end that process (`ss -ltnp` names it), or publish another host port: port HOST to=GUEST",
+        ),
+        io::ErrorKind::AddrNotAvailable => (
+            "cannot be published: this host does not have that address",
+            "publish it on an address of this host, such as 127.0.0.1 or 0.0.0.0",
+        ),
+        io::ErrorKind::PermissionDenied => {
+            ("may only be published by root", "publish a host port from 1024 on: port HOST to=GUEST")
+        }
+        _ => ("cannot be published", "publish another host port: port HOST to=GUEST"),
+    };
+    let text = format!("port {} of VM {vm} {what}", port.on_host());
+    Error::failed("supervise.port", text).because(error).help(help)
 }
 
 /// Makes volumes that do not exist, checks those that do, and locks each for this VM alone. The locks last as
@@ -119,7 +123,8 @@ fn check_size(file: &File, volume: &VolumeSpec, subject: &dyn Fn() -> String) ->
     if meta.len() == volume.size {
         return Ok(());
     }
-    let text = format!("{} has {} bytes; the manifest says {}", subject(), meta.len(), volume.size);
+    let (has, wanted) = (Bytes(meta.len()), Bytes(volume.size));
+    let text = format!("{} has {has}; the manifest says {wanted}", subject());
     Err(Error::usage("supervise.volume-size", text).help(
         "a volume keeps its size: write the old size into the manifest, \
          or delete the volume and its data with `firegopher down --volumes`",
@@ -129,6 +134,11 @@ fn check_size(file: &File, volume: &VolumeSpec, subject: &dyn Fn() -> String) ->
 fn busy(subject: &dyn Fn() -> String) -> Error {
     Error::failed("supervise.volume-busy", format!("{} is used by another VM", subject()))
         .help("a volume belongs to one VM at a time: stop the other one first")
+}
+
+/// Whether a supervisor holds a volume.
+pub fn has_volume_open(supervisor: i32, volume: &VolumeSpec) -> bool {
+    open_volume(volume).is_ok_and(|file| has_open(supervisor, &file))
 }
 
 /// Whether a process has this file open; false too for one that is gone or another user's. Only a supervisor that has

@@ -37,7 +37,7 @@ pub use child::child_main;
 pub use client::{Client, Next};
 pub use clock::{Stamp, rfc3339};
 pub use drift::{Drift, drift};
-pub use effects::{bind_port, check_volumes};
+pub use effects::{check_volumes, has_volume_open, port_error};
 pub use outcome::{Event, FAILED_CODE, Outcome, Phase, Reason, Stream};
 pub use process::Process;
 pub use reclaim::{LEFT, Observed, Wish, is_lost, observe, project_netns, reclaim, stop, stop_while};

@@ -2,8 +2,11 @@
 //! and is written by the commands themselves.
 
 pub mod human;
+pub mod page;
 mod progress;
 mod report;
+pub mod style;
+pub mod wrap;
 
 pub use progress::{Step, Ui};
 pub use report::{exit_code, render};

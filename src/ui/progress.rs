@@ -1,19 +1,27 @@
 //! Progress: bars that go away when stderr is a terminal, plain lines otherwise.
 
+use super::style::{Painter, Style};
+use super::wrap;
 use crate::asset::Progress;
 use crate::color;
 use crate::plan::render::escape;
+use crate::terminal::Stream;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+/// How often spinners turn.
+const TICK: Duration = Duration::from_millis(120);
+
 /// The user's terminal, or whatever stderr is.
 pub struct Ui {
     bars: Option<MultiProgress>,
     transfer: Mutex<HashMap<std::thread::ThreadId, ProgressBar>>,
     quiet: bool,
+    width: Option<usize>,
+    colours: bool,
 }
 
 /// A step under way; its line is finished by `done` and goes away when dropped.
@@ -28,7 +36,8 @@ impl Ui {
     pub fn stderr() -> Ui {
         let bars = color::moves(&std::io::stderr())
             .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
-        Ui { bars, transfer: Mutex::default(), quiet: false }
+        let (width, colours) = (Stream::Err.width(), Stream::Err.colours());
+        Ui { bars, transfer: Mutex::default(), quiet: false, width, colours }
     }
 
     /// Says nothing but warnings.
@@ -43,6 +52,10 @@ impl Ui {
     pub fn line(&self, text: &str) {
         // Line by line: an error may bring the end of a console along.
         let text = text.lines().map(escape).collect::<Vec<_>>().join("\n");
+        let text = wrap::lines(&text, self.width, 2);
+        let painter = Painter { colours: self.colours };
+        let text = painter.head(Style::Warning, "warning:", &text);
+        let text = painter.head(Style::Error, "error:", &text);
         match &self.bars {
             // A closed stderr must not end a build.
             Some(bars) => bars.suspend(|| drop(writeln!(std::io::stderr(), "{text}"))),
@@ -65,10 +78,10 @@ impl Ui {
     /// Announces a step.
     pub fn step(&self, name: &str) -> Step<'_> {
         let bar = self.bars.as_ref().map(|bars| {
-            let style = ProgressStyle::with_template("  {spinner} {msg} {elapsed:>4}");
+            let style = ProgressStyle::with_template("  {spinner} {wide_msg} {elapsed:>4}");
             let bar = bars.add(ProgressBar::new_spinner().with_message(escape(name)));
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-            bar.enable_steady_tick(Duration::from_millis(120));
+            bar.enable_steady_tick(TICK);
             bar
         });
         Step { ui: self, name: name.to_owned(), bar }
@@ -105,13 +118,15 @@ impl Progress for Ui {
         });
         let template = match total {
             // The message gives way where the terminal is narrow, never the figures.
-            Some(_) => "  {wide_msg} {bar:20} {bytes}/{total_bytes} {percent:>3}%",
-            None => "  {spinner} {msg}",
+            Some(_) => "  {wide_msg} {bar:12} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            None => "  {spinner} {wide_msg} {elapsed:>4}",
         };
         bar.set_style(
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         bar.set_message(escape(what));
+        // Rate and time left go on while nothing arrives, and whoever waits sees that it is waited.
+        bar.enable_steady_tick(TICK);
         let old = self.transfers().insert(std::thread::current().id(), bar);
         if let Some(old) = old {
             old.finish_and_clear();

@@ -4,6 +4,7 @@
 use super::firecracker::config::{CpuChanges, CpuTemplate};
 use super::firecracker::version::Need;
 use crate::error::{Error, Result};
+use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -119,7 +120,7 @@ impl Tuning {
                 (balloon.free_page_reporting, ", free page reporting"),
             ];
             let words: String = words.iter().filter_map(|(set, word)| set.then_some(*word)).collect();
-            fields.push(("balloon".to_owned(), format!("{} MiB{words}", balloon.amount >> 20)));
+            fields.push(("balloon".to_owned(), format!("{}{words}", Bytes(balloon.amount))));
         }
         if let Some(template) = self.cpu_template {
             fields.push(("cpu-template".to_owned(), format!("{template:?}")));
@@ -242,10 +243,10 @@ fn huge_pages_in(smaps: &str) -> u64 {
 
 fn rate_fields(fields: &mut Vec<(String, String)>, what: &str, rate: Rate) {
     if let Some(bytes) = rate.bandwidth {
-        fields.push((format!("{what} bytes/s"), bytes.to_string()));
+        fields.push((format!("{what} bandwidth"), format!("{}/s", Bytes(bytes))));
     }
     if let Some(ops) = rate.ops {
-        fields.push((format!("{what} ops/s"), ops.to_string()));
+        fields.push((format!("{what} ops"), format!("{ops}/s")));
     }
 }
 

@@ -175,13 +175,16 @@ fn what_cannot_be_started_is_told_before_anything_is_fetched() {
     let home = tempfile::tempdir().unwrap();
     let project = Project::empty().with_home(&home.path().join("home"));
     project.manifest(&format!("vm \"a\" {{ {SLEEP}; secret \"KEY\" env=\"FIREGOPHER_TEST_UNSET\" }}"));
-    for (command, code) in [(&["up"][..], 64), (&["up", "-d"], 64), (&["run"], 125)] {
+    for (command, code) in [(&["plan"][..], 64), (&["up"], 64), (&["up", "-d"], 64), (&["run"], 125)] {
         project.run(command).expect(code).says("$FIREGOPHER_TEST_UNSET, which is not set");
     }
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let number = port.local_addr().unwrap().port();
     project.manifest(&format!("vm \"a\" {{ {SLEEP}; port {number} to=80 }}"));
-    project.run(&["up"]).expect(1).says("is taken by another process").says("publish another host port");
+    let own = format!("(process {})", std::process::id());
+    for command in ["plan", "up"] {
+        project.run(&[command]).expect(1).says(&own).says("publish another host port");
+    }
     assert!(!project.path().join("firegopher.lock").exists(), "something was pinned");
     assert_eq!(fs::read_dir(project.home().join("v1/objects")).unwrap().count(), 0);
 }
@@ -296,7 +299,7 @@ fn a_lock_that_names_different_bytes_builds_nothing() {
     let package = good.lines().find(|line| line.contains("name = \"busybox-static\"")).unwrap();
     let edited = other_blake3(&good, package);
     project.write("firegopher.lock", &edited);
-    let plan = project.ok(&["plan"]).stdout;
+    let plan = project.ok(&["plan", "--verbose"]).stdout;
     assert!(plan.contains("→") && plan.contains("b3:00000000"), "{plan}");
     let output = project.run(&["build", "--locked", "--offline"]).expect(1);
     output.says("gives the package busybox-static a sha256 and a blake3 of different bytes").says("by hand");

@@ -157,7 +157,7 @@ fn a_project_that_has_done_nothing_yet() {
 fn a_starter_manifest_is_written_once_and_can_be_planned() {
     let project = Project::empty();
     project.ok(&["init"]).says("firegopher up");
-    project.ok(&["plan"]).prints("to run");
+    project.ok(&["plan"]).prints("+ app boots\n").prints("Pins ");
     project.run(&["init"]).expect(64).says("exists already");
 }
 

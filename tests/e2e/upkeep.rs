@@ -122,7 +122,7 @@ fn a_flipped_byte_is_found_and_built_again() {
             .prints("makes it anew: image ")
             .prints("needed by VM box of project ");
         assert!(!tree.exists(), "quarantined");
-        project.ok(&["plan"]).prints("its record is gone");
+        project.ok(&["plan", "--verbose"]).prints("its record is gone");
         assert_eq!(built(project), before, "the same bytes");
         project.ok(&["verify", "--all"]);
 
@@ -233,7 +233,12 @@ fn fill(store: &Store, away: &Path, round: u8, n: u8) {
     std::fs::create_dir_all(to.parent().unwrap()).unwrap();
     std::fs::rename(from, to).unwrap();
     let key = FieldHasher::new("test").field([round, n]).finish().into();
-    store.record(&key, &Action { kind: "image".into(), output, inputs: vec![], millis: 0 }).unwrap();
+    store
+        .record(
+            &key,
+            &Action { kind: "image".into(), output, inputs: vec![], millis: 0, subject: String::new() },
+        )
+        .unwrap();
 }
 
 #[test]

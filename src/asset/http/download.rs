@@ -230,7 +230,8 @@ impl Job<'_> {
     fn record(&self, fetched: &Fetched, took: Duration) -> Result<()> {
         let inputs = inputs(&fetched.url, &fetched.sha256);
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let action = Action { kind: "url".to_owned(), output: fetched.object, inputs, millis };
+        let action =
+            Action { kind: "url".to_owned(), output: fetched.object, inputs, millis, subject: String::new() };
         self.store.record(&file_key(&fetched.sha256), &action)
     }
 }

@@ -87,7 +87,13 @@ pub(super) fn document(store: &Store, digest: &str) -> Option<Vec<u8>> {
 /// compared with it later.
 pub(super) fn keep_as(store: &Store, digest: &str, bytes: &[u8]) -> Result<()> {
     let output = store.publish_bytes(bytes)?;
-    let action = Action { kind: DOCUMENT.to_owned(), output, inputs: inputs(digest), millis: 0 };
+    let action = Action {
+        kind: DOCUMENT.to_owned(),
+        output,
+        inputs: inputs(digest),
+        millis: 0,
+        subject: String::new(),
+    };
     store.record(&key(digest), &action)
 }
 
@@ -158,7 +164,13 @@ impl<'a> Intake<'a> {
         let output = hashed.blake3;
         self.partial.publish(store, &output)?;
         let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let action = Action { kind: LAYER.to_owned(), output, inputs: inputs(&layer.digest), millis };
+        let action = Action {
+            kind: LAYER.to_owned(),
+            output,
+            inputs: inputs(&layer.digest),
+            millis,
+            subject: String::new(),
+        };
         store.record(&key(&layer.digest), &action)?;
         Ok(Ok(output))
     }

@@ -90,7 +90,10 @@ pub fn inspect(store: &Store, path: &Path, tag: Option<&str>) -> Result<OciImage
         ];
         let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let output = store.publish_bytes(&json)?;
-        store.record(&key, &Action { kind: "oci archive".to_owned(), output, inputs, millis })?;
+        store.record(
+            &key,
+            &Action { kind: "oci archive".to_owned(), output, inputs, millis, subject: String::new() },
+        )?;
     }
     Ok(image)
 }

@@ -66,7 +66,9 @@ pub(super) fn listing(files: &[(&str, &str)]) -> Listing {
 impl World {
     pub(super) fn new(text: &str) -> World {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("app")).unwrap();
+        for name in ["app", "lib", "app !lib"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
         let manifest = parse(text, "firegopher.kdl", dir.path()).map_err(|d| d.render(false, 100)).unwrap();
         let mut world = World {
             manifest,
@@ -94,7 +96,7 @@ impl World {
         let pin = Pin {
             package: asset
                 .set()
-                .and_then(|set| set.names().next().map(str::to_owned))
+                .and_then(|set| set.names().last().map(str::to_owned))
                 .unwrap_or_else(|| "qemu-system-x86".to_owned()),
             version: version.to_owned(),
             arch: "amd64".to_owned(),
@@ -152,6 +154,7 @@ impl World {
             outputs[index] = Some(done);
             let action = store::Action {
                 kind: kind.label().to_owned(),
+                subject: node.subject.clone(),
                 output: done,
                 inputs: inputs.0.clone(),
                 millis: 1,

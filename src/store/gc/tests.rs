@@ -30,7 +30,7 @@ impl Depot {
 
     fn record(&self, kind: &str, name: &str, output: ObjectDigest, inputs: Vec<(String, String)>, days: u32) {
         let key = key(name);
-        let action = Action { kind: kind.to_owned(), output, inputs, millis: 1 };
+        let action = Action { kind: kind.to_owned(), output, inputs, millis: 1, subject: String::new() };
         self.s.store.record(&key, &action).unwrap();
         age(&self.s.store.action_path(&key), DAY * days);
         age(&self.s.store.object_path(&output), DAY * days);

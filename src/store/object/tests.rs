@@ -173,7 +173,13 @@ fn a_full_disk_publishes_nothing() {
         assert_eq!(error.code(), "store.disk-full");
         let key = crate::digest::StepKey::new([1; 32]);
         let inputs = vec![("x".into(), "y".repeat(1 << 20))];
-        let action = crate::store::Action { kind: "k".into(), output: kept, inputs, millis: 0 };
+        let action = crate::store::Action {
+            kind: "k".into(),
+            output: kept,
+            inputs,
+            millis: 0,
+            subject: String::new(),
+        };
         assert_eq!(store.record(&key, &action).unwrap_err().code(), "store.disk-full");
         assert_eq!(store.action(&key), None);
 
@@ -202,7 +208,13 @@ fn child_that_publishes_until_killed() {
         let key = crate::digest::StepKey::new(*blake3::hash(&bytes).as_bytes());
         let _lock = store.lock_key(&key, &|_| ()).unwrap();
         let output = ObjectDigest::new(*blake3::hash(&bytes).as_bytes());
-        let action = crate::store::Action { kind: "test".into(), output, inputs: vec![], millis: 1 };
+        let action = crate::store::Action {
+            kind: "test".into(),
+            output,
+            inputs: vec![],
+            millis: 1,
+            subject: String::new(),
+        };
         store.record(&key, &action).unwrap();
     }
 }
