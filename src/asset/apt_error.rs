@@ -130,22 +130,6 @@ pub(super) fn says_disk_full(text: &str) -> bool {
         .any(|sign| text.contains(sign))
 }
 
-/// Why mmdebstrap could not install packages: what dpkg says of the first of them, else the first error. Warnings are
-/// there in every run, and mmdebstrap only repeats in full which command failed.
-pub(super) fn why_not_installed(stderr: &str) -> Option<String> {
-    let lines: Vec<&str> = stderr.lines().map(str::trim).collect();
-    let tells =
-        |line: &&str| !["mmdebstrap failed", "setup failed: "].iter().any(|echo| line.starts_with(echo));
-    let mut errors = lines.iter().filter_map(|line| line.strip_prefix("E: "));
-    if let Some(at) = lines.iter().position(|line| line.starts_with("dpkg: error")) {
-        // What is wrong stands below which package it is about.
-        let below = lines.get(at + 1).filter(|_| lines[at].ends_with(':'));
-        let words: Vec<&str> = [Some(&lines[at]), below].into_iter().flatten().copied().collect();
-        return Some(printable(&words.join(" ")));
-    }
-    errors.find(tells).map(printable)
-}
-
 /// An error about reaching the archive, or the most telling other one. `doing` completes "cannot …".
 pub(super) fn network_error(doing: &str, complaints: &Complaints) -> Error {
     let message = format!("cannot {doing}: {}", complaints.quoted());
@@ -203,41 +187,6 @@ pub(super) fn source_error(complaints: &Complaints) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn why_packages_were_not_installed_is_the_cause_and_no_echo() {
-        let warning = "W: Download is performed unsandboxed as root as file '/t/root/x' couldn't be accessed by user '_apt'\n";
-        let echo = "E: setup failed: E: env --unset=TMPDIR chroot /t/root dpkg --install a.deb failed: 256\n\
-                    E: mmdebstrap failed to run\n";
-        let dpkg = "dpkg: error processing package a (--install):\n installed a package post-installation script \
-                    subprocess returned error exit status 1\nErrors were encountered while processing:\n a\n";
-        let broken = "E: Unable to correct problems, you have held broken packages.\n";
-        for (stderr, why) in [
-            (
-                [warning, dpkg, echo].concat(),
-                Some(
-                    "dpkg: error processing package a (--install): installed a package post-installation script \
-                     subprocess returned error exit status 1",
-                ),
-            ),
-            (
-                [warning, broken, echo].concat(),
-                Some("Unable to correct problems, you have held broken packages."),
-            ),
-            ([warning, echo].concat(), None),
-            (
-                "dpkg: error: 2 expected programs not found\n".to_owned(),
-                Some("dpkg: error: 2 expected programs not found"),
-            ),
-            (
-                "dpkg: error processing package a (--install):".to_owned(),
-                Some("dpkg: error processing package a (--install):"),
-            ),
-            ("I: nothing of note\nE: mmdebstrap failed to run\n".to_owned(), None),
-        ] {
-            assert_eq!(why_not_installed(&stderr).as_deref(), why, "{stderr}");
-        }
-    }
 
     #[test]
     fn a_full_disk_is_known_by_every_programs_words() {

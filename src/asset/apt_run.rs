@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -32,11 +32,22 @@ pub(super) fn collect(
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let inherit = status_pipe.as_ref().map(|(_, write)| write.as_raw_fd());
     die_with_us(&mut command, inherit);
-    let mut child = command.spawn().or_failed("asset.apt-run", failed)?;
+    let child = command.spawn().or_failed("asset.apt-run", failed)?;
+    hear(child, program, dir, status_pipe, on_percent)
+}
+
+/// Hears all that a child says, to its end.
+pub(super) fn hear(
+    mut child: Child,
+    program: &str,
+    dir: &Path,
+    status_pipe: Option<(OwnedFd, OwnedFd)>,
+    on_percent: &mut dyn FnMut(f64),
+) -> Result<Said> {
+    let failed = || format!("cannot run {program}");
     // Our copy of the write end goes, so that reading ends with the child.
     let status_read = status_pipe.map(|(read, _write)| read);
-    let out = child.stdout.take().expect("invariant: stdout is piped");
-    let err = child.stderr.take().expect("invariant: stderr is piped");
+    let (out, err) = (child.stdout.take(), child.stderr.take());
     let pid = nix::unistd::Pid::from_raw(child.id() as libc::pid_t);
     let (done, is_done) = std::sync::mpsc::channel::<()>();
     let (stdout, stderr, full) = std::thread::scope(|scope| {
@@ -52,8 +63,8 @@ pub(super) fn collect(
             }
             full
         });
-        let out = scope.spawn(|| drain(out));
-        let err = scope.spawn(|| drain(err));
+        let out = scope.spawn(|| out.map(drain).unwrap_or_default());
+        let err = scope.spawn(|| err.map(drain).unwrap_or_default());
         if let Some(read) = status_read {
             for line in BufReader::new(File::from(read)).lines().map_while(Result::ok) {
                 if let Some(percent) = download_percent(&line) {

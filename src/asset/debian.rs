@@ -3,7 +3,6 @@
 use super::apt::Apt;
 use super::apt_error::{Complaints, network_error};
 use super::debs;
-use super::mmdebstrap;
 use super::parallel::parallel;
 use super::parse::{Chosen, Deb, Record, dependency_names, records, uri_line};
 use super::progress::Progress;
@@ -145,7 +144,6 @@ fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<
     args.extend(["install", "--"].map(String::from));
     match id {
         AssetId::Vmm => args.extend(VMM_PACKAGES.iter().map(|name| (*name).to_owned())),
-        AssetId::Mmdebstrap => args.extend(mmdebstrap::PACKAGES.iter().map(|name| (*name).to_owned())),
         AssetId::Kernel(set) | AssetId::Image(set) => {
             // A system whose scripts run is whole: they count on what is essential, as its distribution says it.
             if set.scripts {
@@ -168,6 +166,7 @@ fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<
     if closure.is_empty() {
         return Err(Error::bug(format!("apt-get resolved {id} to no package at all")));
     }
+    literal(apt, id, &closure, &said.stdout)?;
     let known = show(apt, &closure)?;
     let record = |c: &Chosen| {
         known.get(c).ok_or_else(|| {
@@ -185,9 +184,6 @@ fn resolve_locked(apt: &Apt, id: &AssetId, warnings: &Complaints) -> Result<Vec<
             return Err(Error::usage("asset.no-kernel", format!("the package {set} brings no kernel image"))
                 .help("name a package such as linux-image-cloud-amd64"));
         }
-    }
-    if *id == AssetId::Mmdebstrap {
-        found.retain(|r| mmdebstrap::uses(&r.deb.package));
     }
     let mut debs: Vec<Deb> = found.into_iter().map(|record| record.deb.clone()).collect();
     debs.sort();
@@ -222,16 +218,63 @@ fn show(apt: &Apt, closure: &[Chosen]) -> Result<HashMap<Chosen, Record>> {
     Ok(records(&said.stdout))
 }
 
+/// Refuses what apt took for more than a package's name: `curl-` removes, `curl+` installs, and a name with a dot or a
+/// plus that no package has is a regular expression.
+fn literal(apt: &Apt, id: &AssetId, closure: &[Chosen], stdout: &str) -> Result<()> {
+    let wanted = id.set().into_iter().flat_map(|set| &set.packages);
+    for name in wanted.map(|wanted| wanted.name.as_str()) {
+        // A virtual package of which there is but one.
+        let instead = format!("instead of '{name}'");
+        if closure.iter().any(|chosen| chosen.package == name)
+            || stdout.lines().any(|line| line.ends_with(&instead))
+        {
+            continue;
+        }
+        return Err(unknown(
+            apt,
+            id,
+            name,
+            "names are meant as they stand, without apt's own signs and patterns",
+        ));
+    }
+    Ok(())
+}
+
+fn unknown(apt: &Apt, id: &AssetId, name: &str, why: &str) -> Error {
+    let error = Error::usage("asset.unknown-package", format!("{id}: apt has no package {name}: {why}"));
+    match similar(apt, name) {
+        Some(near) => error.help(format!("did you mean {near}?")),
+        None => error.help("check the name against this host's package sources (`apt-cache search`)"),
+    }
+}
+
+/// What apt says of a virtual package: who provides it, sorted.
+fn providers(stdout: &str, name: &str) -> Vec<String> {
+    let head = format!("Package {name} is a virtual package provided by:");
+    let lines = stdout.lines().skip_while(|line| line.trim() != head).skip(1);
+    let names =
+        lines.take_while(|line| line.starts_with(' ')).filter_map(|line| line.split_whitespace().next());
+    let mut names: Vec<String> = names.map(super::parse::printable).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 fn unresolved(apt: &Apt, id: &AssetId, complaints: &Complaints, stdout: &str) -> Error {
     if let Some(name) = complaints.unknown_package() {
-        let error = Error::usage(
-            "asset.unknown-package",
-            format!("{id}: apt has no package {name}: {}", complaints.quoted()),
-        );
-        return match similar(apt, name) {
-            Some(near) => error.help(format!("did you mean {near}?")),
-            None => error.help("check the name against this host's package sources (`apt-cache search`)"),
-        };
+        let providers = providers(stdout, name);
+        if let Some(first) = providers.first() {
+            const SHOWN: usize = 8;
+            let more = providers.len().saturating_sub(SHOWN);
+            let shown = providers[..providers.len() - more].join(", ");
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            return Error::usage(
+                "asset.virtual-package",
+                format!("{id}: {name} is a virtual package, provided by {shown}{more}"),
+            )
+            .help(format!("name the one that you want, such as \"{first}\""));
+        }
+        return unknown(apt, id, name, &complaints.quoted());
     }
     if complaints.unknown_suite() {
         let suite = id.set().and_then(|set| set.suite.as_deref()).unwrap_or_default();
@@ -292,4 +335,18 @@ fn versions(apt: &Apt, name: &str) -> Vec<String> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_provides_a_virtual_package_is_read_from_what_apt_says() {
+        let said = "Reading package lists...\nPackage a is a virtual package provided by:\n  b 1\n  c 2 (= 3)\n  b 0\n\n\
+                    Package awk is a virtual package provided by:\n  mawk 1.3\n";
+        assert_eq!(providers(said, "a"), ["b", "c"]);
+        assert_eq!(providers(said, "awk"), ["mawk"]);
+        assert_eq!(providers(said, "other"), [""; 0]);
+    }
 }

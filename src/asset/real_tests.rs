@@ -144,6 +144,31 @@ fn an_unknown_package_is_a_usage_error_with_a_guess() {
 }
 
 #[test]
+fn a_virtual_package_lists_who_provides_it() {
+    let Some(bench) = bench() else { return };
+    let error = bench.pins(AssetId::image(["awk", "dash"])).unwrap_err();
+    assert_eq!(error.code(), "asset.virtual-package", "{error}");
+    assert!(
+        error.to_string().contains("awk is a virtual package, provided by gawk, mawk, original-awk"),
+        "{error}"
+    );
+    assert_eq!(error.help_text(), Some("name the one that you want, such as \"gawk\""));
+}
+
+#[test]
+fn names_are_meant_as_they_stand() {
+    let Some(bench) = bench() else { return };
+    for (name, near) in [("dash-", "dash"), ("dash+", "dash"), ("libgcc.s1", "libgcc-s1")] {
+        let error = bench.pins(AssetId::image(["bash", name])).unwrap_err();
+        assert_eq!(error.code(), "asset.unknown-package", "{name}: {error}");
+        assert_eq!(error.help_text(), Some(format!("did you mean {near}?").as_str()), "{name}");
+    }
+    // A plus that belongs to a name.
+    let pins = bench.pins(AssetId::image(["libstdc++6"])).unwrap();
+    assert!(pins.iter().any(|pin| pin.package == "libstdc++6"));
+}
+
+#[test]
 fn packages_that_conflict_are_named() {
     let Some(bench) = bench() else { return };
     let error = bench.pins(AssetId::image(["exim4-daemon-light", "postfix"])).unwrap_err();

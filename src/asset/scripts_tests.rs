@@ -22,17 +22,9 @@ fn debs(store: &Store, apt: &Apt, id: &AssetId) -> Option<Vec<PathBuf>> {
     Some(fetch_debs(store, apt, id, &pins[0].packages, &Silent).unwrap())
 }
 
-fn tool(store: &Store, apt: &Apt, out: &Path) -> Option<()> {
-    let debs = debs(store, apt, &AssetId::Mmdebstrap)?;
-    mmdebstrap_tree(&debs, out).unwrap();
-    Some(())
-}
-
-/// A store of its own and the tool, for installing what a test makes; `None`, and the reason counted, where scripts
-/// cannot run.
+/// Sandboxes for what a test makes; `None`, and the reason counted, where scripts cannot run.
 pub(crate) struct Workshop {
     dir: tempfile::TempDir,
-    tool: PathBuf,
 }
 
 impl Workshop {
@@ -41,19 +33,25 @@ impl Workshop {
             crate::testing::skip("scripts run here as root only");
             return None;
         }
-        let home = home();
-        fs::create_dir_all(home.root().parent().unwrap()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let made = dir.path().join("tool");
-        tool(&Store::open(home.clone()).unwrap(), &Apt::new(&home), &made)?;
-        Some(Workshop { dir, tool: made })
+        Some(Workshop { dir: tempfile::tempdir().unwrap() })
     }
 
     /// The packages with which dpkg installs others.
     pub(crate) fn dpkgs_own(with: &[&str]) -> Option<Vec<PathBuf>> {
         crate::testing::debs(
             &[
-                &["base-files", "base-passwd", "coreutils", "dash", "diffutils", "dpkg", "libc-bin", "sed"],
+                &[
+                    "base-files",
+                    "base-passwd",
+                    "coreutils",
+                    "dash",
+                    "diffutils",
+                    "dpkg",
+                    "findutils",
+                    "libc-bin",
+                    "sed",
+                    "tar",
+                ],
                 with,
             ]
             .concat(),
@@ -85,7 +83,7 @@ impl Workshop {
     /// Installs packages, the work being in a store at `home`.
     pub(crate) fn install(&self, home: &Path, debs: &[PathBuf]) -> crate::error::Result<(TempDir, PathBuf)> {
         let temp = Store::open(Home::new(home)).unwrap().temp_dir().unwrap();
-        let tar = run_scripts(&self.tool, debs, &temp, &Silent)?;
+        let tar = run_scripts(debs, &temp, &Silent)?;
         Ok((temp, tar))
     }
 
@@ -124,12 +122,12 @@ fn a_package_whose_script_fails_is_named_with_what_it_said() {
     assert_eq!(error.code(), "asset.scripts");
     assert_eq!(
         error.to_string(),
-        "the packages cannot be installed with their scripts: dpkg: error processing package fg-fails (--install): \
-         installed fg-fails package post-installation script subprocess returned error exit status 3"
+        "the packages cannot be installed with their scripts: fg-fails: no such luck (installed fg-fails package \
+         post-installation script subprocess returned error exit status 3)"
     );
     let help = error.help_text().unwrap();
     assert!(help.starts_with("without `scripts=#true` they are unpacked"), "{help}");
-    assert!(help.contains("mmdebstrap's last words were:\n"), "{help}");
+    assert!(help.contains("the last words were:\n"), "{help}");
 }
 
 #[test]
@@ -138,7 +136,7 @@ fn a_full_disk_is_told_beforehand_or_by_what_the_programs_say() {
     let data = vec![7; 12 << 20];
     let tar = || Tar::default().dir("./").file("./large", &data).end();
     let honest = workshop.package("fg-honest", "Installed-Size: 12288\n", "", tar());
-    let silent = workshop.package("fg-silent", "", "", tar());
+    let silent = workshop.package("fg-silent", "Essential: yes\n", "", tar());
     crate::testing::on_small_disk(16 << 20, |disk| {
         let error = workshop.install(&disk.join("home"), &[honest]).unwrap_err();
         assert_eq!(error.code(), "image.disk-full");
@@ -167,18 +165,15 @@ fn a_full_system_is_the_same_bytes_twice_and_its_scripts_ran() {
     let store = Store::open(home.clone()).unwrap();
     let apt = Apt::new(&home);
     let dir = tempfile::tempdir().unwrap();
-    let tool_dir = dir.path().join("tool");
-    let Some(()) = tool(&store, &apt, &tool_dir) else { return };
     // A user made by a script, a daemon with units to enable, certificates hashed by a trigger.
     let set = PackageSet { scripts: true, ..PackageSet::of(["systemd", "dbus", "ca-certificates"]) };
     let Some(debs) = debs(&store, &apt, &AssetId::Image(set)) else { return };
     let run = || {
         let temp = store.temp_dir().unwrap();
-        let tar = match run_scripts(&tool_dir, &debs, &temp, &Silent) {
+        let tar = match run_scripts(&debs, &temp, &Silent) {
             Ok(tar) => tar,
             Err(e) => panic!("{e}: {:?}", e.help_text()),
         };
-        fs::remove_dir_all(temp.path().join("work")).unwrap();
         (temp, tar)
     };
     let ((_one, first), (_two, second)) = (run(), run());
@@ -211,15 +206,7 @@ fn a_full_system_is_the_same_bytes_twice_and_its_scripts_ran() {
     {
         there(path);
     }
-    let text = |wanted: &str| {
-        let mut archive = tar::Archive::new(fs::File::open(&first).unwrap());
-        let found = archive
-            .entries()
-            .unwrap()
-            .map(Result::unwrap)
-            .find(|e| e.path().unwrap().display().to_string() == wanted);
-        std::io::read_to_string(found.unwrap()).unwrap()
-    };
+    let text = |wanted: &str| text_in(&first, wanted);
     assert_eq!(text("./etc/machine-id"), "");
     assert!(text("./etc/passwd").contains("messagebus:"));
     let status = text("./var/lib/dpkg/status");
@@ -232,4 +219,168 @@ fn a_full_system_is_the_same_bytes_twice_and_its_scripts_ran() {
     let Some(mut e2fsck) = crate::testing::programs::e2fsprogs("e2fsck") else { return };
     let said = e2fsck.arg("-fn").arg(out.join(crate::image::BASE_IMAGE)).output().unwrap();
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
+}
+
+/// What a postinst tries that belongs to somebody who means ill; each line of what it says begins with what it reached.
+const ATTACK: &str = r#"#!/bin/sh
+exec >/attack 2>/dev/null
+id -u
+# Out of the root: chroot within chroot, and back up from outside of it.
+cat > /escape.pl <<'PERL'
+mkdir "/x$$"; opendir(my $out, "/"); chroot "/x$$" or exit 1;
+chdir $out; chdir ".." for 1 .. 64; chroot "." or exit 1;
+print "escaped\n" if -e "SECRET"; open(my $f, ">", "HOSTFILE") && print "wrote\n";
+PERL
+perl /escape.pl
+for root in /proc/1/root /proc/self/root /proc/$PPID/root; do
+    for up in "" /.. /../../..; do
+        if [ -e "$root${up}SECRET" ]; then echo "reached $root$up"; fi
+        if echo x > "$root${up}HOSTFILE"; then echo "wrote $root$up"; fi
+    done
+done
+if [ -s /proc/1/environ ] && tr '\0' '\n' < /proc/1/environ | grep FIREGOPHER_SECRET; then echo 'the environment'; fi
+mknod /disk b 8 0 && echo 'made a block device'
+mknod /memory c 1 1 && echo 'made a character device'
+mount -t tmpfs none /mnt && echo 'mounted'
+mount --bind /proc /mnt && echo 'bound'
+mount -t proc none /mnt && echo 'mounted proc'
+unshare --user --map-root-user true && echo 'made a user namespace'
+unshare --mount true && echo 'made a mount namespace'
+unshare --net true && echo 'made a network namespace'
+echo b > /proc/sysrq-trigger && echo 'sysrq'
+echo x > /proc/sys/kernel/core_pattern && echo 'core pattern'
+kill -0 HOSTPID && echo 'reached a process'
+cat /proc/HOSTPID/status && echo 'saw a process'
+ls /proc | grep -x HOSTPID && echo 'saw a pid'
+for n in /sys/class/net/*; do echo "$n"; done | grep -v 'class/net/[*]$'
+tail -n +3 /proc/net/dev | grep -v 'lo:'
+perl -MSocket -e 'socket(my $s, PF_INET, SOCK_STREAM, 0); print "connected\n" if connect($s, sockaddr_in(HOSTPORT, inet_aton("127.0.0.1")))'
+perl -MSocket -e 'socket(my $s, PF_UNIX, SOCK_STREAM, 0); print "connected by name\n" if connect($s, sockaddr_un("\0HOSTNAME"))'
+perl -e 'print "traced\n" if syscall(101, 16, HOSTPID, 0, 0) == 0'
+perl -e 'my $k = syscall(250, 10, "user", "firegopher-attack", 0); print "found a key\n" if $k > 0'
+perl -e 'my $b = "\0" x 4096; my $p = "user"; my $d="firegopher-attack"; my $r = syscall(250, 10, -3, $p, $d, 0); print "found a session key\n" if $r > 0'
+grep -E '^Cap(Prm|Eff|Bnd)|^NoNewPrivs' /proc/self/status
+echo done
+exit 0
+"#;
+
+/// All that is left to see of it: its id within, the capabilities over its own files, and that it came to its end.
+const HARMLESS: &str = "0\nCapPrm:\t00000000a00405ff\nCapEff:\t00000000a00405ff\nCapBnd:\t00000000a00405ff\nNoNewPrivs:\t1\ndone\n";
+
+#[test]
+fn a_package_that_means_ill_reaches_nothing_of_the_hosts() {
+    let Some(workshop) = Workshop::new() else { return };
+    let Some(mut debs) =
+        Workshop::dpkgs_own(&["perl-base", "grep", "util-linux", "mount", "init-system-helpers"])
+    else {
+        return;
+    };
+    // A file that only root can read, a listener of each kind, a process, and a key of the caller's session.
+    let host = tempfile::tempdir().unwrap();
+    let secret = host.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    let written = host.path().join("written");
+    fs::set_permissions(host.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = format!("firegopher-attack-{}", std::process::id());
+    let address =
+        <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name)
+            .unwrap();
+    let _by_name = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+    let mut process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let script = ATTACK
+        .replace("SECRET", secret.to_str().unwrap())
+        .replace("HOSTFILE", written.to_str().unwrap())
+        .replace("HOSTPID", &process.id().to_string())
+        .replace("HOSTPORT", &listener.local_addr().unwrap().port().to_string())
+        .replace("HOSTNAME", &name);
+    debs.push(workshop.package("fg-ill", "", &script, Tar::default().dir("./").end()));
+    let installed = workshop.install(&workshop.home(), &debs);
+    let alive = process.try_wait().unwrap().is_none();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let (_temp, tar) = installed.unwrap_or_else(|e| panic!("{e}: {:?}", e.help_text()));
+    assert!(alive && !written.exists() && fs::read(&secret).unwrap() == b"secret");
+    assert_eq!(text_in(&tar, "./attack"), HARMLESS);
+    assert!(!names_in(&tar).iter().any(|name| name == "./disk" || name == "./memory"));
+}
+
+fn names_in(tar: &Path) -> Vec<String> {
+    let mut archive = tar::Archive::new(fs::File::open(tar).unwrap());
+    archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect()
+}
+
+fn text_in(tar: &Path, wanted: &str) -> String {
+    let mut archive = tar::Archive::new(fs::File::open(tar).unwrap());
+    let mut entries = archive.entries().unwrap().map(Result::unwrap);
+    let found = entries.find(|entry| entry.path().unwrap().display().to_string() == wanted);
+    std::io::read_to_string(found.unwrap_or_else(|| panic!("no {wanted}"))).unwrap()
+}
+
+#[test]
+fn the_hosts_ids_are_unknown_in_the_sandbox_and_its_ids_on_the_host() {
+    let Some(workshop) = Workshop::new() else { return };
+    let Some(mut debs) = Workshop::dpkgs_own(&[]) else { return };
+    // Long enough to be looked at.
+    let script = "#!/bin/sh\ncat /proc/self/uid_map > /map\n: > /waiting\nsleep 3\n";
+    debs.push(workshop.package("fg-ids", "", script, Tar::default().dir("./").end()));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            // Every process that works in this home, by its environment: what ids has it?
+            let mut seen = std::collections::BTreeSet::new();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                seen.extend(uids_below(&workshop.home()));
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            seen
+        });
+        let installed = workshop.install(&workshop.home(), &debs);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        installed.unwrap_or_else(|e| panic!("{e}: {:?}", e.help_text()));
+        watcher.join().unwrap()
+    });
+    assert!(!seen.is_empty());
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    for uid in seen {
+        assert!(uid >= 1_900_000_000, "{uid}");
+        assert!(!passwd.contains(&format!(":{uid}:")), "{uid}");
+    }
+}
+
+/// The uids of processes that have a directory in their environment.
+fn uids_below(dir: &Path) -> Vec<u32> {
+    let finder = dir.as_os_str().as_encoded_bytes();
+    let processes = fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
+        std::fs::read(entry.path().join("environ"))
+            .is_ok_and(|environment| environment.windows(finder.len()).any(|window| window == finder))
+    });
+    processes
+        .filter_map(|entry| {
+            let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
+            status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1)?.parse().ok())
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_needed_before_unpacking_is_configured_by_then() {
+    let Some(workshop) = Workshop::new() else { return };
+    let Some(mut debs) = Workshop::dpkgs_own(&[]) else { return };
+    // Unpacked before fg-common is configured, dpkg refuses it.
+    let tar = || Tar::default().dir("./").end();
+    debs.push(workshop.package("fg-server", "Pre-Depends: fg-common\n", "#!/bin/sh\ncat /made\n", tar()));
+    debs.push(workshop.package(
+        "fg-common",
+        "",
+        "#!/bin/sh\nmkdir -p /run/fg\necho x > /run/fg/pid; echo made > /made\n",
+        tar(),
+    ));
+    let (_temp, tar) =
+        workshop.install(&workshop.home(), &debs).unwrap_or_else(|e| panic!("{e}: {:?}", e.help_text()));
+    let status = text_in(&tar, "./var/lib/dpkg/status");
+    assert!(status.contains("Package: fg-server\nStatus: install ok installed\n"), "{status}");
+    let names = names_in(&tar);
+    assert!(names.iter().any(|name| name == "./run/fg/"), "a directory in /run stays");
+    assert!(!names.iter().any(|name| name == "./run/fg/pid"), "and what a process left there does not");
 }

@@ -20,6 +20,9 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let signals = signals::Signals::block(&project.store);
     let guard = project.guard(&ui)?;
     let changed = project.pin_missing(&ui, args.locked, false, true)?;
+    if changed {
+        project.tell_undone(&ui)?;
+    }
     drop(guard);
     ui.clear();
     drop(signals);

@@ -3,7 +3,9 @@
 use super::preflight::{self, Refusal, Which};
 use super::{print, target};
 use crate::error::Result;
+use crate::image;
 use crate::plan::render::{self, GraphFormat};
+use crate::plan::{Action, Plan, StepKind};
 use crate::project::{Project, verdict};
 use crate::terminal::Stream;
 use crate::ui::Ui;
@@ -29,6 +31,17 @@ pub(super) struct Args {
     graph: Option<GraphFormat>,
 }
 
+/// Says again what was said when an image was built that will be used as it is.
+fn tell_warnings(plan: &Plan, project: &Project, ui: &Ui) {
+    let images =
+        plan.steps.iter().filter(|step| step.kind == StepKind::Image && step.action == Action::Reuse);
+    for (step, output) in images.filter_map(|step| Some((step, step.output?))) {
+        for warning in image::warnings_of(&project.store.object_path(&output)) {
+            ui.warning(&format!("image {}: {warning}", step.subject));
+        }
+    }
+}
+
 pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
     let mut project = Project::open_leaving_out(dir)?;
@@ -46,6 +59,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         None => page::page(&plan, look),
     })?;
     project.tell_left_out(&ui);
+    tell_warnings(&plan, &project, &ui);
     // What `up` would refuse is refused here, after all that it would do otherwise.
     preflight::refuse(refusals)?;
     let pending = args.detailed_exitcode && plan.has_changes();

@@ -71,6 +71,9 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     };
     // What failed is told even if nobody reads what did not.
     pinned?;
+    if !changes.is_empty() {
+        project.tell_undone(&ui)?;
+    }
     shown?;
     ui.note(&match changes.is_empty() {
         true => format!("{LOCK_FILE} has the newest pins already."),
@@ -236,7 +239,6 @@ mod tests {
         let oci = AssetId::Oci("python:3".to_owned());
         means(oci, None, &["image", "python:3", "docker.io/library/python:3", "image python:3"]);
         means(AssetId::Vmm, None, &["vmm", "qemu", "vmm qemu"]);
-        means(AssetId::Mmdebstrap, None, &["tool", "mmdebstrap"]);
         means(AssetId::image(["curl", "bash"]), None, &["image", "curl", "bash", "bash curl"]);
     }
 }

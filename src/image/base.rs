@@ -6,8 +6,8 @@ use super::oci::Layer;
 use super::place::Placer;
 use super::tree::Meta;
 use super::writer::{Ext4, ImageWriter as _, create_file, write_error};
-use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian, oci, room, workload};
-use crate::error::{Context, Result};
+use super::{BASE_IMAGE, BASE_INDEX, Role, copy, debian, maintainer, oci, room, workload};
+use crate::error::{Context, Error, Result};
 use crate::listing::Listing;
 use fs_err as fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 pub enum BaseSource<'a> {
     /// Debian packages, all that the image shall hold.
     Debs(&'a [PathBuf]),
+    /// Debian packages that were installed with their scripts, as a tar.
+    Installed(&'a Path),
     /// A root file system as a tar (plain or compressed) or zip.
     Tar(&'a Path),
     /// The layers of a container image, lowest first.
@@ -49,12 +51,16 @@ pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) ->
             Ext4.write(&placer.tree, Role::Base, &image)?;
             Index::of_tree(&placer.tree)
         }
-        BaseSource::Tar(path) => {
+        BaseSource::Tar(path) | BaseSource::Installed(path) => {
             let name = path.display().to_string();
             let entries = archive::read(path, scratch_dir, (0, 0), Limits::default())?;
             let mut placer = Placer::new(&nothing);
             placer.begin(&name, "/", Meta::root(0o755))?;
             archive::place(entries, &mut placer)?;
+            if let BaseSource::Installed(_) = source {
+                let origin = placer.origin();
+                maintainer::tmpfiles(&mut placer.tree, origin);
+            }
             Ext4.write(&placer.tree, Role::Base, &image)?;
             Index::of_tree(&placer.tree)
         }
@@ -80,6 +86,28 @@ pub fn build_base(source: BaseSource<'_>, out_dir: &Path, scratch_dir: &Path) ->
         let _ = fs::remove_file(&image);
     }
     saved.map(|()| warnings)
+}
+
+/// The file name of what was said when a base image was built, if anything was.
+const WARNINGS: &str = "warnings.json";
+
+/// Keeps warnings beside the image that they are about.
+///
+/// # Errors
+/// Failed if they cannot be written.
+pub fn save_warnings(out_dir: &Path, warnings: &[String]) -> Result<()> {
+    if warnings.is_empty() {
+        return Ok(());
+    }
+    let path = out_dir.join(WARNINGS);
+    let text = serde_json::to_vec(warnings).map_err(|e| Error::bug(e.to_string()))?;
+    fs::write(&path, text).or_failed("image.write", || format!("cannot write {}", path.display()))
+}
+
+/// What was said when the base image in a directory was built.
+pub fn warnings_of(dir: &Path) -> Vec<String> {
+    let text = fs::read(dir.join(WARNINGS)).unwrap_or_default(); // Absent: nothing.
+    serde_json::from_slice(&text).unwrap_or_default()
 }
 
 fn copy_image(from: &Path, to: &Path) -> Result<()> {

@@ -63,3 +63,41 @@ fn member(path: &Path, wanted: &str) -> Result<Box<dyn Read + Send>> {
         file.seek(SeekFrom::Current(skip)).or_failed("deb.damaged", say)?;
     }
 }
+
+/// The clauses of a field like `Depends`, each as the names of its alternatives, without versions and architectures
+/// (deb-control(5)).
+pub fn clauses(control: &str, field: &str) -> Vec<Vec<String>> {
+    let mut text = String::new();
+    let mut within = false;
+    for line in control.lines() {
+        match line.strip_prefix([' ', '\t']) {
+            Some(more) if within => text.push_str(more),
+            Some(_) => {}
+            None => {
+                within = line.split_once(':').is_some_and(|(name, _)| name.eq_ignore_ascii_case(field));
+                if within {
+                    text.push_str(&line[field.len() + 1..]);
+                }
+            }
+        }
+    }
+    let name =
+        |alternative: &str| alternative.trim().split([' ', '(', ':']).next().unwrap_or_default().to_owned();
+    let all = text.split(',').map(|clause| clause.split('|').map(name).filter(|n| !n.is_empty()).collect());
+    all.filter(|names: &Vec<String>| !names.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_package_needs_is_read_from_its_control_file() {
+        let control = "Package: a\nDepends: libc6 (>= 2.36), perl:any | perl-base (= 5),\n mawk|awk\n\
+                       Description: x\n Depends: nothing\nProvides: b (= 1), c\n";
+        let names = |clauses: Vec<Vec<String>>| clauses.iter().map(|c| c.join("|")).collect::<Vec<_>>();
+        assert_eq!(names(clauses(control, "Depends")), ["libc6", "perl|perl-base", "mawk|awk"]);
+        assert_eq!(names(clauses(control, "Provides")), ["b", "c"]);
+        assert_eq!(names(clauses(control, "Pre-Depends")), [""; 0]);
+    }
+}

@@ -4,10 +4,11 @@ use super::archive::{self, Entry, EntryKind, Limits, Spool};
 use super::content::Content;
 use super::deb;
 use super::index::Index;
+use super::maintainer::{self, Diversion, Scripts, Undone};
 use super::place::Placer;
 use super::tree::{Kind, Meta, Node, Tree};
 use crate::error::{Error, Result};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -70,6 +71,10 @@ const DEFAULTS: [(&str, &[&str]); 7] = [
     ("etc/nsswitch.conf", &["usr/share/libc-bin/nsswitch.conf", "usr/share/base-files/nsswitch.conf"]),
 ];
 
+/// The packages whose scripts [`supply`] stands for; what is left of them is about dpkg's own lists.
+const SUPPLIED: [&str; 8] =
+    ["base-files", "base-passwd", "ca-certificates", "dash", "debianutils", "dpkg", "tzdata", "usrmerge"];
+
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
 /// One unpacked package.
@@ -80,8 +85,7 @@ struct Package {
     /// What it needs to be there, each as the names of which one is enough.
     needs: Vec<Vec<String>>,
     entries: Vec<Entry>,
-    /// The script that would run after unpacking; "" if there is none.
-    postinst: String,
+    scripts: Scripts,
 }
 
 /// Merges all packages into one tree.
@@ -91,6 +95,29 @@ pub(super) fn assemble<'a>(
     scratch_dir: &Path,
     warnings: &mut Vec<String>,
 ) -> Result<Placer<'a>> {
+    let (placer, undone) = assemble_all(debs, nothing, scratch_dir, warnings)?;
+    warnings.extend(told(&undone));
+    Ok(placer)
+}
+
+/// What is left undone of the packages' scripts when none is run, as a sentence. Nothing is written but what is large,
+/// without a name, to `scratch_dir`.
+///
+/// # Errors
+/// As [`super::build_base`].
+pub fn left_undone(debs: &[PathBuf], scratch_dir: &Path) -> Result<Option<String>> {
+    let nothing = Index::default();
+    let (_, undone) = assemble_all(debs, &nothing, scratch_dir, &mut Vec::new())?;
+    Ok(told(&undone))
+}
+
+/// As [`assemble`], with what is left undone of the packages' scripts.
+fn assemble_all<'a>(
+    debs: &[PathBuf],
+    nothing: &'a Index,
+    scratch_dir: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<(Placer<'a>, Vec<Undone>)> {
     let mut packages = unpack(debs, scratch_dir)?;
     check_whole(&packages)?;
     // The order in which they were named must not matter. What base-files says of directories is said last.
@@ -100,8 +127,14 @@ pub(super) fn assemble<'a>(
     for (path, target) in LINKS {
         placer.leaf(path, Meta::root(0o777), Kind::Symlink(target.into()))?;
     }
-    let mut scripts = Vec::new();
-    for Package { name, mut entries, postinst, .. } in packages {
+    let order = order(&packages);
+    let mut scripts: Vec<Option<Scripts>> = Vec::with_capacity(packages.len());
+    let mut taken: Vec<Scripts> =
+        packages.iter_mut().map(|package| std::mem::take(&mut package.scripts)).collect();
+    let diversions = maintainer::diversions(&taken);
+    scripts.extend(taken.drain(..).map(Some));
+    for Package { name, mut entries, .. } in packages {
+        divert(&mut entries, &name, &diversions);
         // Packages of Debian 13 bring the links themselves.
         entries.retain(|entry| match &entry.kind {
             EntryKind::Leaf(Kind::Symlink(target)) => !LINKS.contains(&(entry.path.as_str(), target)),
@@ -112,11 +145,16 @@ pub(super) fn assemble<'a>(
         for path in placer.replaced.drain(..) {
             warnings.push(format!("{name} replaces /{path} of another package"));
         }
-        scripts.push(postinst);
     }
-    supply(&mut placer, &scripts)?;
+    supply(&mut placer)?;
+    let scripts = order.into_iter().filter_map(|at| scripts[at].take());
+    let scripts: Vec<Scripts> =
+        scripts.filter(|scripts| !SUPPLIED.contains(&scripts.package.as_str())).collect();
+    let origin = placer.origin();
+    let undone = maintainer::configure(&mut placer.tree, origin, &scripts);
+    maintainer::tmpfiles(&mut placer.tree, origin);
     placer.replaced.clear();
-    Ok(placer)
+    Ok((placer, undone))
 }
 
 /// Whether each package has those it needs, by name: a list that lacks one was not made by a package manager.
@@ -136,29 +174,6 @@ fn check_whole(packages: &[Package]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The clauses of a field like `Depends`, each as the names of its alternatives, without versions and architectures
-/// (deb-control(5)).
-fn clauses(control: &str, field: &str) -> Vec<Vec<String>> {
-    let mut text = String::new();
-    let mut within = false;
-    for line in control.lines() {
-        match line.strip_prefix([' ', '\t']) {
-            Some(more) if within => text.push_str(more),
-            Some(_) => {}
-            None => {
-                within = line.split_once(':').is_some_and(|(name, _)| name.eq_ignore_ascii_case(field));
-                if within {
-                    text.push_str(&line[field.len() + 1..]);
-                }
-            }
-        }
-    }
-    let name =
-        |alternative: &str| alternative.trim().split([' ', '(', ':']).next().unwrap_or_default().to_owned();
-    let all = text.split(',').map(|clause| clause.split('|').map(name).filter(|n| !n.is_empty()).collect());
-    all.filter(|names: &Vec<String>| !names.is_empty()).collect()
 }
 
 /// Reads all packages, on as many threads as there are processors: most of the time is decompression.
@@ -201,12 +216,25 @@ fn read_package(path: &Path, spool: &mut Spool) -> Result<Package> {
     let name = stanza.lines().find_map(|line| line.strip_prefix("Package:")).map(|n| n.trim().to_owned());
     let name = name
         .ok_or_else(|| Error::failed("deb.damaged", format!("{shown} does not say which package it is")))?;
-    let postinst = text("postinst");
-    let provided = clauses(&stanza, "Provides").into_iter().flatten();
+    let scripts = Scripts {
+        package: name.clone(),
+        preinst: text("preinst"),
+        postinst: text("postinst"),
+        config: decides(&text("config")),
+        templates: text("templates"),
+        triggers: text("triggers"),
+    };
+    let provided = deb::clauses(&stanza, "Provides").into_iter().flatten();
     let provides = std::iter::once(name.clone()).chain(provided).collect();
-    let needs = ["Pre-Depends", "Depends"].iter().flat_map(|field| clauses(&stanza, field)).collect();
+    let needs = ["Pre-Depends", "Depends"].iter().flat_map(|field| deb::clauses(&stanza, field)).collect();
     let entries = spool.read(deb::data_tar(path)?, &name, Limits::default())?;
-    Ok(Package { entries, name, provides, needs, postinst })
+    Ok(Package { entries, name, provides, needs, scripts })
+}
+
+/// Whether a `config` does more than ask: what only asks leaves the defaults.
+fn decides(config: &str) -> bool {
+    let asks = config.is_empty() || config.starts_with("#!/bin/sh") || config.starts_with("#! /bin/sh");
+    !asks || config.contains("db_set") || config.contains("db_subst")
 }
 
 fn text_of(content: &Content, size: u64) -> String {
@@ -218,8 +246,8 @@ fn text_of(content: &Content, size: u64) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Everything that the packages' scripts would have made, where it is not there yet.
-fn supply(placer: &mut Placer<'_>, scripts: &[String]) -> Result<()> {
+/// What every image has that no package brings, where it is not there yet.
+fn supply(placer: &mut Placer<'_>) -> Result<()> {
     placer.begin("the image's own files", "/", Meta::root(0o755))?;
     for (path, mode, gid) in DIRECTORIES {
         if path == "etc/ssl/certs" && placer.tree.lookup("usr/share/ca-certificates").is_none() {
@@ -248,6 +276,10 @@ fn supply(placer: &mut Placer<'_>, scripts: &[String]) -> Result<()> {
     {
         add(placer, "usr/bin/sh", Kind::Symlink(shell.into()))?;
     }
+    if placer.tree.lookup("usr/share/zoneinfo/Etc/UTC").is_some() {
+        add(placer, "etc/localtime", Kind::Symlink("/usr/share/zoneinfo/Etc/UTC".into()))?;
+        add(placer, "etc/timezone", made("Etc/UTC\n".to_owned()))?;
+    }
     let shells =
         concatenated(&placer.tree, &["usr/share/debianutils/shells", "usr/share/debianutils/shells.d"], "");
     if !shells.is_empty() {
@@ -256,14 +288,8 @@ fn supply(placer: &mut Placer<'_>, scripts: &[String]) -> Result<()> {
     let certificates = concatenated(&placer.tree, &["usr/share/ca-certificates"], ".crt");
     if !certificates.is_empty() {
         add(placer, BUNDLE, made(certificates))?;
-    }
-    for (link, name, target) in alternatives(scripts) {
-        let there = |path: &str| placer.tree.lookup(&merged(path)).is_some();
-        if there(&target) && !there(&link) {
-            let through = format!("etc/alternatives/{name}");
-            add(placer, &through, Kind::Symlink(target.into()))?;
-            add(placer, &merged(&link), Kind::Symlink(format!("/{through}").into()))?;
-        }
+        // Where OpenSSL looks when nobody tells it; links by hash, the other way, are made by its program only.
+        add(placer, "usr/lib/ssl/cert.pem", Kind::Symlink(format!("/{BUNDLE}").into()))?;
     }
     Ok(())
 }
@@ -323,51 +349,79 @@ fn merged(path: &str) -> String {
     }
 }
 
-/// What scripts hand to update-alternatives, as (link, name, target), the highest priority first. Only literal words
-/// are understood: anything with a variable in it is passed over.
-fn alternatives(scripts: &[String]) -> Vec<(String, String, String)> {
-    let mut found = Vec::new();
-    for script in scripts {
-        for line in script.replace("\\\n", " ").lines() {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let Some(at) = words.iter().position(|word| *word == "--install") else { continue };
-            if at == 0 || !words[at - 1].ends_with("update-alternatives") {
+/// The order in which scripts run: by name, each after those that it needs.
+fn order(packages: &[Package]) -> Vec<usize> {
+    let mut providers: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (at, package) in packages.iter().enumerate() {
+        for name in &package.provides {
+            providers.entry(name).or_default().push(at);
+        }
+    }
+    let mut order = Vec::with_capacity(packages.len());
+    let mut seen = vec![false; packages.len()];
+    for start in 0..packages.len() {
+        // Once to look at what it needs, and once more when that is done.
+        let mut pending = vec![(start, false)];
+        while let Some((at, done)) = pending.pop() {
+            if done {
+                order.push(at);
                 continue;
             }
-            let [link, name, target, priority, rest @ ..] = &words[at + 1..] else { continue };
-            let Ok(priority) = priority.parse::<i64>() else { continue };
-            let mut one = |link: &str, name: &str, target: &str| {
-                let literal = |word: &str| !word.contains(['$', '"', '\'', '`', '*']);
-                if link.starts_with('/')
-                    && target.starts_with('/')
-                    && [link, name, target].into_iter().all(literal)
-                {
-                    found.push((-priority, link.to_owned(), name.to_owned(), target.to_owned()));
-                }
-            };
-            one(link, name, target);
-            for slave in rest.chunks_exact(4).filter(|words| words[0] == "--slave") {
-                one(slave[1], slave[2], slave[3]);
+            if std::mem::replace(&mut seen[at], true) {
+                continue;
+            }
+            pending.push((at, true));
+            let needs = packages[at].needs.iter().rev().flatten();
+            let needed = needs.filter_map(|name| providers.get(name.as_str())).flatten();
+            pending.extend(needed.filter(|at| !seen[**at]).map(|at| (*at, false)));
+        }
+    }
+    order
+}
+
+/// Gives files of a package the names that another package has diverted them to.
+fn divert(entries: &mut [Entry], name: &str, diversions: &[Diversion]) {
+    for Diversion { from, to, .. } in diversions.iter().filter(|diversion| diversion.holder != name) {
+        let is = |path: &str| merged(path) == merged(from);
+        for entry in entries.iter_mut() {
+            if is(&entry.path) {
+                entry.path = to.as_str().into();
+            }
+            if let EntryKind::HardLink(target) = &mut entry.kind
+                && is(target)
+            {
+                *target = to.as_str().into();
             }
         }
     }
-    found.sort();
-    found.into_iter().map(|(_, link, name, target)| (link, name, target)).collect()
+}
+
+/// One sentence about packages whose scripts do more.
+fn told(undone: &[Undone]) -> Option<String> {
+    const SHOWN: usize = 6;
+    let mut names: Vec<String> = undone
+        .iter()
+        .take(SHOWN)
+        .map(|one| {
+            let more = if one.what.len() > 1 { ", ..." } else { "" };
+            format!("{} (`{}`{more})", one.package, one.what.first().map_or("", |what| what))
+        })
+        .collect();
+    if undone.len() > SHOWN {
+        names.push(format!("{} more", undone.len() - SHOWN));
+    }
+    (!names.is_empty()).then(|| {
+        format!(
+            "maintainer scripts do more than is done without running them, of {}: if what the workload needs is \
+             missing, write `scripts=#true` behind the names of its `debian`",
+            names.join(", ")
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_package_needs_is_read_from_its_control_file() {
-        let control = "Package: a\nDepends: libc6 (>= 2.36), perl:any | perl-base (= 5),\n mawk|awk\n\
-                       Description: x\n Depends: nothing\nProvides: b (= 1), c\n";
-        let names = |clauses: Vec<Vec<String>>| clauses.iter().map(|c| c.join("|")).collect::<Vec<_>>();
-        assert_eq!(names(clauses(control, "Depends")), ["libc6", "perl|perl-base", "mawk|awk"]);
-        assert_eq!(names(clauses(control, "Provides")), ["b", "c"]);
-        assert_eq!(names(clauses(control, "Pre-Depends")), [""; 0]);
-    }
 
     #[test]
     fn a_list_that_lacks_what_one_of_it_needs_is_not_whole() {
@@ -376,7 +430,7 @@ mod tests {
             provides: [&[name], provides].concat().into_iter().map(str::to_owned).collect(),
             needs: needs.iter().map(|names| names.iter().map(|n| (*n).to_owned()).collect()).collect(),
             entries: vec![],
-            postinst: String::new(),
+            scripts: Scripts::default(),
         };
         let a = || package("a", &[], &[&["b", "virtual"], &["c"]]);
         let virtual_c = || package("c", &["virtual"], &[]);
@@ -386,19 +440,59 @@ mod tests {
         assert!(error.to_string().contains("a needs b or virtual"), "{error}");
     }
 
+    fn named(name: &str, needs: &[&str]) -> Package {
+        Package {
+            name: name.to_owned(),
+            provides: vec![name.to_owned()],
+            needs: needs.iter().map(|name| vec![(*name).to_owned()]).collect(),
+            entries: vec![],
+            scripts: Scripts::default(),
+        }
+    }
+
     #[test]
-    fn alternatives_are_read_from_scripts() {
-        let script = "if x; then\n  update-alternatives --install /usr/bin/awk awk /usr/bin/mawk 5 \\\n    --slave /usr/bin/nawk nawk /usr/bin/mawk\nfi\nupdate-alternatives --install $LINK a /b 3\n";
-        let low = "update-alternatives --install /usr/bin/awk awk /usr/bin/other 1\n";
-        let found = alternatives(&[low.into(), script.into()]);
-        let link = |l: &str, n: &str, t: &str| (l.to_owned(), n.to_owned(), t.to_owned());
-        assert_eq!(
-            found,
-            [
-                link("/usr/bin/awk", "awk", "/usr/bin/mawk"),
-                link("/usr/bin/nawk", "nawk", "/usr/bin/mawk"),
-                link("/usr/bin/awk", "awk", "/usr/bin/other"),
-            ]
-        );
+    fn scripts_run_after_those_of_what_their_package_needs() {
+        let packages = [named("a", &["d", "c"]), named("b", &["a"]), named("c", &["b"]), named("d", &[])];
+        // Circles are cut where they are met.
+        assert_eq!(order(&packages), [3, 1, 2, 0]);
+    }
+
+    #[test]
+    fn files_of_other_packages_are_diverted() {
+        let file = |path: &str| Entry {
+            path: path.into(),
+            meta: Meta::root(0o644),
+            kind: EntryKind::Leaf(Kind::Fifo),
+        };
+        let diversions =
+            [Diversion { from: "bin/x".into(), to: "usr/bin/x.real".into(), holder: "holder".into() }];
+        let paths = |name: &str| {
+            let mut entries = [file("usr/bin/x"), file("bin/x"), file("usr/bin/y")];
+            divert(&mut entries, name, &diversions);
+            entries.map(|entry| entry.path.to_string())
+        };
+        assert_eq!(paths("holder"), ["usr/bin/x", "bin/x", "usr/bin/y"]);
+        assert_eq!(paths("other"), ["usr/bin/x.real", "usr/bin/x.real", "usr/bin/y"]);
+    }
+    /// Of each package, what is left undone, with `FIREGOPHER_TEST_DEBS=DIR`: the long form, for packages of one's own.
+    #[test]
+    fn the_packages_of_every_image_need_no_script_to_run() {
+        let scratch = tempfile::tempdir().unwrap();
+        let undone = |debs: &[PathBuf]| {
+            let nothing = Index::default();
+            let assembled = assemble_all(debs, &nothing, scratch.path(), &mut Vec::new());
+            assembled.map(|(_, undone)| undone).unwrap_or_else(|e| panic!("{e}"))
+        };
+        if let Some(dir) = std::env::var_os("FIREGOPHER_TEST_DEBS") {
+            let entries = fs_err::read_dir(PathBuf::from(dir)).unwrap().map(|entry| entry.unwrap().path());
+            let debs: Vec<PathBuf> =
+                entries.filter(|path| path.extension().is_some_and(|e| e == "deb")).collect();
+            for Undone { package, what } in undone(&debs) {
+                println!("{package}: {}", what.join(" | "));
+            }
+            return;
+        }
+        let Some(debs) = crate::testing::debs(crate::manifest::BASE_PACKAGES) else { return };
+        assert_eq!(undone(&debs), []);
     }
 }

@@ -12,6 +12,7 @@ mod debian;
 mod empty;
 mod index;
 mod initramfs;
+mod maintainer;
 mod member;
 mod oci;
 mod place;
@@ -27,7 +28,8 @@ mod writer;
 pub(crate) mod tests;
 
 pub(crate) use archive::files as archive_files;
-pub use base::{BaseSource, build_base};
+pub use base::{BaseSource, build_base, save_warnings, warnings_of};
+pub use debian::left_undone;
 pub use empty::create_empty;
 pub use initramfs::write_initramfs;
 pub use member::extract_member;

@@ -94,6 +94,11 @@ impl<'a> Placer<'a> {
         Ok(())
     }
 
+    /// The item that was begun last.
+    pub fn origin(&self) -> u32 {
+        self.origin
+    }
+
     /// Whether a directory is at the absolute path `to` already.
     pub fn is_dir(&mut self, to: &str) -> bool {
         let mut spot = Spot::root();

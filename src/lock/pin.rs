@@ -16,8 +16,6 @@ pub enum AssetId {
     Vmm,
     /// The closure of these Debian packages.
     Image(PackageSet),
-    /// mmdebstrap and the perl that runs it, for images whose maintainer scripts run.
-    Mmdebstrap,
     /// A download, by what it is for, its first URL and the member that is taken out of it.
     File {
         /// What it is for.
@@ -75,7 +73,6 @@ impl AssetId {
         match self {
             AssetId::Kernel(_) => "kernel",
             AssetId::Vmm => "vmm",
-            AssetId::Mmdebstrap => "tool",
             AssetId::Image(_) | AssetId::Oci(_) => "image",
             AssetId::File { role, .. } => role.word(),
         }
@@ -87,7 +84,6 @@ impl AssetId {
         match self {
             AssetId::Oci(name) | AssetId::File { url: name, .. } => vec![name],
             AssetId::Vmm => Vec::new(),
-            AssetId::Mmdebstrap => vec!["mmdebstrap"],
             AssetId::Kernel(set) | AssetId::Image(set) => set.names().collect(),
         }
     }
@@ -96,7 +92,7 @@ impl AssetId {
     pub fn set(&self) -> Option<&PackageSet> {
         match self {
             AssetId::Kernel(set) | AssetId::Image(set) => Some(set),
-            AssetId::Vmm | AssetId::Mmdebstrap | AssetId::File { .. } | AssetId::Oci(_) => None,
+            AssetId::Vmm | AssetId::File { .. } | AssetId::Oci(_) => None,
         }
     }
 
@@ -107,7 +103,7 @@ impl AssetId {
 
     /// Whether it comes as Debian packages.
     pub fn is_debian(&self) -> bool {
-        matches!(self, AssetId::Kernel(_) | AssetId::Vmm | AssetId::Image(_) | AssetId::Mmdebstrap)
+        matches!(self, AssetId::Kernel(_) | AssetId::Vmm | AssetId::Image(_))
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
@@ -139,7 +135,6 @@ impl fmt::Display for AssetId {
         match self {
             AssetId::Kernel(set) => write!(f, "kernel {set}"),
             AssetId::Vmm => f.write_str("vmm qemu"),
-            AssetId::Mmdebstrap => f.write_str("tool mmdebstrap"),
             AssetId::Image(set) => write!(f, "image {set}"),
             AssetId::Oci(reference) => write!(f, "image {reference}"),
             AssetId::File { role, url, member } => {

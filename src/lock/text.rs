@@ -16,7 +16,8 @@ const HEADER: &str = "# Written by firegopher: everything that is fetched, by ve
                       # `firegopher update` renews it; it is not meant to be edited.\n";
 
 /// The one tool there is.
-const MMDEBSTRAP: &str = "mmdebstrap";
+/// Entries of earlier versions, for a program that ran scripts: nothing needs them any more.
+const RETIRED: &str = "tool";
 
 pub(super) fn render(lock: &Lock) -> String {
     let mut out = String::from(HEADER);
@@ -34,7 +35,6 @@ pub(super) fn render(lock: &Lock) -> String {
             }
             AssetId::Oci(reference) => line(format_args!("oci = {}\n", quoted(reference))),
             AssetId::Vmm => {}
-            AssetId::Mmdebstrap => line(format_args!("names = [\"{MMDEBSTRAP}\"]\n")),
             AssetId::Kernel(set) | AssetId::Image(set) => render_set(&mut line, set),
         }
         match pinned {
@@ -344,9 +344,7 @@ impl Asset {
                     ("vmm", []) if plain => AssetId::Vmm,
                     ("vmm", _) => return Err("the vmm has no names, target, sources or scripts".to_owned()),
                     ("image", _) => AssetId::Image(set()),
-                    ("tool", [name]) if name == MMDEBSTRAP && plain => AssetId::Mmdebstrap,
-                    ("tool", _) => return Err(format!("the only tool is {MMDEBSTRAP}")),
-                    _ => return Err(format!("asset kind {kind:?} is none of kernel, vmm, image, tool")),
+                    _ => return Err(format!("asset kind {kind:?} is none of kernel, vmm, image")),
                 };
                 let origin = Origin { distribution, suite };
                 let packages = packages.into_iter().map(Package::pin).collect::<Option<Vec<Pin>>>();
@@ -391,7 +389,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Lock> {
         return Err(invalid(format!("it has format {}, this firegopher reads {FORMAT}", document._format)));
     }
     let mut lock = Lock::default();
-    for asset in document.asset {
+    for asset in document.asset.into_iter().filter(|asset| asset.kind != RETIRED) {
         let (id, pinned) = asset.entry().map_err(invalid)?;
         match &pinned {
             Some(pinned) => check(&id, pinned),

@@ -159,7 +159,7 @@ pub(super) const KERNEL: &[Node] = &[
 /// Sources of a base image.
 pub(super) const IMAGE: &[Node] = &[
     Node {
-        props: &[SUITE, truth("scripts", "#true runs the packages' maintainer scripts, through mmdebstrap")],
+        props: &[SUITE, truth("scripts", "#true runs the packages' maintainer scripts")],
         block: Block::Nodes(DEBIAN),
         ..node(
             "debian",

@@ -18,8 +18,6 @@ pub enum StepKind {
     FetchKernel,
     /// A VMM as a runnable tree.
     FetchVmm,
-    /// A program that a build runs.
-    FetchTool,
     /// What a base image is made of.
     FetchImage,
     /// `base.ext4` and its index.
@@ -40,10 +38,9 @@ pub enum StepKind {
 
 impl StepKind {
     /// All of them, in order.
-    pub const ALL: [StepKind; 11] = [
+    pub const ALL: [StepKind; 10] = [
         StepKind::FetchKernel,
         StepKind::FetchVmm,
-        StepKind::FetchTool,
         StepKind::FetchImage,
         StepKind::Image,
         StepKind::Unpack,
@@ -59,7 +56,6 @@ impl StepKind {
         match self {
             StepKind::FetchKernel => "fetch kernel",
             StepKind::FetchVmm => "fetch vmm",
-            StepKind::FetchTool => "fetch tool",
             StepKind::FetchImage => "fetch image",
             StepKind::Image => "image",
             StepKind::Unpack => "unpack",
@@ -105,8 +101,6 @@ pub enum Task {
     FetchKernel(KernelSource),
     /// Assembles QEMU's tree from packages.
     FetchQemu,
-    /// Assembles what runs maintainer scripts from packages.
-    FetchMmdebstrap,
     /// Takes Firecracker and its jailer out of a release; it must be of this version.
     FetchFirecracker(UrlSource, Option<Version>),
     /// Collects what the image is made of.
@@ -127,7 +121,6 @@ impl Task {
         match self {
             Task::FetchKernel(_) => StepKind::FetchKernel,
             Task::FetchQemu | Task::FetchFirecracker(..) => StepKind::FetchVmm,
-            Task::FetchMmdebstrap => StepKind::FetchTool,
             Task::FetchImage(_) => StepKind::FetchImage,
             Task::Image(_) => StepKind::Image,
             Task::Unpack(_) => StepKind::Unpack,
@@ -202,11 +195,7 @@ impl Graph {
         };
         let subject = image_subject(&vm.image);
         let fetched = self.node(vm, Task::FetchImage(vm.image.clone()), subject.clone(), vec![]);
-        let mut parts = vec![fetched];
-        if matches!(&vm.image, ImageSource::Debian(set) if set.scripts) {
-            parts.push(self.node(vm, Task::FetchMmdebstrap, "mmdebstrap".to_owned(), vec![]));
-        }
-        let image = self.node(vm, Task::Image(vm.image.clone()), subject, parts);
+        let image = self.node(vm, Task::Image(vm.image.clone()), subject, vec![fetched]);
         let unpack = (!vm.workloads.is_empty()).then(|| {
             let subject = vm.workloads.iter().map(|w| w.source.to_string()).collect::<Vec<_>>().join(", ");
             self.node(vm, Task::Unpack(vm.workloads.clone()), subject, vec![image])

@@ -72,7 +72,6 @@ pub fn needs(task: &Task) -> Vec<Need<'_>> {
         Task::FetchKernel(KernelSource::Debian(package)) => plain(AssetId::Kernel(package.clone())),
         Task::FetchKernel(KernelSource::Url(source)) => vec![Need::file(FileRole::Kernel, source)],
         Task::FetchQemu => plain(AssetId::Vmm),
-        Task::FetchMmdebstrap => plain(AssetId::Mmdebstrap),
         Task::FetchFirecracker(source, _) => vec![Need::file(FileRole::Vmm, source)],
         Task::FetchImage(ImageSource::Debian(packages)) => plain(AssetId::Image(packages.clone())),
         Task::FetchImage(ImageSource::Url(source)) => vec![Need::file(FileRole::Image, source)],
@@ -156,7 +155,14 @@ pub fn node_inputs(
                 inputs.push(InputName::File(path.display().to_string()), &pin.manifest);
             }
         }
-        Task::Image(_) => inputs.push("image writer", &tools.writer),
+        Task::Image(source) => {
+            inputs.push("image writer", &tools.writer);
+            if let ImageSource::Debian(set) = source {
+                // The same packages make two images. The number is raised when they begin to make others.
+                inputs
+                    .push("unpacking", if set.scripts { "installed with scripts, 2" } else { "unpacked, 2" });
+            }
+        }
         Task::Unpack(workloads) => {
             inputs.push("image writer", &tools.writer);
             for workload in workloads {
@@ -174,11 +180,7 @@ pub fn node_inputs(
             }
         }
         Task::FetchFirecracker(_, Some(version)) => inputs.push("declared version", version),
-        Task::FetchKernel(_)
-        | Task::FetchQemu
-        | Task::FetchMmdebstrap
-        | Task::FetchFirecracker(..)
-        | Task::FetchImage(_) => {}
+        Task::FetchKernel(_) | Task::FetchQemu | Task::FetchFirecracker(..) | Task::FetchImage(_) => {}
     }
     for &parent in &node.parents {
         if let Some(output) = outputs[parent] {

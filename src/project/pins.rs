@@ -46,6 +46,23 @@ impl Project {
         Ok(true)
     }
 
+    /// Says of each image of packages what is left undone when their scripts do not run. Its packages are in the store.
+    pub fn tell_undone(&self, ui: &Ui) -> Result<()> {
+        let graph = super::graph_of_any_host(&self.manifest);
+        for need in needs_of(&graph) {
+            let (AssetId::Image(set), Some(pins)) = (&need.id, self.lock.get(&need.id)) else { continue };
+            if set.scripts || !asset::have_debs(&self.store, pins) {
+                continue;
+            }
+            let debs: Vec<PathBuf> = pins.iter().map(|pin| self.store.object_path(&pin.blake3)).collect();
+            let temp = self.store.temp_dir()?;
+            if let Some(undone) = crate::image::left_undone(&debs, temp.path())? {
+                ui.warning(&format!("{}: {undone}", need.id));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses what `pin_missing` refuses whatever it is allowed to do, but for trust.
     ///
     /// # Errors

@@ -58,12 +58,6 @@ pub(super) fn run(node: &Node, parents: &[ObjectDigest], work: &Work<'_>) -> Res
             asset::qemu_tree(&pinned_debs(&node.task, work)?, &out)?;
             store.publish_tree(&out)
         }
-        Task::FetchMmdebstrap => {
-            let temp = store.temp_dir()?;
-            let out = new_dir(temp.path())?;
-            asset::mmdebstrap_tree(&pinned_debs(&node.task, work)?, &out)?;
-            store.publish_tree(&out)
-        }
         Task::FetchFirecracker(source, version) => {
             let temp = store.temp_dir()?;
             let out = new_dir(temp.path())?;
@@ -147,9 +141,8 @@ fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) 
     let warnings = match (parts, source) {
         (ImageParts::Debs(digests), ImageSource::Debian(set)) if set.scripts => {
             let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
-            let tool = parents.get(1).ok_or_else(|| Error::bug("scripts shall run without their tool"))?;
-            let tar = asset::run_scripts(&work.store.object_path(tool), &paths, &temp, work.ui)?;
-            image::build_base(BaseSource::Tar(&tar), &out, temp.path())?
+            let tar = asset::run_scripts(&paths, &temp, work.ui)?;
+            image::build_base(BaseSource::Installed(&tar), &out, temp.path())?
         }
         (ImageParts::Debs(digests), _) => {
             let paths: Vec<PathBuf> = digests.iter().map(|d| work.store.object_path(d)).collect();
@@ -180,6 +173,7 @@ fn build_image(source: &ImageSource, parents: &[ObjectDigest], work: &Work<'_>) 
         }
     };
     warnings.iter().for_each(|w| work.ui.warning(w));
+    image::save_warnings(&out, &warnings)?;
     work.store.publish_tree(&out)
 }
 

@@ -45,13 +45,14 @@ impl Drop for Outside {
 }
 
 impl TempDir {
-    /// A directory that every id can pass through, one at a time for each temporary directory. Whoever works in it
-    /// must be in a process group of its own and have the path in its environment: by that it is found, and ended
-    /// before its work is removed.
-    pub fn outside(&self) -> Result<Outside> {
+    /// A directory that other ids than ours work in, one at a time for each temporary directory; `within` it, for whoever
+    /// can lead them there, else where every id can pass through. Whoever works in it must be in a process group of its
+    /// own and have the path in its environment: by that it is found, and ended before its work is removed.
+    pub fn outside(&self, within: bool) -> Result<Outside> {
         let failed = |e| write_failed("making a temporary directory", e);
         let _guard = self.making().map_err(failed)?;
-        let parent = std::path::absolute(std::env::temp_dir()).map_err(failed)?;
+        let parent = if within { self.path().to_owned() } else { std::env::temp_dir() };
+        let parent = std::path::absolute(parent).map_err(failed)?;
         let path = parent.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
         let link = self.path().join(LINK);
         // First: a kill in between leaves a link that leads nowhere.
@@ -165,7 +166,7 @@ fn map(program: &str, pid: u32, own: u32, file: &str) -> io::Result<()> {
     let text = std::fs::read_to_string(file)?;
     let (first, count) = subordinate(&text).ok_or(ErrorKind::PermissionDenied)?;
     let numbers = [pid, 0, own, 1, 1, first, count].map(|number| number.to_string());
-    // As mmdebstrap looks for it.
+    // The system's own programs first.
     let mut path = OsStr::new("/usr/sbin:/usr/bin:/sbin:/bin:").to_owned();
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file());
@@ -203,15 +204,15 @@ mod tests {
     fn a_directory_outside_can_be_passed_through_and_goes_with_its_owner() {
         let s = scratch();
         let temp = s.store.temp_dir().unwrap();
-        let outside = temp.outside().unwrap();
+        let outside = temp.outside(false).unwrap();
         let path = outside.path().to_owned();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o711);
-        assert!(temp.outside().is_err(), "there is one at a time");
+        assert!(temp.outside(false).is_err(), "there is one at a time");
         std::fs::write(path.join("x"), "x").unwrap();
         drop(outside);
         assert!(!path.exists());
         assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
-        let again = temp.outside().unwrap().path().to_owned();
+        let again = temp.outside(false).unwrap().path().to_owned();
         assert!(!again.exists(), "nobody holds it");
     }
 

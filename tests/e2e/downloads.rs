@@ -223,7 +223,7 @@ fn update_by_package_and_by_tool_moves_those_and_shows_from_where() {
     let second = project.ok(&["update", "qemu"]).stdout;
     assert_eq!(second, format!("vmm {qemu} 0.2 → {emulator}\n"));
     project.ok(&["update", "vmm qemu", "image"]).says("newest pins already");
-    project.run(&["update", "mmdebstrap"]).expect(64).says("needs no asset").says("vmm qemu");
+    project.run(&["update", "no-such-package"]).expect(64).says("needs no asset").says("vmm qemu");
 }
 
 #[test]

@@ -39,10 +39,10 @@ fn a_full_system_is_pinned_built_and_boots_and_a_user_with_subordinate_ids_build
         return skip("only root can become another user; scripts run for users in the library's tests");
     }
     let roots = Project::new(SAYS);
-    roots.run(&["build", "--locked"]).expect(64).says("firegopher.lock lacks: ").says("tool mmdebstrap");
+    roots.run(&["build", "--locked"]).expect(64).says("firegopher.lock lacks: ");
     roots.command(&["lock"]).limit(LIMIT).output().expect(0);
     let lock = roots.read("firegopher.lock");
-    assert!(lock.contains("names = [\"mmdebstrap\"]") && lock.contains("scripts = true\n"), "{lock}");
+    assert!(lock.contains("scripts = true\n"), "{lock}");
     let built = build(&roots, &["--locked"]).expect(0);
     roots.ok(&["build", "--locked", "--offline"]).says("Nothing to build");
     let run = roots.ok(&["run", "--locked", "--offline"]);

@@ -18,7 +18,7 @@ const FIRST: u32 = 1_900_000_000;
 /// How many are looked at.
 const COUNT: u32 = 100_000;
 /// Root's alone.
-const DIRECTORY: &str = "/run/firegopher";
+pub(super) const DIRECTORY: &str = "/run/firegopher";
 
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 struct Book {
@@ -141,7 +141,7 @@ fn is_free(uid: u32, book: &Book, foreign: &[RangeInclusive<u32>]) -> bool {
 }
 
 /// Makes the ledger's directory. Whoever can write to it decides who a VM is: root alone.
-fn private(dir: &Path) -> Result<()> {
+pub(super) fn private(dir: &Path) -> Result<()> {
     let fail = || format!("cannot use {}, where the uids of jails are kept", dir.display());
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e).or_host("jail.ledger", fail),
@@ -169,7 +169,7 @@ fn uids_in_use() -> Vec<u32> {
 }
 
 /// Ids that belong to somebody: users, groups and the ranges of user namespaces.
-fn foreign_ids() -> Vec<RangeInclusive<u32>> {
+pub(super) fn foreign_ids() -> Vec<RangeInclusive<u32>> {
     let read = |path: &str| fs_err::read_to_string(path).unwrap_or_default(); // Absent: nobody there.
     let mut ids = Vec::new();
     for file in ["/etc/passwd", "/etc/group"] {

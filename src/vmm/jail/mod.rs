@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod lease;
 pub(in crate::vmm) mod link;
+pub mod ranges;
 mod remove;
 mod strays;
 
