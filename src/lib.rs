@@ -3,6 +3,7 @@
 pub mod asset;
 pub mod cli;
 pub mod color;
+mod descriptors;
 pub mod digest;
 pub mod error;
 pub mod home;

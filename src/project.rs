@@ -137,7 +137,9 @@ impl Project {
     fn observed_vm(&self, observed: &Observed, namespace: Option<&Netns>) -> ObservedVm {
         let state = &observed.state;
         let running = match (observed.alive, state.status) {
-            (true, Status::Starting | Status::Running | Status::Restarting) => Running::Yes,
+            (true, Status::Starting | Status::Running | Status::Stopping | Status::Restarting) => {
+                Running::Yes
+            }
             (_, Status::Exited | Status::Failed) => {
                 let how = state.outcome().map(|o| o.describe()).unwrap_or_default();
                 Running::Ended(how.lines().next().unwrap_or_default().to_owned())

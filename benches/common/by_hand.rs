@@ -3,7 +3,7 @@
 use super::http;
 use firegopher::net::netns::Netns;
 use firegopher::net::tap::{self, TapConfig};
-use firegopher_protocol::{Decoder, FromGuest, Network, RunConfig, ToGuest, channel, encode};
+use firegopher_protocol::{Decoder, FromGuest, Network, RunConfig, ToGuest, channel, encode_message};
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::io::{Read, Write};
@@ -192,8 +192,7 @@ impl ByHand {
                         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
                         run.clock_ms = now.expect("it is later than 1970").as_millis() as u64;
                         let mut out = Vec::new();
-                        let start = serde_json::to_vec(&ToGuest::Start(Box::new(run))).expect("JSON");
-                        encode(channel::CONTROL, &start, &mut out);
+                        encode_message(&ToGuest::Start(Box::new(run)), &mut out).expect("a message");
                         control.write_all(&out).expect("the guest listens");
                     }
                     FromGuest::Started { .. } => {

@@ -74,7 +74,7 @@ impl Guest {
         self.trace.mark("channel");
         let kernel =
             fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim_end().to_owned();
-        self.control.send(&FromGuest::Hello { protocol: PROTOCOL, kernel: kernel.clone() });
+        self.control.send(FromGuest::Hello { protocol: PROTOCOL, kernel: kernel.clone() });
         let config = self.await_start()?;
         self.trace.mark("start");
         let mut warnings: Vec<String> = Vec::new();
@@ -95,14 +95,14 @@ impl Guest {
         warnings.extend(identity::apply(&config, Path::new("/")));
         self.trace.mark("files");
         for message in warnings {
-            self.control.send(&FromGuest::Warning { message });
+            self.control.send(FromGuest::Warning { message });
         }
         // After the network, whose parameters come with its devices.
         limits::set_sysctls(&config.sysctls, Path::new("/proc/sys"))?;
         let signals = child_signals()?;
         let killed_before = oom::kills();
         let workload = Launch::new(&config, &account)?.start()?;
-        self.control.send(&FromGuest::Started { pid: workload.pid.as_raw() });
+        self.control.send(FromGuest::Started { pid: workload.pid.as_raw() });
         self.trace.mark("exec");
         if self.traced {
             console::say(&self.trace.line());
@@ -137,7 +137,7 @@ fn report(control: &mut Control, record: &ExitRecord) {
     while control.fd().is_some() && Instant::now() < end {
         // One unsent record is enough.
         if !control.pending() {
-            control.send(&FromGuest::Exit(record.clone()));
+            control.send(FromGuest::Exit(record.clone()));
         }
         let repeat = (Instant::now() + ACK_REPEAT).min(end);
         while let Some(incoming) = control.wait(repeat.saturating_duration_since(Instant::now())) {
@@ -150,7 +150,9 @@ fn report(control: &mut Control, record: &ExitRecord) {
 
 fn print_record(record: &ExitRecord) {
     // Plain strings and numbers: there is no way to fail.
-    if let Ok(json) = serde_json::to_string(record) {
+    let mut record = record.clone();
+    record.clip();
+    if let Ok(json) = serde_json::to_string(&record) {
         console::raw(&format!("{EXIT_LINE}{json}"));
     }
 }

@@ -3,7 +3,9 @@
 
 use crate::console;
 use crate::failure::{Context, Failure, Result};
-use firegopher_protocol::{Decoder, FromGuest, PORT_NAME, ToGuest, VSOCK_PORT, channel, encode};
+use firegopher_protocol::{
+    Decoder, FromGuest, PORT_NAME, ToGuest, VSOCK_PORT, channel, encode_message, encode_stream,
+};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -115,19 +117,25 @@ impl Control {
         QUEUE_LIMIT.saturating_sub(self.out.len() - self.sent)
     }
 
-    /// Queues a message and sends what can be sent.
-    pub fn send(&mut self, message: &FromGuest) {
-        // Serialising plain strings and numbers into memory has no way to fail.
-        if let Ok(json) = serde_json::to_vec(message) {
-            self.queue(channel::CONTROL, &json);
-            self.flush();
+    /// Queues a message, its text cut to what the host accepts, and sends what can be sent.
+    pub fn send(&mut self, mut message: FromGuest) {
+        if self.fd.is_none() {
+            return;
+        }
+        message.clip();
+        match encode_message(&message, &mut self.out) {
+            Ok(()) => {
+                self.flush();
+            }
+            // A clipped text fits even if each of its bytes is escaped.
+            Err(e) => console::say(&format!("a message to the host is not sent: {e}")),
         }
     }
 
     /// Queues bytes of a raw channel; `flush` sends them.
     pub fn queue(&mut self, channel: u16, bytes: &[u8]) {
         if self.fd.is_some() {
-            encode(channel, bytes, &mut self.out);
+            encode_stream(channel, bytes, &mut self.out);
         }
     }
 
@@ -170,7 +178,7 @@ impl Control {
                 self.decoder.push(&buffer[..n]);
                 if let Err(why) = self.decode() {
                     console::say(&format!("closing the control channel: {why}"));
-                    self.send(&FromGuest::Warning {
+                    self.send(FromGuest::Warning {
                         message: format!("the control channel is closed: {why}"),
                     });
                     self.close();
@@ -284,9 +292,9 @@ mod tests {
     fn messages_and_input_arrive_in_order() {
         let (mut control, mut host) = pair();
         let mut wire = Vec::new();
-        encode(channel::STDIN, b"abc", &mut wire);
-        encode(channel::CONTROL, br#"{"type":"stop"}"#, &mut wire);
-        encode(channel::STDIN, b"", &mut wire);
+        encode_stream(channel::STDIN, b"abc", &mut wire);
+        encode_message(&ToGuest::Stop, &mut wire).unwrap();
+        encode_stream(channel::STDIN, b"", &mut wire);
         host.write_all(&wire).unwrap();
         control.receive();
         assert_eq!(control.next_incoming(), Some(Incoming::Stdin(b"abc".to_vec())));
@@ -300,7 +308,7 @@ mod tests {
     fn a_malformed_frame_closes_the_channel_and_what_came_before_it_still_counts() {
         let (mut control, mut host) = pair();
         let mut wire = Vec::new();
-        encode(channel::CONTROL, br#"{"type":"exit-ack"}"#, &mut wire);
+        encode_message(&ToGuest::ExitAck, &mut wire).unwrap();
         wire.extend_from_slice(&[0xff; 6]);
         host.write_all(&wire).unwrap();
         control.receive();
@@ -318,13 +326,31 @@ mod tests {
         let (mut control, mut host) = pair();
         let mut wire = Vec::new();
         let json = br#"{"type":"start","argv":["x"],"env":[],"secrets":"hunter2-in-the-wrong-shape"}"#;
-        encode(channel::CONTROL, json, &mut wire);
+        firegopher_protocol::encode_frame(channel::CONTROL, json, &mut wire).unwrap();
         host.write_all(&wire).unwrap();
         control.receive();
         let mut said = String::new();
         host.read_to_string(&mut said).unwrap();
         assert!(said.contains("malformed"), "{said}");
         assert!(!said.contains("hunter2"), "{said}");
+    }
+
+    #[test]
+    fn a_text_of_any_length_arrives_as_one_message() {
+        use firegopher_protocol::{MAX_PAYLOAD, MAX_TEXT};
+        for len in [MAX_TEXT, MAX_PAYLOAD - 40, MAX_PAYLOAD, 4 * MAX_PAYLOAD] {
+            let (mut control, mut host) = pair();
+            control.send(FromGuest::Warning { message: "\u{1}".repeat(len) });
+            control.send(FromGuest::Started { pid: 2 });
+            drop(control);
+            let mut wire = Vec::new();
+            host.read_to_end(&mut wire).unwrap();
+            let mut decoder = Decoder::default();
+            decoder.push(&wire);
+            let mut message = || serde_json::from_slice(&decoder.frame().unwrap().unwrap().payload).unwrap();
+            assert!(matches!(message(), FromGuest::Warning { message } if message.starts_with("\u{1}\u{1}")));
+            assert_eq!(message(), FromGuest::Started { pid: 2 });
+        }
     }
 
     #[test]

@@ -208,12 +208,12 @@ impl Supervisor<'_> {
             Incoming::Stdin(bytes) if self.workload.stdin.is_some() && !self.input_ends => {
                 self.input.extend(bytes)
             }
-            Incoming::Stdin(bytes) => self.control.send(&FromGuest::StdinTaken { bytes: bytes.len() }),
+            Incoming::Stdin(bytes) => self.control.send(FromGuest::StdinTaken { bytes: bytes.len() }),
             Incoming::Message(ToGuest::Stop) => self.stop(),
             Incoming::Message(ToGuest::Signal { signal }) => {
                 if !(1..=64).contains(&signal) {
                     let message = format!("there is no signal {signal}");
-                    self.control.send(&FromGuest::Warning { message });
+                    self.control.send(FromGuest::Warning { message });
                 } else if matches!(self.phase, Phase::Running(_)) {
                     processes::signal_group(self.workload.pid, signal);
                 }
@@ -226,7 +226,7 @@ impl Supervisor<'_> {
             }
             Incoming::Message(ToGuest::CloseOutput { channel }) => {
                 let message = format!("the workload has no output {channel}");
-                self.control.send(&FromGuest::Warning { message });
+                self.control.send(FromGuest::Warning { message });
             }
             Incoming::Message(ToGuest::Start(_) | ToGuest::ExitAck) => {}
         }
@@ -265,7 +265,7 @@ impl Supervisor<'_> {
             }
         }
         if taken > 0 {
-            self.control.send(&FromGuest::StdinTaken { bytes: taken });
+            self.control.send(FromGuest::StdinTaken { bytes: taken });
         }
         if self.workload.stdin.is_none() {
             self.take_no_input();
@@ -275,7 +275,7 @@ impl Supervisor<'_> {
     /// Input nobody will read counts as taken: the host must not wait for it.
     fn take_no_input(&mut self) {
         if !self.input.is_empty() {
-            self.control.send(&FromGuest::StdinTaken { bytes: self.input.len() });
+            self.control.send(FromGuest::StdinTaken { bytes: self.input.len() });
             self.input = VecDeque::new();
         }
     }

@@ -5,7 +5,7 @@ use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
 use crate::project;
-use crate::supervise::{self, STATE_FILE, Wish};
+use crate::supervise::{self, STATE_FILE, State, Wish};
 use crate::ui::Ui;
 use crate::{manifest, net};
 use fs_err as fs;
@@ -74,6 +74,12 @@ fn remove_all(home: &Home, project: &Name, vms: &[&Name], kill: bool, ui: &Ui) -
     // Without a handler Ctrl-C ends this command; the VMs end by themselves then.
     let wish = || if kill { Wish::Kill } else { Wish::Wait };
     let remove = |vm: &Name| {
+        if !kill && let Some(why) = paused(&home.vm(project, vm)) {
+            ui.warning(&format!(
+                "{vm} is paused: {why}. If it cannot go on now it is killed, and what its guest has not yet written \
+                 to its disks is lost"
+            ));
+        }
         remove_vm(home, project, vm, &wish)?;
         ui.note(&format!("{vm} is down"));
         Ok(())
@@ -87,6 +93,12 @@ fn remove_all(home: &Home, project: &Name, vms: &[&Name], kill: bool, ui: &Ui) -
     let Some(first) = failures.next() else { return Ok(()) };
     failures.for_each(|error| ui.warning(&error.to_string()));
     Err(first)
+}
+
+/// Why a VM stands still, if it runs and does.
+fn paused(dir: &Path) -> Option<String> {
+    let state = State::load(dir).ok().flatten().filter(State::is_alive)?;
+    state.paused
 }
 
 /// The project in `dir`: by its manifest, or, when that is gone or broken, by who claimed the directory.

@@ -62,6 +62,10 @@ fn row(observed: &Observed) -> Row {
         None => String::new(),
     };
     let (status, detail) = match (observed.alive, state.status) {
+        (true, Status::Starting | Status::Running | Status::Stopping) if state.paused.is_some() => {
+            ("paused", state.paused.clone().unwrap_or_default())
+        }
+        (true, Status::Stopping) => ("stopping", String::new()),
         (true, Status::Running) => ("running", String::new()),
         (true, Status::Starting) => ("starting", String::new()),
         (true, Status::Restarting) => ("restarting", String::new()),

@@ -7,13 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 /// Bytes in flight in each direction of a connection.
 const BUFFER: usize = 64 * 1024;
-/// Connections at a time; more wait in the listener's backlog.
-const CONNECTIONS: usize = 512;
 /// How long a backend may leave a SYN unanswered. It is one hop away: a live one answers at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors or memory, so as not to spin.
@@ -48,18 +46,85 @@ struct Backend<C> {
     patience: Duration,
 }
 
+/// The most connections of a VM at a time: idle ones cost little, busy ones two buffers each.
+const MOST: u64 = 4096;
+/// Descriptors of the process that connections leave alone: clients, their logs, the VMM, files that are being written.
+const RESERVED: u64 = 256;
+/// Connections that each port has for itself, whatever the others have.
+const OWN: usize = 16;
+
+/// How many connections a VM's ports have at a time, all together; more wait in the listeners' backlogs.
+pub struct Budget {
+    common: Arc<Semaphore>,
+    own: usize,
+    /// Tells that all are taken, once.
+    full: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Budget {
+    /// For so many ports of a process that may have `descriptors` open; each connection takes two. `full` is called
+    /// each time a port first finds all taken.
+    pub fn new(descriptors: u64, ports: usize, full: impl Fn() + Send + Sync + 'static) -> Budget {
+        let connections =
+            (descriptors.saturating_sub(RESERVED) / 2).max(descriptors / 16).clamp(1, MOST) as usize;
+        let own = (connections / (2 * ports.max(1))).min(OWN);
+        Budget { common: Arc::new(Semaphore::new(connections - own * ports)), own, full: Arc::new(full) }
+    }
+
+    /// The share of one port.
+    pub fn share(&self) -> Share {
+        Share {
+            own: Arc::new(Semaphore::new(self.own)),
+            common: Arc::clone(&self.common),
+            full: Some(Arc::clone(&self.full)),
+        }
+    }
+}
+
+/// What one port may take of the budget.
+pub struct Share {
+    own: Arc<Semaphore>,
+    common: Arc<Semaphore>,
+    /// Until it was told.
+    full: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl Share {
+    /// Waits for a place of its own or a common one.
+    async fn slot(&mut self) -> io::Result<OwnedSemaphorePermit> {
+        for places in [&self.own, &self.common] {
+            if let Ok(slot) = Arc::clone(places).try_acquire_owned() {
+                return Ok(slot);
+            }
+        }
+        if let Some(full) = self.full.take() {
+            full();
+        }
+        let slot = tokio::select! {
+            slot = Arc::clone(&self.own).acquire_owned() => slot,
+            slot = Arc::clone(&self.common).acquire_owned() => slot,
+        };
+        slot.map_err(io::Error::other)
+    }
+}
+
 /// Serves until dropped; every connection ends with it. `connect` starts one non-blocking connection to the
 /// backend (`Netns::connect`). A backend that refuses or stays silent gets the client a reset: at once if it has
 /// answered anybody since its last start, else after `patience`.
-pub async fn serve<C>(listener: TcpListener, connect: C, starts: Starts, patience: Duration) -> io::Result<()>
+pub async fn serve<C>(
+    listener: TcpListener,
+    connect: C,
+    starts: Starts,
+    patience: Duration,
+    mut share: Share,
+) -> io::Result<()>
 where
     C: Fn() -> io::Result<std::net::TcpStream> + Send + Sync + 'static,
 {
     let backend = Arc::new(Backend { connect, starts, answered: AtomicU32::new(0), patience });
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
+        let slot = share.slot().await?;
         let client = match listener.accept().await {
             Ok((client, _)) => client,
             Err(e) if is_fatal(&e) => return Err(e),
@@ -115,9 +180,10 @@ impl<C: Fn() -> io::Result<std::net::TcpStream> + Sync> Backend<C> {
                     self.answered.store(start, Ordering::Relaxed);
                     return Ok(stream);
                 }
-                Err(e) if self.answered.load(Ordering::Relaxed) == start || Instant::now() >= end => {
-                    return Err(e);
-                }
+                Err(e) if Instant::now() >= end => return Err(e),
+                // The backend is not asked yet.
+                Err(e) if is_shortage(&e) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                Err(e) if self.answered.load(Ordering::Relaxed) == start => return Err(e),
                 Err(_) => tokio::time::sleep(pause).await,
             }
             pause = (pause * 2).min(longest);
@@ -132,6 +198,11 @@ impl<C: Fn() -> io::Result<std::net::TcpStream> + Sync> Backend<C> {
             None => Ok(stream),
         }
     }
+}
+
+/// Descriptors or memory have run out, here or on the whole host.
+fn is_shortage(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS))
 }
 
 /// Makes the coming close a reset.

@@ -5,7 +5,7 @@ use super::host::Host;
 use super::orders::{Orders, receive};
 use super::spec::SuperviseSpec;
 use super::supervisor;
-use super::wire::{FromSupervisor, WIRE, message};
+use super::wire::{FromSupervisor, WIRE};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use nix::sys::resource::{Resource, setrlimit};
@@ -58,11 +58,11 @@ fn supervise(spec: SuperviseSpec, netns: Option<Netns>, mut socket: UnixStream) 
         Ok(prepared) => prepared,
         Err(e) => {
             // If the caller has gone, the state on disk tells it.
-            let _ = socket.write_all(&message(&FromSupervisor::refused(&e)));
+            let _ = socket.write_all(&FromSupervisor::refused(&e).frame());
             return Err(e);
         }
     };
-    let _ = socket.write_all(&message(&FromSupervisor::Ready { wire: WIRE }));
+    let _ = socket.write_all(&FromSupervisor::Ready { wire: WIRE }.frame());
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         let first = socket
@@ -104,6 +104,8 @@ fn isolate() -> io::Result<UnixStream> {
     detach()?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     std::env::set_current_dir("/")?;
+    // Proxies take two descriptors a connection. With fewer they take fewer connections.
+    let _ = crate::descriptors::raise();
     // A core file would hold secrets.
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGPIPE] {

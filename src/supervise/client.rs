@@ -2,9 +2,9 @@
 
 use super::outcome::{Event, Stream};
 use super::state::State;
-use super::wire::{FromSupervisor, SOCKET_FILE, ToSupervisor, WIRE, error_from, message};
+use super::wire::{FromSupervisor, SOCKET_FILE, ToSupervisor, WIRE, error_from};
 use crate::error::{Error, Result};
-use firegopher_protocol::{Decoder, channel, encode};
+use firegopher_protocol::{Decoder, channel, encode_stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -136,10 +136,10 @@ impl Client {
     pub fn stdin(&mut self, bytes: &[u8]) -> Result<()> {
         let mut out = Vec::new();
         for piece in bytes.chunks(32 * 1024) {
-            encode(channel::STDIN, piece, &mut out);
+            encode_stream(channel::STDIN, piece, &mut out);
         }
         if bytes.is_empty() {
-            encode(channel::STDIN, &[], &mut out);
+            encode_stream(channel::STDIN, &[], &mut out);
         }
         self.write(&out)
     }
@@ -166,7 +166,7 @@ impl Client {
     }
 
     fn send(&mut self, value: &ToSupervisor) -> Result<()> {
-        self.write(&message(value))
+        self.write(&value.frame())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {

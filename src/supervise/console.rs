@@ -2,15 +2,15 @@
 
 use super::hub::Hub;
 use super::logs::{BoundedFile, escaped};
-use firegopher_protocol::{EXIT_LINE, ExitRecord};
+use firegopher_protocol::{EXIT_LINE, ExitRecord, MAX_TEXT};
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 
 /// Bytes of the console's end kept for error messages.
 const TAIL: usize = 8 * 1024;
-/// The longest line looked at: an exit record is far shorter.
-const MAX_LINE: usize = 8 * 1024;
+/// The longest line looked at: an exit record is shorter, even if all of its text is escaped.
+const MAX_LINE: usize = 8 * MAX_TEXT;
 
 /// What the kernel prints before it gives up (kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing: ";
@@ -96,7 +96,9 @@ fn exit_line(line: &[u8]) -> Option<ExitRecord> {
     // Kernel messages may precede it on its line.
     let text = std::str::from_utf8(line).ok()?;
     let (_, json) = text.split_once(EXIT_LINE)?;
-    serde_json::from_str(json.trim_end()).ok()
+    let mut record: ExitRecord = serde_json::from_str(json.trim_end()).ok()?;
+    record.clip();
+    Some(record)
 }
 
 #[cfg(test)]

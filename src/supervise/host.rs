@@ -4,6 +4,7 @@ use super::effects;
 use super::journal::{Effect, Journal};
 use super::logs::{VmmLog, escaped};
 use super::machine::{Machine, Platform, Proxies, VmmEnd};
+use super::pause::Drives;
 use super::process::Process;
 use super::spec::SuperviseSpec;
 use super::supervisor::undo_common;
@@ -49,6 +50,13 @@ impl Platform for Host {
     fn publish(&self, spec: &SuperviseSpec, ports: Vec<(TcpListener, Port)>) -> Result<Proxies> {
         let mut proxies = Proxies::new();
         let NetSpec::Tap { guest, .. } = spec.vm_spec.net else { return Ok(proxies) };
+        let vm = spec.vm.clone();
+        let full = move || {
+            super::log_line(&format!(
+                "the ports of VM {vm} have as many connections as this process may have; others wait"
+            ));
+        };
+        let budget = proxy::Budget::new(crate::descriptors::limit(), ports.len(), full);
         for (listener, port) in ports {
             let failed = || format!("cannot publish port {} of VM {}", port.host, spec.vm);
             let netns = self.netns.as_ref().ok_or_else(|| Error::bug("a tap without a network namespace"))?;
@@ -56,10 +64,10 @@ impl Platform for Host {
             listener.set_nonblocking(true).or_failed("supervise.port", failed)?;
             let listener = tokio::net::TcpListener::from_std(listener).or_failed("supervise.port", failed)?;
             let to = SocketAddrV4::new(guest, port.guest);
-            let starts = self.starts.clone();
+            let (starts, share) = (self.starts.clone(), budget.share());
             proxies.spawn(async move {
                 let connect = move || netns.connect(to);
-                if let Err(e) = proxy::serve(listener, connect, starts, proxy::PATIENCE).await {
+                if let Err(e) = proxy::serve(listener, connect, starts, proxy::PATIENCE, share).await {
                     super::log_line(&format!("port {} is published no longer: {e}", port.host));
                 }
             });
@@ -119,6 +127,7 @@ impl Platform for Host {
         }));
         // A VMM that has ended by now has no identity to be known by; what it said goes to its log all the same.
         let process = Process::of(launched.pid).map_err(|_| ended_at_once(spec, monitor.reason_so_far()))?;
+        let watch = monitor.watch().ok_or_else(|| Error::bug("a new VMM is watched already"))?;
         let ended = Box::pin(async move {
             match monitor.ended().await {
                 Ok(ended) => VmmEnd {
@@ -135,6 +144,8 @@ impl Platform for Host {
             control: launched.control,
             console: Some(launched.console),
             keyboard: launched.keyboard,
+            watch,
+            drives: Drives::of(&spec.vm_spec),
             timings: vec![
                 ("disks", cost.disks),
                 ("jail", cost.jail),

@@ -31,6 +31,18 @@ pub(super) struct Hub {
     pub progress: Notify,
     warned: Cell<u32>,
     lossless: bool,
+    unwritten: RefCell<Unwritten>,
+}
+
+/// Output that the log could not take: its disk is full, or descriptors ran out.
+#[derive(Default)]
+struct Unwritten {
+    /// Waits for the log, oldest first. No more than what the guest had sent when it failed.
+    waiting: VecDeque<(Stream, Vec<u8>)>,
+    /// Bytes that were dropped, and not told yet.
+    lost: u64,
+    /// That it fails was told.
+    failing: bool,
 }
 
 impl Hub {
@@ -46,15 +58,83 @@ impl Hub {
             progress: Notify::new(),
             warned: Cell::new(0),
             lossless,
+            unwritten: RefCell::default(),
         })
     }
 
+    /// Takes the workload's output. What the log does not take is dropped and counted, or, where nothing may be lost,
+    /// waits: then `must_wait` holds, too.
     pub fn output(&self, stream: Stream, bytes: &[u8]) {
-        match self.log.borrow_mut().output(stream, bytes) {
-            Ok(n) => self.appended.set(self.appended.get() + n),
-            Err(e) => return self.warn_once(&format!("the workload's log cannot be written: {e}")),
+        let waiting = !self.unwritten.borrow().waiting.is_empty();
+        let taken = if waiting { 0 } else { self.write(stream, bytes) };
+        let rest = &bytes[taken..];
+        if rest.is_empty() {
+            return;
+        }
+        let mut unwritten = self.unwritten.borrow_mut();
+        if self.lossless {
+            unwritten.waiting.push_back((stream, rest.to_vec()));
+        } else {
+            unwritten.lost += rest.len() as u64;
+        }
+    }
+
+    /// Writes to the log; returns how many of the bytes it took.
+    fn write(&self, stream: Stream, bytes: &[u8]) -> usize {
+        let written = self.log.borrow_mut().output(stream, bytes);
+        self.appended.set(self.appended.get() + written.logged);
+        let failed = written.failed;
+        let before = std::mem::replace(&mut self.unwritten.borrow_mut().failing, failed.is_some());
+        match failed {
+            Some(e) if !before => {
+                let what = if self.lossless { "it waits" } else { "it is dropped" };
+                self.warn_once(&format!(
+                    "the workload's output cannot be logged: {e}; {what} until it can be"
+                ));
+            }
+            None if before => self.tell_loss(),
+            _ => {}
         }
         self.wake();
+        written.taken
+    }
+
+    /// Whether output waits for the log: call `retry` now and then.
+    pub fn is_waiting(&self) -> bool {
+        !self.unwritten.borrow().waiting.is_empty()
+    }
+
+    /// Writes what waits, as far as the log takes it.
+    pub fn retry(&self) {
+        loop {
+            let Some((stream, bytes)) = self.unwritten.borrow_mut().waiting.pop_front() else { break };
+            let taken = self.write(stream, &bytes);
+            if taken < bytes.len() {
+                self.unwritten.borrow_mut().waiting.push_front((stream, bytes[taken..].to_vec()));
+                return;
+            }
+        }
+        self.progress.notify_one();
+    }
+
+    /// Drops what waits: the guest is to end, and the log may never take it.
+    pub fn give_up_waiting(&self) {
+        self.retry();
+        let mut unwritten = self.unwritten.borrow_mut();
+        let dropped: usize = unwritten.waiting.drain(..).map(|(_, bytes)| bytes.len()).sum();
+        unwritten.lost += dropped as u64;
+        drop(unwritten);
+        self.progress.notify_one();
+    }
+
+    /// Tells how much output was lost since that was told last, if any was.
+    pub fn tell_loss(&self) {
+        let lost = std::mem::take(&mut self.unwritten.borrow_mut().lost);
+        if lost > 0 {
+            self.warn_once(&format!(
+                "{lost} bytes of the workload's output were lost, as they could not be logged"
+            ));
+        }
     }
 
     pub fn phase(&self, phase: Phase) {
@@ -79,7 +159,8 @@ impl Hub {
         self.notice(FromSupervisor::Ended { outcome });
     }
 
-    fn notice(&self, notice: FromSupervisor) {
+    fn notice(&self, mut notice: FromSupervisor) {
+        notice.clip();
         let mut notices = self.notices.borrow_mut();
         notices.push_back(notice);
         if notices.len() > KEPT_NOTICES {
@@ -128,11 +209,104 @@ impl Hub {
         self.readers.borrow().iter().filter(|r| r.strong_count() > 0).count()
     }
 
-    /// Whether the guest's output must wait for a client. Only ever for ephemeral VMs.
+    /// Whether the guest's output must wait for a client, or for the log. Only ever for ephemeral VMs.
     pub fn must_wait(&self) -> bool {
         let behind = |r: &Weak<Cell<u64>>| {
             r.upgrade().is_some_and(|read| self.appended.get().saturating_sub(read.get()) > MAX_LEAD)
         };
-        self.lossless && self.readers.borrow().iter().any(behind)
+        self.lossless && (self.is_waiting() || self.readers.borrow().iter().any(behind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervise::logs::{LogReader, MAX_BYTES};
+    use crate::testing::on_small_disk;
+    use std::path::Path;
+
+    fn hub(dir: &Path, lossless: bool) -> Rc<Hub> {
+        Hub::new(WorkloadLog::create(&dir.join("workload.log"), MAX_BYTES).unwrap(), lossless)
+    }
+
+    fn logged(hub: &Hub) -> Vec<u8> {
+        let mut reader = LogReader::from_start(&hub.log_path()).unwrap();
+        let mut all = Vec::new();
+        while let Some(record) = reader.next_record().unwrap() {
+            all.extend(record.into_output());
+        }
+        all
+    }
+
+    fn warnings(hub: &Hub) -> Vec<String> {
+        let text = |notice| match notice {
+            FromSupervisor::Warning { message } => Some(message),
+            _ => None,
+        };
+        hub.notices_from(0).0.into_iter().filter_map(text).collect()
+    }
+
+    fn line(n: u32) -> Vec<u8> {
+        format!("{n:05} {}\n", "x".repeat(4000)).into_bytes()
+    }
+
+    #[test]
+    fn output_that_a_full_disk_does_not_take_is_counted_and_records_stay_whole() {
+        on_small_disk(256 << 10, |disk| {
+            let hub = hub(disk, false);
+            let sent: Vec<Vec<u8>> = (0..200).map(line).collect();
+            sent.iter().for_each(|line| hub.output(Stream::Stdout, line));
+            let kept = logged(&hub);
+            let whole = sent.concat();
+            assert!(!kept.is_empty() && kept.len() < whole.len() && whole.starts_with(&kept));
+            assert!(kept.ends_with(b"\n"), "half a record was written");
+            assert!(!hub.must_wait(), "a VM that nobody waits for goes on");
+            let told = warnings(&hub);
+            assert!(told.len() == 1 && told[0].contains("No space left"), "{told:?}");
+            // Space: what comes is logged again, and what is missing is counted.
+            std::fs::write(disk.join("workload.log"), "").unwrap();
+            hub.output(Stream::Stdout, b"again\n");
+            assert!(logged(&hub).ends_with(b"again\n"));
+            let lost = whole.len() - kept.len();
+            assert!(warnings(&hub)[1].starts_with(&format!("{lost} bytes of")), "{:?}", warnings(&hub));
+        });
+    }
+
+    #[test]
+    fn output_that_may_not_be_lost_waits_for_the_disk() {
+        on_small_disk(512 << 10, |disk| {
+            let hub = hub(disk, true);
+            let filler = disk.join("filler");
+            std::fs::write(&filler, vec![0; 256 << 10]).unwrap();
+            let mut sent = Vec::new();
+            for n in 0..200 {
+                if hub.must_wait() {
+                    break;
+                }
+                sent.extend(line(n));
+                hub.output(Stream::Stdout, &line(n));
+            }
+            assert!(hub.must_wait() && hub.is_waiting());
+            hub.retry();
+            assert!(hub.must_wait(), "nothing has changed");
+            std::fs::remove_file(filler).unwrap();
+            hub.retry();
+            assert!(!hub.must_wait() && !hub.is_waiting());
+            assert!(logged(&hub) == sent, "all of it is there, once and in order");
+            assert_eq!(warnings(&hub).len(), 1, "nothing was lost");
+        });
+    }
+
+    #[test]
+    fn notices_of_any_size_and_number_stay_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = hub(dir.path(), false);
+        for _ in 0..1000 {
+            hub.warn("w".repeat(1 << 20));
+        }
+        let (notices, end) = hub.notices_from(0);
+        assert_eq!((notices.len(), end), (KEPT_NOTICES, 1000));
+        let all: usize = notices.into_iter().map(|notice| notice.frame().len()).sum();
+        assert!(all < 8 << 20, "{all} bytes are kept");
     }
 }

@@ -1,12 +1,13 @@
 //! The seam between supervision and what it supervises: a started VMM, and how its effects are undone.
 
 use super::journal::{Effect, Journal};
+use super::pause::Drives;
 use super::process::Process;
 use super::spec::SuperviseSpec;
 use crate::error::Result;
 use crate::manifest::model::Port;
 use crate::vmm::firecracker::Keyboard;
-use crate::vmm::{Control, Serial};
+use crate::vmm::{Control, Serial, Watch};
 use firegopher_protocol::Network;
 use std::future::Future;
 use std::net::TcpListener;
@@ -26,6 +27,10 @@ pub(super) struct Machine {
     pub console: Option<Serial>,
     /// For a guest that does not listen any more.
     pub keyboard: Option<Keyboard>,
+    /// How the guest fares, and how to let it go on when it was stopped.
+    pub watch: Watch,
+    /// Where its drives are.
+    pub drives: Drives,
     /// What the launch cost, step by step.
     pub timings: Vec<(&'static str, Duration)>,
     /// What the host could not do, for the user.

@@ -18,6 +18,7 @@ pub mod logs;
 mod machine;
 mod orders;
 mod outcome;
+mod pause;
 mod process;
 mod reclaim;
 mod record;

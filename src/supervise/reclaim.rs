@@ -110,6 +110,7 @@ pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Re
         state.status = Status::Failed;
         state.reason = Some(Reason::Failed);
         state.vmm = None;
+        state.paused = None;
         state.error = Some("its supervisor died".to_owned());
         state.ended_ms = Some(clock::wall_ms());
         state.save(dir)?;
@@ -183,18 +184,19 @@ pub fn stop_while(
         let mut until = Instant::now() + timeout;
         let mut asked = false;
         let mut hurried = false;
+        let mut insist = false;
         loop {
             let wished = wish();
             if wished == Wish::Kill && !hurried {
                 hurried = true;
                 until = until.min(Instant::now() + ENDING);
-                if let Some(client) = Client::connect(&dir)? {
-                    client.stop(true)?;
-                }
+                let told = Client::connect(&dir).and_then(|client| client.map_or(Ok(()), |c| c.stop(true)));
+                insist = told.is_err();
             }
-            if !asked {
+            if !asked || insist {
                 asked = true;
-                // The one request that every version understands; the second one means: at once.
+                // The one request that every version understands, and that needs no connection; the second one means:
+                // at once. Two that come together are one, so it is sent until it has been heard.
                 send(&pidfd, libc::SIGTERM).or_failed("supervise.stop", failed)?;
             }
             let left = until.saturating_duration_since(Instant::now());

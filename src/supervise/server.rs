@@ -3,9 +3,11 @@
 use super::hub::Hub;
 use super::logs::LogReader;
 use super::outcome::Stream;
-use super::wire::{FromSupervisor, ToSupervisor, WIRE, message};
-use firegopher_protocol::{Decoder, channel, encode};
-use std::cell::Cell;
+use super::wire::{FromSupervisor, ToSupervisor, WIRE};
+use crate::error::Error;
+use firegopher_protocol::{Decoder, channel, encode_stream};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
@@ -16,8 +18,15 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-/// More connections than this at once are refused: each costs a task and buffers.
-const MAX_CLIENTS: usize = 32;
+/// Clients that follow a VM at once: each costs a task, buffers and descriptors of logs.
+const MAX_FOLLOWERS: usize = 32;
+/// Other connections at once: commands, which are there for a moment. One that comes then takes the oldest one's place,
+/// so that those who hang there keep nobody out.
+const MAX_VISITORS: usize = 32;
+/// How long such a connection may be silent.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Pause after a failure for want of descriptors or memory, so as not to spin.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Standard input read ahead of the guest, per client.
 const MAX_STDIN: usize = 256 * 1024;
 
@@ -36,7 +45,73 @@ pub(super) struct Door {
     pub commands: mpsc::Sender<Command>,
     pub stdin: mpsc::Sender<Vec<u8>>,
     pub ephemeral: bool,
-    pub connected: Rc<Cell<usize>>,
+    pub visitors: Rc<Visitors>,
+}
+
+/// Connections that follow nothing, oldest first.
+#[derive(Default)]
+pub(super) struct Visitors(RefCell<VecDeque<Visit>>);
+
+/// One of them, as long as it may still ask to follow.
+type Visit = Rc<RefCell<Option<Ask>>>;
+
+impl Visitors {
+    fn enter(&self, ask: Ask) -> Visit {
+        let visit = Rc::new(RefCell::new(Some(ask)));
+        let mut all = self.0.borrow_mut();
+        if all.len() >= MAX_VISITORS
+            && let Some(oldest) = all.pop_front()
+        {
+            answer(&oldest, Err(Refusal::Visitors));
+        }
+        all.push_back(Rc::clone(&visit));
+        visit
+    }
+
+    fn leave(&self, visit: &Visit) {
+        self.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, visit));
+    }
+}
+
+/// Answers a visit that has had no answer yet.
+fn answer(visit: &Visit, answer: Result<Follow, Refusal>) {
+    if let Some(ask) = visit.borrow_mut().take() {
+        // Its task may have ended meanwhile.
+        let _ = ask.send(answer);
+    }
+}
+
+/// What `tell` waits for.
+type Ask = oneshot::Sender<Result<Follow, Refusal>>;
+
+/// A client that follows: how far it has read, and whether it began at the log's start.
+struct Follow {
+    position: Rc<Cell<u64>>,
+    from_start: bool,
+}
+
+/// Why a client is sent away.
+#[derive(Debug, Clone, Copy)]
+enum Refusal {
+    Followers,
+    Visitors,
+}
+
+impl Refusal {
+    fn error(self) -> Error {
+        match self {
+            Refusal::Followers => {
+                let text = format!("{MAX_FOLLOWERS} clients follow this VM already, which is the most");
+                Error::failed("supervise.clients", text).help(
+                    "end one of the commands that follow it; `logs` reads its output without following it",
+                )
+            }
+            Refusal::Visitors => {
+                let text = format!("more than {MAX_VISITORS} connections ask nothing; this was the oldest");
+                Error::failed("supervise.clients", text).help("try again")
+            }
+        }
+    }
 }
 
 /// Binds the socket, replacing one that a dead supervisor left. The caller holds the VM's lock.
@@ -64,12 +139,14 @@ pub(super) async fn accept(listener: std::os::unix::net::UnixListener, door: Doo
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                if is_friend(&stream) && door.connected.get() < MAX_CLIENTS {
+                if is_friend(&stream) {
                     tokio::task::spawn_local(serve(stream, door.clone(), None));
+                    // It is heard before the next one comes, who may take its place.
+                    tokio::task::yield_now().await;
                 }
             }
             // Descriptors ran out, or the peer has gone already: neither is helped by trying at once.
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
 }
@@ -82,21 +159,21 @@ fn is_friend(stream: &UnixStream) -> bool {
 
 /// Serves one client until it goes or the VM has ended. `attached`: from the start, without being asked.
 pub(super) async fn serve(stream: UnixStream, door: Door, attached: Option<Rc<Cell<u64>>>) {
-    door.connected.set(door.connected.get() + 1);
     let (read, write) = stream.into_split();
     let (ask, asked) = oneshot::channel();
-    let mut ask = Some(ask);
-    if let Some(position) = attached
-        && let Some(ask) = ask.take()
-    {
-        // The receiver is alive: it is `asked`.
-        let _ = ask.send((position, true));
-    }
+    let visit = match attached {
+        Some(position) => {
+            // The receiver is alive: it is `asked`.
+            let _ = ask.send(Ok(Follow { position, from_start: true }));
+            Rc::default()
+        }
+        None => door.visitors.enter(ask),
+    };
     tokio::select! {
-        _ = hear(read, &door, ask) => {}
+        _ = hear(read, &door, &visit) => {}
         _ = tell(write, &door.hub, asked) => {}
     }
-    door.connected.set(door.connected.get() - 1);
+    door.visitors.leave(&visit);
     // `tell`'s reader position is dropped by now: this client no longer counts.
     door.hub.progress.notify_one();
     if door.ephemeral && door.hub.attached() == 0 {
@@ -104,15 +181,14 @@ pub(super) async fn serve(stream: UnixStream, door: Door, attached: Option<Rc<Ce
     }
 }
 
-type Ask = oneshot::Sender<(Rc<Cell<u64>>, bool)>;
-
-/// Reads what a client asks for; ends when it goes or talks nonsense.
-async fn hear(mut read: OwnedReadHalf, door: &Door, mut ask: Option<Ask>) -> io::Result<()> {
+/// Reads what a client asks for; ends when it goes, talks nonsense or follows nothing and says nothing.
+async fn hear(mut read: OwnedReadHalf, door: &Door, visit: &Visit) -> io::Result<()> {
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 16 * 1024];
-    let mut pending = std::collections::VecDeque::<Vec<u8>>::new();
+    let mut pending = VecDeque::<Vec<u8>>::new();
     loop {
         let waiting: usize = pending.iter().map(|p| p.len() + 1).sum();
+        let follows = visit.borrow().is_none();
         tokio::select! {
             n = read.read(&mut buffer), if waiting < MAX_STDIN => match n? {
                 0 => return Ok(()),
@@ -129,15 +205,22 @@ async fn hear(mut read: OwnedReadHalf, door: &Door, mut ask: Option<Ask>) -> io:
                     return Ok(());
                 }
             }
+            _ = tokio::time::sleep(SILENCE), if !follows && pending.is_empty() => return Ok(()),
         }
         while let Some(frame) = decoder.frame().map_err(io::Error::other)? {
             match frame.channel {
                 channel::STDIN => pending.push_back(frame.payload),
                 channel::CONTROL => match serde_json::from_slice(&frame.payload)? {
                     ToSupervisor::Attach { from_start, .. } => {
-                        if let Some(ask) = ask.take() {
-                            let _ = ask.send((door.hub.attach(from_start), from_start));
-                        }
+                        let full = door.hub.attached() >= MAX_FOLLOWERS;
+                        door.visitors.leave(visit);
+                        answer(
+                            visit,
+                            match full {
+                                true => Err(Refusal::Followers),
+                                false => Ok(Follow { position: door.hub.attach(from_start), from_start }),
+                            },
+                        );
                     }
                     ToSupervisor::Stop { kill } => send(door, Command::Stop { kill }).await,
                     ToSupervisor::Signal { signal } => send(door, Command::Signal(signal)).await,
@@ -156,6 +239,11 @@ async fn send(door: &Door, command: Command) {
     let _ = door.commands.send(command).await;
 }
 
+/// Descriptors or memory have run out, here or on the whole host.
+fn is_shortage(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
 fn hung_up(read: &OwnedReadHalf) -> bool {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let stream: &UnixStream = read.as_ref();
@@ -168,20 +256,31 @@ fn hung_up(read: &OwnedReadHalf) -> bool {
 async fn tell(
     mut write: OwnedWriteHalf,
     hub: &Hub,
-    asked: oneshot::Receiver<(Rc<Cell<u64>>, bool)>,
+    asked: oneshot::Receiver<Result<Follow, Refusal>>,
 ) -> io::Result<()> {
-    let Ok((position, from_start)) = asked.await else {
+    let Follow { position, from_start } = match asked.await {
+        Ok(Ok(follow)) => follow,
+        Ok(Err(refusal)) => {
+            // Nothing was written before, so there is room for it.
+            write.write_all(&FromSupervisor::refused(&refusal.error()).frame()).await?;
+            return write.shutdown().await;
+        }
         // Not attached: `hear` alone decides how long this client stays.
-        return std::future::pending().await;
+        Err(_) => return std::future::pending().await,
     };
     let mut changed = hub.subscribe();
     let path = hub.log_path();
-    let mut log = if from_start { LogReader::from_start(&path)? } else { LogReader::at_end(&path)? };
+    let mut log = loop {
+        match if from_start { LogReader::from_start(&path) } else { LogReader::at_end(&path) } {
+            Err(e) if is_shortage(&e) => tokio::time::sleep(PAUSE).await,
+            other => break other?,
+        }
+    };
     let (now, phase) = hub.now();
     let mut next = if from_start { 0 } else { now };
-    let mut out = message(&FromSupervisor::Ready { wire: WIRE });
+    let mut out = FromSupervisor::Ready { wire: WIRE }.frame();
     if !from_start {
-        out.extend(message(&FromSupervisor::Phase { phase }));
+        out.extend(FromSupervisor::Phase { phase }.frame());
         // It may have ended between the last boot and now.
         if let Some(ended) = hub.notices_from(now.saturating_sub(1)).0.pop()
             && matches!(ended, FromSupervisor::Ended { .. })
@@ -197,14 +296,21 @@ async fn tell(
         for notice in notices {
             match notice {
                 FromSupervisor::Ended { .. } => ended = Some(notice),
-                other => out.extend(message(&other)),
+                other => out.extend(other.frame()),
             }
         }
         loop {
-            let record = log.next_record()?;
+            let record = match log.next_record() {
+                // Nothing was lost: the next call goes on where this one stopped.
+                Err(e) if is_shortage(&e) => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                other => other?,
+            };
             if log.take_skipped() {
                 let text = "output was skipped: this client was too slow for the log's size";
-                out.extend(message(&FromSupervisor::Warning { message: text.into() }));
+                out.extend(FromSupervisor::Warning { message: text.into() }.frame());
             }
             let Some(record) = record else { break };
             let on = match record.stream {
@@ -212,7 +318,7 @@ async fn tell(
                 Stream::Stderr => channel::STDERR,
             };
             position.set(position.get() + record.raw);
-            encode(on, &record.into_output(), &mut out);
+            encode_stream(on, &record.into_output(), &mut out);
             if out.len() >= 32 * 1024 {
                 write.write_all(&out).await?;
                 out.clear();
@@ -220,13 +326,12 @@ async fn tell(
             }
         }
         // `Ended` was posted after the last output was logged, and the log has been read to its end since.
-        if let Some(ended) = &ended {
-            out.extend(message(ended));
-        }
+        let last = ended.is_some();
+        out.extend(ended.map(FromSupervisor::frame).unwrap_or_default());
         write.write_all(&out).await?;
         out.clear();
         hub.progress.notify_one();
-        if ended.is_some() {
+        if last {
             write.shutdown().await?;
             return Ok(());
         }

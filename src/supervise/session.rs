@@ -4,17 +4,17 @@ use super::console::Console;
 use super::hub::Hub;
 use super::machine::Machine;
 use super::outcome::{Phase, Stream};
+use super::pause::{Drives, Paused};
 use super::process;
 use super::record::Recorder;
 use super::server::Command;
 use super::spec::wipe;
 use super::state::Status;
-use super::wire::message;
 use crate::vmm::firecracker::Keyboard;
-use crate::vmm::{Control, Serial};
+use crate::vmm::{Condition, Control, Serial};
 use firegopher_protocol::{
-    Decoder, ExitRecord, Frame, FromGuest, MAX_PAYLOAD, PROTOCOL, RunConfig, STDIN_WINDOW, ToGuest, channel,
-    encode,
+    Decoder, ExitRecord, Frame, FromGuest, HEADER_LEN, MAX_PAYLOAD, PROTOCOL, RunConfig, STDIN_WINDOW,
+    ToGuest, channel, encode_message, encode_stream,
 };
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,10 +24,18 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
+
+mod health;
 
 /// Bytes on their way to the guest; standard input waits beyond that.
 const MAX_OUT: usize = 128 * 1024;
+/// The same of signals, which may stand behind the settings.
+const MAX_SIGNALS: usize = MAX_PAYLOAD + MAX_OUT;
+/// Beyond that, for what closes outputs and ends the guest.
+const MAX_LAST: usize = MAX_SIGNALS + 1024;
+/// Warnings of one boot's guest that are told.
+const MAX_WARNINGS: u32 = 64;
 
 /// How patient a session is.
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +92,7 @@ pub(super) async fn run(
     recorder: &mut Recorder,
     inbox: Inbox<'_>,
 ) -> io::Result<BootEnd> {
-    let Machine { pidfd, control, console: console_stream, mut ended, keyboard, .. } = machine;
+    let Machine { pidfd, control, console: console_stream, mut ended, keyboard, watch, drives, .. } = machine;
     let (mut control, mut control_write, mut door) = match control {
         Control::Connected(connected) => {
             let (read, write) = stream(connected)?.into_split();
@@ -113,7 +121,18 @@ pub(super) async fn run(
         keyboard,
         silent: true,
         unread: Vec::new(),
+        drives,
+        paused: Paused::default(),
+        resume: watch.resume,
+        seen: Condition::default(),
+        held: None,
+        warnings: 0,
+        deaf: false,
     };
+    let mut condition = watch.condition;
+    // For what waits for a disk to have space.
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut from_guest = vec![0; 64 * 1024];
     let mut from_console = vec![0; 4 * 1024];
     let vmm = loop {
@@ -146,6 +165,11 @@ pub(super) async fn run(
             },
             Some(command) = inbox.commands.recv() => session.command(command),
             Some(bytes) = inbox.stdin.recv(), if session.wants_stdin() => session.stdin(bytes),
+            Ok(()) = condition.changed() => {
+                let now = condition.borrow_and_update().clone();
+                session.condition(now);
+            }
+            _ = second.tick(), if session.is_waiting() => session.second(),
             _ = hub.progress.notified(), if paused => {}
             _ = sleep_until(deadline), if deadline.is_some() => session.late(),
         }
@@ -263,6 +287,18 @@ struct Session<'a> {
     silent: bool,
     /// Outputs that were closed before the guest was told what to run.
     unread: Vec<Stream>,
+    drives: Drives,
+    paused: Paused,
+    /// Asks the VMM to let the guest go on.
+    resume: mpsc::Sender<()>,
+    /// The condition as it was told.
+    seen: Condition,
+    /// What is left until the deadline of a guest that stands still.
+    held: Option<Duration>,
+    /// The guest's own, so far.
+    warnings: u32,
+    /// That the guest does not listen was told.
+    deaf: bool,
 }
 
 impl Session<'_> {
@@ -309,17 +345,27 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn message(&mut self, message: FromGuest) {
+    fn message(&mut self, mut message: FromGuest) {
+        message.clip();
         match message {
             FromGuest::Hello { protocol, kernel } => self.hello(protocol, kernel),
             FromGuest::Warning { message } => {
-                self.hub.warn(format!("guest: {}", super::logs::escaped(message.as_bytes())))
+                self.warnings = self.warnings.saturating_add(1);
+                match self.warnings {
+                    ..MAX_WARNINGS => {
+                        self.hub.warn(format!("guest: {}", super::logs::escaped(message.as_bytes())))
+                    }
+                    MAX_WARNINGS => self.hub.warn("guest: it warns too often; no more of that is told"),
+                    _ => {}
+                }
             }
+            // A guest could say it again and again.
+            FromGuest::Started { .. } if self.end.started.is_some() => {}
             FromGuest::Started { .. } => {
                 self.end.started = Some(Instant::now());
                 self.recorder.stamp("started");
-                self.recorder.update(|s| s.status = Status::Running);
                 if !self.end.stopped {
+                    self.recorder.update(|s| s.status = Status::Running);
                     self.recorder.phase(Phase::Running);
                 }
             }
@@ -331,7 +377,7 @@ impl Session<'_> {
             FromGuest::Exit(record) => {
                 self.stdin.open = false;
                 self.stdin.waiting.clear();
-                self.say(&ToGuest::ExitAck);
+                self.say(&ToGuest::ExitAck, MAX_LAST);
                 if self.end.exit.is_none() {
                     self.recorder.stamp("exit");
                     self.deadline = Some(Instant::now() + self.patience.power_off);
@@ -355,18 +401,13 @@ impl Session<'_> {
         self.recorder.update(|s| s.kernel = Some(super::logs::escaped(kernel.as_bytes())));
         self.recorder.phase(Phase::Guest);
         // Room beforehand: growing would leave copies of secrets in freed memory.
-        self.out.reserve(MAX_PAYLOAD + 1024);
+        self.out.reserve(HEADER_LEN + MAX_PAYLOAD);
         let mut start = ToGuest::Start(Box::new(run));
-        let mut frame = message(&start);
-        if frame.len() > MAX_PAYLOAD {
+        if encode_message(&start, &mut self.out).is_err() {
             self.fail(format!(
-                "environment and settings take {} bytes; the guest accepts {MAX_PAYLOAD}",
-                frame.len()
+                "environment and settings are too large: the guest accepts {MAX_PAYLOAD} bytes"
             ));
-        } else {
-            self.out.extend_from_slice(&frame);
         }
-        wipe(&mut frame);
         if let ToGuest::Start(run) = &mut start {
             super::spec::wipe_secrets(run);
         }
@@ -394,7 +435,7 @@ impl Session<'_> {
             return;
         }
         if bytes.is_empty() {
-            encode(channel::STDIN, &[], &mut self.out);
+            encode_stream(channel::STDIN, &[], &mut self.out);
             self.stdin.open = false;
             return;
         }
@@ -406,7 +447,7 @@ impl Session<'_> {
     fn feed(&mut self) {
         let n = self.stdin.waiting.len().min(self.stdin.credit);
         if n > 0 {
-            encode(channel::STDIN, &self.stdin.waiting[..n], &mut self.out);
+            encode_stream(channel::STDIN, &self.stdin.waiting[..n], &mut self.out);
             self.stdin.credit -= n;
             self.stdin.waiting.drain(..n);
         }
@@ -416,26 +457,34 @@ impl Session<'_> {
         match command {
             // There is no workload yet, and the guest listens for its settings only.
             Command::Signal(_) if self.run.is_some() => {}
-            Command::Signal(signal) => self.say(&ToGuest::Signal { signal }),
-            Command::CloseOutput(stream) if self.run.is_some() => self.unread.push(stream),
+            Command::Signal(signal) => self.say(&ToGuest::Signal { signal }, MAX_SIGNALS),
+            Command::CloseOutput(stream) if self.run.is_some() => {
+                if !self.unread.contains(&stream) {
+                    self.unread.push(stream);
+                }
+            }
             Command::CloseOutput(stream) => self.close_output(stream),
             Command::Stop { kill: false } if self.end.exit.is_some() || self.end.stopped => {
                 self.end.stopped = true
             }
             // A guest that waits for its settings runs nothing that could need grace.
             Command::Stop { kill: false } if self.run.is_some() => {
-                self.end.stopped = true;
+                self.stopping();
                 self.kill();
             }
+            Command::Stop { kill: false } if !self.can_be_asked() => {
+                self.stopping();
+                self.kill_paused();
+            }
             Command::Stop { kill: false } => {
-                self.end.stopped = true;
-                self.say(&ToGuest::Stop);
+                self.stopping();
+                self.say(&ToGuest::Stop, MAX_LAST);
                 self.flush_metrics();
                 self.recorder.phase(Phase::Stopping);
                 self.deadline = Some(Instant::now() + self.patience.stop);
             }
             Command::Stop { kill: true } => {
-                self.end.stopped = true;
+                self.stopping();
                 self.end.killed = true;
                 self.kill();
             }
@@ -447,7 +496,15 @@ impl Session<'_> {
             Stream::Stdout => channel::STDOUT,
             Stream::Stderr => channel::STDERR,
         };
-        self.say(&ToGuest::CloseOutput { channel });
+        self.say(&ToGuest::CloseOutput { channel }, MAX_LAST);
+    }
+
+    /// Somebody wants it to end.
+    fn stopping(&mut self) {
+        self.end.stopped = true;
+        self.recorder.update(|s| s.status = Status::Stopping);
+        // Output that waits for space would keep the guest from ending.
+        self.hub.give_up_waiting();
     }
 
     fn late(&mut self) {
@@ -492,7 +549,13 @@ impl Session<'_> {
         }
     }
 
-    fn say(&mut self, to_guest: &ToGuest) {
-        self.out.extend(message(to_guest));
+    /// Sends a message, unless more than `most` bytes wait already: the guest does not read them.
+    fn say(&mut self, to_guest: &ToGuest, most: usize) {
+        if self.out.len() < most {
+            // Only `Start` could be too large.
+            encode_message(to_guest, &mut self.out).unwrap_or_else(|e| self.hub.warn_once(&e.to_string()));
+        } else if !std::mem::replace(&mut self.deaf, true) {
+            self.hub.warn_once("the guest does not listen: a signal or a message to it was dropped");
+        }
     }
 }

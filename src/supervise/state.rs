@@ -26,6 +26,8 @@ pub enum Status {
     Starting,
     /// The workload runs.
     Running,
+    /// The workload was asked to end, or its VMM was killed; neither has ended yet.
+    Stopping,
     /// Waiting to boot again.
     Restarting,
     /// The workload ended, or was stopped.
@@ -67,6 +69,9 @@ pub struct State {
     /// What each of its boots reads of the store: gc leaves it there while the supervisor lives.
     #[serde(default)]
     pub objects: Vec<ObjectDigest>,
+    /// Why the guest stands still, for the user, while it does.
+    #[serde(default)]
+    pub paused: Option<String>,
     /// How the last workload ended.
     #[serde(default)]
     pub exit: Option<ExitRecord>,

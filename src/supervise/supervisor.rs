@@ -19,7 +19,6 @@ use crate::error::{Context, Error, Result};
 use crate::manifest::model::{Port, Restart};
 use crate::vmm::probe;
 use crate::vmm::spec::VmmBinary;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
@@ -93,6 +92,7 @@ pub(super) fn prepare(
         vmm: None,
         boot_key: spec.boot_key,
         objects: spec.objects(),
+        paused: None,
         exit: None,
         reason: None,
         error: None,
@@ -178,7 +178,7 @@ pub(super) async fn supervise(
         commands: commands_in.clone(),
         stdin: stdin_in,
         ephemeral: spec.ephemeral,
-        connected: Rc::new(Cell::new(0)),
+        visitors: Rc::default(),
     };
     if let Some(first) = first {
         tokio::task::spawn_local(server::serve(first, door.clone(), Some(hub.attach(true))));
@@ -201,6 +201,7 @@ pub(super) async fn supervise(
         recorder.update(|s| {
             s.status = Status::Restarting;
             s.vmm = None;
+            s.paused = None;
             s.restarts += 1;
             s.exit = outcome.exit.clone();
             s.error = outcome.message.clone();
@@ -217,7 +218,10 @@ pub(super) async fn supervise(
     drop(proxies);
     wipe_secrets(&mut spec.run);
     finish(&outcome, &mut recorder, &hub, &spec, &mut commands).await;
-    if let Err(e) = journal.undo(|_| true, |e| platform.undo(e)) {
+    let undone = journal.undo(|_| true, |e| platform.undo(e));
+    // What was removed may have made the space that the last state lacked.
+    recorder.retry();
+    if let Err(e) = undone {
         super::log_line(&chain(&e));
         recorder.update(|s| s.error = Some(chain(&e)));
     } else if spec.ephemeral {
@@ -368,11 +372,14 @@ async fn finish(
     recorder.update(|s| {
         s.status = if outcome.reason == Reason::Failed { Status::Failed } else { Status::Exited };
         s.vmm = None;
+        s.paused = None;
         s.exit = outcome.exit.clone();
         s.reason = Some(outcome.reason);
         s.error = outcome.message.clone();
         s.ended_ms = Some(wall_ms());
     });
+    hub.give_up_waiting();
+    hub.tell_loss();
     hub.ended(outcome.clone());
     let read = async {
         while hub.attached() > 0 {

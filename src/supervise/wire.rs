@@ -2,6 +2,7 @@
 
 use super::outcome::{Outcome, Phase, Stream};
 use crate::error::{Error, Kind};
+use firegopher_protocol::{clip, encode_message};
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its meaning. Any version can stop any other: by SIGTERM.
@@ -76,6 +77,12 @@ pub(super) enum FromSupervisor {
     },
 }
 
+/// The longest text of a message to a client, in bytes. JSON makes six of one at most, so that a message with one of
+/// these and two of `MAX_SIDE_TEXT` fits into a frame.
+const MAX_TEXT: usize = 24 * 1024;
+/// The longest text that comes with it.
+const MAX_SIDE_TEXT: usize = 8 * 1024;
+
 impl FromSupervisor {
     pub(super) fn refused(error: &Error) -> Self {
         FromSupervisor::Refused {
@@ -84,6 +91,40 @@ impl FromSupervisor {
             message: super::journal::chain(error),
             help: error.help_text().map(str::to_owned),
         }
+    }
+
+    /// Cuts its texts to what a frame holds, whoever wrote them.
+    pub(super) fn clip(&mut self) {
+        match self {
+            FromSupervisor::Ready { .. } | FromSupervisor::Phase { .. } => {}
+            FromSupervisor::Warning { message } => clip(message, MAX_TEXT),
+            FromSupervisor::Refused { code, message, help, .. } => {
+                clip(message, MAX_TEXT);
+                [Some(code), help.as_mut()].into_iter().flatten().for_each(|text| clip(text, MAX_SIDE_TEXT));
+            }
+            FromSupervisor::Ended { outcome } => {
+                outcome.message.iter_mut().for_each(|text| clip(text, MAX_TEXT));
+                let failed = outcome.exit.as_mut().and_then(|exit| exit.failed.as_mut());
+                failed.into_iter().for_each(|text| clip(text, MAX_SIDE_TEXT));
+            }
+        }
+    }
+
+    /// As a frame.
+    pub(super) fn frame(mut self) -> Vec<u8> {
+        self.clip();
+        let mut out = Vec::new();
+        encode_message(&self, &mut out).expect("invariant: clipped texts fit into a frame");
+        out
+    }
+}
+
+impl ToSupervisor {
+    /// As a frame.
+    pub(super) fn frame(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_message(self, &mut out).expect("invariant: these messages hold numbers only");
+        out
     }
 }
 
@@ -103,10 +144,60 @@ pub(super) fn error_from(kind: u8, code: &str, message: String, help: Option<Str
     }
 }
 
-/// One control message as a frame.
-pub(super) fn message<T: Serialize>(value: &T) -> Vec<u8> {
-    let json = serde_json::to_vec(value).expect("invariant: messages hold strings and numbers only");
-    let mut out = Vec::with_capacity(json.len() + firegopher_protocol::HEADER_LEN);
-    firegopher_protocol::encode(firegopher_protocol::channel::CONTROL, &json, &mut out);
-    out
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervise::outcome::Reason;
+    use firegopher_protocol::{Decoder, ExitRecord, MAX_PAYLOAD, channel};
+    use proptest::prelude::*;
+
+    /// Texts around the bounds, of what JSON writes as one, two and six bytes, and of more than one byte each.
+    fn text() -> impl Strategy<Value = String> {
+        let unit = prop_oneof![Just("a"), Just("\""), Just("\u{1}"), Just("é"), Just("\\x1b\n")];
+        let around = |n: usize| n.saturating_sub(9)..n + 9;
+        let count =
+            prop_oneof![around(MAX_SIDE_TEXT), around(MAX_TEXT), around(MAX_PAYLOAD), 0..600_000_usize];
+        (unit, count).prop_map(|(unit, count)| unit.repeat(count / unit.len() + 1))
+    }
+
+    fn message() -> impl Strategy<Value = FromSupervisor> {
+        prop_oneof![
+            text().prop_map(|message| FromSupervisor::Warning { message }),
+            (text(), text(), text()).prop_map(|(code, message, help)| FromSupervisor::Refused {
+                kind: 1,
+                code,
+                message,
+                help: Some(help),
+            }),
+            (text(), text()).prop_map(|(failed, message)| FromSupervisor::Ended {
+                outcome: Outcome {
+                    reason: Reason::Failed,
+                    exit: Some(ExitRecord { failed: Some(failed), ..ExitRecord::default() }),
+                    message: Some(message),
+                },
+            }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_message_of_any_size_is_one_frame_for_a_client(message in message()) {
+            let mut wire = message.clone().frame();
+            wire.extend(FromSupervisor::Ready { wire: WIRE }.frame());
+            let mut decoder = Decoder::default();
+            decoder.push(&wire);
+            let mut next = || -> FromSupervisor {
+                let frame = decoder.frame().unwrap().unwrap();
+                assert_eq!(frame.channel, channel::CONTROL);
+                serde_json::from_slice(&frame.payload).unwrap()
+            };
+            let mut clipped = message;
+            clipped.clip();
+            prop_assert!(next() == clipped);
+            prop_assert_eq!(next(), FromSupervisor::Ready { wire: WIRE });
+            prop_assert!(decoder.frame().unwrap().is_none());
+        }
+    }
 }

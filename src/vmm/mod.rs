@@ -16,8 +16,10 @@ pub mod trial;
 mod tsc;
 pub mod tuning;
 
-pub use monitor::{Death, Ended, Listener, Monitor, Said};
+pub use monitor::{Condition, Death, Ended, FailedRequests, Listener, Monitor, Pause, Said, Watch};
 pub use qemu::{check_forwards, identify as identify_qemu};
+#[cfg(test)]
+pub(crate) use spawn::{Spawn, spawn};
 
 use crate::error::Result;
 use crate::net::netns::Netns;

@@ -65,6 +65,8 @@ fn run(spawn: Spawn<'_>) -> io::Result<Spawned> {
         no_network: spawn.no_network,
         chroot: spawn.chroot.map(|dir| CString::new(dir.as_os_str().as_bytes())).transpose()?,
         identity: spawn.identity,
+        descriptors: crate::descriptors::given()
+            .map(|(soft, hard)| libc::rlimit { rlim_cur: soft, rlim_max: hard }),
     };
     // SAFETY: `enter` makes system calls only: it neither allocates nor locks, so it may run after fork.
     unsafe { command.pre_exec(move || enter.run()) };
@@ -90,6 +92,7 @@ struct Enter {
     no_network: bool,
     chroot: Option<CString>,
     identity: Option<(u32, u32)>,
+    descriptors: Option<libc::rlimit>,
 }
 
 impl Enter {
@@ -116,6 +119,10 @@ impl Enter {
             // A core would hold the guest's memory, secrets included.
             let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             ok(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
+            // What holds for us is for proxies.
+            if let Some(limit) = &self.descriptors {
+                ok(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const *limit))?;
+            }
             if let Some((uid, gid)) = self.identity {
                 // The raw calls: glibc's wrappers signal all threads and take locks.
                 ok(libc::syscall(libc::SYS_setgroups, 0_usize, std::ptr::null::<libc::gid_t>()) as c_int)?;

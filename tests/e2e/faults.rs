@@ -269,8 +269,7 @@ fn impersonate(project: &Project, vm: &str, words: serde_json::Value) {
         std::os::unix::net::UnixListener::bind(format!("/proc/self/fd/{}/sup.sock", handle.as_raw_fd()))
             .unwrap();
     let mut answer = Vec::new();
-    let control = firegopher_protocol::channel::CONTROL;
-    firegopher_protocol::encode(control, words.to_string().as_bytes(), &mut answer);
+    firegopher_protocol::encode_message(&words, &mut answer).unwrap();
     std::thread::spawn(move || {
         for client in listener.incoming() {
             // One that has gone by now wanted no answer.

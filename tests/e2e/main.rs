@@ -23,6 +23,7 @@ mod schemas;
 mod scripts;
 mod secrets;
 mod settings;
+mod shortages;
 mod signals;
 mod snapshots;
 mod traces;

@@ -2,7 +2,7 @@
 //! tests play the guest's init on the socket that Firecracker's vsock leads to; the kernel is a stub.
 
 use super::*;
-use firegopher_protocol::{Decoder, FromGuest, PROTOCOL, ToGuest, channel, encode};
+use firegopher_protocol::{Decoder, FromGuest, PROTOCOL, ToGuest, encode_message};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -38,7 +38,7 @@ impl Init {
 
     pub fn say(&mut self, message: &FromGuest) {
         let mut out = Vec::new();
-        encode(channel::CONTROL, &serde_json::to_vec(message).unwrap(), &mut out);
+        encode_message(message, &mut out).unwrap();
         self.socket.write_all(&out).unwrap();
     }
 

@@ -5,7 +5,7 @@ use super::*;
 use firegopher::supervise::Stream;
 use firegopher::vmm::firecracker::api::{Api, BalloonUpdate};
 use firegopher::vmm::tuning::Balloon;
-use firegopher_protocol::{ExitRecord, FromGuest, PROTOCOL, channel, encode};
+use firegopher_protocol::{ExitRecord, FromGuest, PROTOCOL, channel, encode_message, encode_stream};
 use std::process::Command;
 
 /// Where it is linked to: Firecracker takes no kernel below 1 MiB.
@@ -45,7 +45,7 @@ fn script(first: &[FromGuest], second: &[FromGuest], printed: &[u8]) -> Vec<u8> 
     let frames = |messages: &[FromGuest]| {
         let mut out = Vec::new();
         for message in messages {
-            encode(channel::CONTROL, &serde_json::to_vec(message).unwrap(), &mut out);
+            encode_message(message, &mut out).unwrap();
         }
         out
     };
@@ -53,7 +53,7 @@ fn script(first: &[FromGuest], second: &[FromGuest], printed: &[u8]) -> Vec<u8> 
     // Its exit comes last: output is whole before it.
     let (exit, before) = second.split_last().unwrap();
     let mut then = frames(before);
-    encode(channel::STDOUT, printed, &mut then);
+    encode_stream(channel::STDOUT, printed, &mut then);
     then.extend(frames(std::slice::from_ref(exit)));
     let sized = |bytes: Vec<u8>| [&(bytes.len() as u32).to_le_bytes()[..], &bytes].concat();
     [sized(first), sized(then)].concat()

@@ -1,6 +1,8 @@
 //! Framing: `u32` payload length, `u16` channel, both little-endian, then the payload.
 
-use std::fmt;
+use crate::message::channel::CONTROL;
+use serde::Serialize;
+use std::{fmt, io};
 
 /// Bytes before each payload.
 pub const HEADER_LEN: usize = 6;
@@ -31,19 +33,104 @@ impl fmt::Display for FrameError {
 
 impl std::error::Error for FrameError {}
 
-/// Appends one frame to `out`, splitting a payload that is larger than `MAX_PAYLOAD`
-/// (harmless on the raw channels; control messages are far smaller).
-pub fn encode(channel: u16, payload: &[u8], out: &mut Vec<u8>) {
-    let mut rest = payload;
+/// What does not fit into one frame and must not be split.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EncodeError {
+    /// It is longer than `MAX_PAYLOAD`. Nothing was appended.
+    TooLarge,
+    /// It cannot be written as JSON. Nothing was appended.
+    Json(String),
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EncodeError::TooLarge => write!(f, "a message takes more than {MAX_PAYLOAD} bytes"),
+            EncodeError::Json(why) => write!(f, "a message cannot be written as JSON: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for EncodeError {}
+
+/// Appends bytes of a raw channel, in as many frames as they need: receivers take no notice of where one ends. No
+/// bytes are one empty frame, which closes the channel.
+///
+/// # Panics
+/// On channel 0: a message is one frame, and half of one means something else or nothing.
+pub fn encode_stream(channel: u16, bytes: &[u8], out: &mut Vec<u8>) {
+    assert_ne!(channel, CONTROL, "invariant: messages are never split");
+    let mut rest = bytes;
     loop {
         let (now, later) = rest.split_at(rest.len().min(MAX_PAYLOAD));
-        out.extend_from_slice(&(now.len() as u32).to_le_bytes());
-        out.extend_from_slice(&channel.to_le_bytes());
+        header(channel, now.len(), out);
         out.extend_from_slice(now);
         rest = later;
         if rest.is_empty() {
             return;
         }
+    }
+}
+
+/// Appends one frame, whole.
+///
+/// # Errors
+/// A payload that is too large; nothing is appended then.
+pub fn encode_frame(channel: u16, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    if payload.len() > MAX_PAYLOAD {
+        return Err(EncodeError::TooLarge);
+    }
+    header(channel, payload.len(), out);
+    out.extend_from_slice(payload);
+    Ok(())
+}
+
+/// Appends one message as one frame of channel 0. It is written where it stays: with room for it beforehand, no copy
+/// of what it holds is left in freed memory.
+///
+/// # Errors
+/// A message that does not fit into a frame; nothing is appended then.
+pub fn encode_message<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let start = out.len();
+    header(CONTROL, 0, out);
+    let mut payload = Bounded { out, left: MAX_PAYLOAD };
+    let written = serde_json::to_writer(&mut payload, message);
+    let len = MAX_PAYLOAD - payload.left;
+    match written {
+        Ok(()) => {
+            out[start..start + 4].copy_from_slice(&(len as u32).to_le_bytes());
+            Ok(())
+        }
+        Err(e) => {
+            // It may have held secrets.
+            out[start..].fill(0);
+            out.truncate(start);
+            Err(if e.is_io() { EncodeError::TooLarge } else { EncodeError::Json(e.to_string()) })
+        }
+    }
+}
+
+fn header(channel: u16, len: usize, out: &mut Vec<u8>) {
+    // At most `MAX_PAYLOAD`, which fits.
+    out.extend_from_slice(&(len as u32).to_le_bytes());
+    out.extend_from_slice(&channel.to_le_bytes());
+}
+
+/// Takes no more than is left.
+struct Bounded<'a> {
+    out: &'a mut Vec<u8>,
+    left: usize,
+}
+
+impl io::Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.left = self.left.checked_sub(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.out.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -82,109 +169,4 @@ impl Decoder {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frames_survive_any_split_of_the_stream() {
-        let mut wire = Vec::new();
-        encode(0, b"{}", &mut wire);
-        encode(2, b"", &mut wire);
-        encode(3, &[7; 1000], &mut wire);
-        for step in 1..wire.len() {
-            let mut decoder = Decoder::default();
-            let mut seen = Vec::new();
-            for piece in wire.chunks(step) {
-                decoder.push(piece);
-                while let Some(frame) = decoder.frame().unwrap() {
-                    seen.push((frame.channel, frame.payload.len()));
-                }
-            }
-            assert_eq!(seen, [(0, 2), (2, 0), (3, 1000)]);
-        }
-    }
-
-    #[test]
-    fn an_oversized_frame_is_refused_before_it_is_buffered() {
-        let mut decoder = Decoder::default();
-        decoder.push(&[0xff, 0xff, 0xff, 0x7f, 0, 0]);
-        assert!(decoder.frame().is_err());
-    }
-
-    #[test]
-    fn a_large_payload_is_split_and_loses_nothing() {
-        let mut wire = Vec::new();
-        encode(2, &vec![1; MAX_PAYLOAD + 5], &mut wire);
-        let mut decoder = Decoder::default();
-        decoder.push(&wire);
-        let mut total = 0;
-        while let Some(frame) = decoder.frame().unwrap() {
-            total += frame.payload.len();
-        }
-        assert_eq!(total, MAX_PAYLOAD + 5);
-    }
-
-    /// xorshift64: reproducible noise.
-    struct Noise(u64);
-
-    impl Noise {
-        fn next(&mut self) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0 as usize
-        }
-    }
-
-    #[test]
-    fn random_frames_in_random_pieces_come_out_as_they_went_in() {
-        let mut noise = Noise(1);
-        for _ in 0..200 {
-            let frames: Vec<(u16, Vec<u8>)> = (0..noise.next() % 20)
-                .map(|_| {
-                    let len = noise.next() % [1, 100, 70_000][noise.next() % 3];
-                    (noise.next() as u16, (0..len).map(|i| (i ^ len) as u8).collect())
-                })
-                .collect();
-            let mut wire = Vec::new();
-            for (channel, payload) in &frames {
-                encode(*channel, payload, &mut wire);
-            }
-            let mut decoder = Decoder::default();
-            let mut seen = Vec::new();
-            let mut rest = &wire[..];
-            while !rest.is_empty() {
-                let (piece, later) = rest.split_at((1 + noise.next() % 40_000).min(rest.len()));
-                decoder.push(piece);
-                while let Some(frame) = decoder.frame().unwrap() {
-                    seen.push((frame.channel, frame.payload));
-                }
-                rest = later;
-            }
-            assert_eq!(seen, frames);
-        }
-    }
-
-    #[test]
-    fn noise_is_refused_or_waited_for_and_never_more_is_kept_than_one_frame() {
-        let mut noise = Noise(2);
-        for _ in 0..500 {
-            let mut decoder = Decoder::default();
-            'stream: for _ in 0..50 {
-                let bytes: Vec<u8> = (0..noise.next() % 300).map(|_| (noise.next() & 0x83) as u8).collect();
-                decoder.push(&bytes);
-                loop {
-                    match decoder.frame() {
-                        Ok(Some(frame)) => assert!(frame.payload.len() <= MAX_PAYLOAD),
-                        Ok(None) => break,
-                        Err(error) => {
-                            assert!(error.declared > MAX_PAYLOAD);
-                            break 'stream;
-                        }
-                    }
-                }
-                assert!(decoder.buffer.len() - decoder.start <= HEADER_LEN + MAX_PAYLOAD);
-            }
-        }
-    }
-}
+mod tests;

@@ -5,5 +5,8 @@
 mod frame;
 mod message;
 
-pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, MAX_PAYLOAD, encode};
+pub use frame::{
+    Decoder, EncodeError, Frame, FrameError, HEADER_LEN, MAX_PAYLOAD, encode_frame, encode_message,
+    encode_stream,
+};
 pub use message::*;

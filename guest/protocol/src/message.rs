@@ -18,6 +18,9 @@ pub const EXIT_LINE: &str = "firegopher-exit: ";
 /// input that the workload does not read from blocking the signals behind it.
 pub const STDIN_WINDOW: usize = 256 * 1024;
 
+/// The longest text, in bytes, that a guest's message holds.
+pub const MAX_TEXT: usize = 4 * 1024;
+
 /// What each channel carries.
 pub mod channel {
     /// JSON messages, one a frame.
@@ -60,6 +63,35 @@ pub enum FromGuest {
     Exit(ExitRecord),
 }
 
+impl FromGuest {
+    /// Cuts its texts to `MAX_TEXT`. Guests do it before they send, and hosts, which cannot trust a guest, before they
+    /// escape them: a text grows up to fourfold then, and again as JSON, and must still fit into a frame.
+    pub fn clip(&mut self) {
+        match self {
+            FromGuest::Hello { kernel: text, .. } | FromGuest::Warning { message: text } => {
+                clip(text, MAX_TEXT)
+            }
+            FromGuest::Exit(record) => record.clip(),
+            FromGuest::Started { .. } | FromGuest::StdinTaken { .. } => {}
+        }
+    }
+}
+
+/// Cuts a text to `most` bytes, which are more than 64, and says how much is missing.
+pub fn clip(text: &mut String, most: usize) {
+    if text.len() <= most {
+        return;
+    }
+    let mut end = most.saturating_sub(64);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let missing = text.len() - end;
+    text.truncate(end);
+    // Far shorter than the 64 bytes that were left for it.
+    text.push_str(&format!("… ({missing} more bytes)"));
+}
+
 /// Host to guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -98,6 +130,13 @@ pub struct ExitRecord {
     /// The kernel's out-of-memory killer ended a process of the workload.
     #[serde(default)]
     pub oom: bool,
+}
+
+impl ExitRecord {
+    /// Cuts its text to `MAX_TEXT`.
+    pub fn clip(&mut self) {
+        self.failed.iter_mut().for_each(|text| clip(text, MAX_TEXT));
+    }
 }
 
 /// Everything a guest needs for one boot. Nothing of it is in the initramfs.
@@ -353,6 +392,28 @@ mod tests {
         }
         // The last one by order of declaration is the last of as many.
         assert_eq!(Resource::ALL.len(), Resource::Stack as usize + 1);
+    }
+
+    #[test]
+    fn a_clipped_text_fits_its_bound_and_says_what_is_missing() {
+        for (unit, count) in [("a", MAX_TEXT), ("a", MAX_TEXT + 1), ("é", MAX_TEXT), ("𝄞", 100_000)] {
+            let whole = unit.repeat(count);
+            let mut message = FromGuest::Warning { message: whole.clone() };
+            message.clip();
+            let FromGuest::Warning { message: text } = &message else { panic!("{message:?}") };
+            assert!(text.len() <= MAX_TEXT, "{}", text.len());
+            if whole.len() <= MAX_TEXT {
+                assert_eq!(*text, whole);
+            } else {
+                let (kept, missing) = text.rsplit_once("… (").unwrap();
+                assert!(whole.starts_with(kept));
+                let missing: usize = missing.trim_end_matches(" more bytes)").parse().unwrap();
+                assert_eq!(kept.len() + missing, whole.len());
+            }
+        }
+        let mut record = ExitRecord { failed: Some("x".repeat(1 << 20)), ..ExitRecord::default() };
+        record.clip();
+        assert!(record.failed.unwrap().len() <= MAX_TEXT);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::boot;
 use crate::testing::{alone, root};
 use crate::user::Account;
 use crate::workload::Launch;
-use firegopher_protocol::{Decoder, RunConfig, encode};
+use firegopher_protocol::{Decoder, RunConfig, encode_frame};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -94,7 +94,7 @@ fn in_namespace(guest: UnixStream, config: &RunConfig) -> i32 {
             let workload = Launch::new(config, &account).unwrap().start().unwrap();
             let record = run(&mut control, &signals, workload, Duration::from_millis(config.grace_ms));
             assert_eq!(processes::reap(), Reaped::Childless);
-            control.send(&FromGuest::Exit(record));
+            control.send(FromGuest::Exit(record));
             assert!(!control.pending());
             // SAFETY: _exit runs nothing of the test harness.
             unsafe { libc::_exit(0) }
@@ -104,7 +104,7 @@ fn in_namespace(guest: UnixStream, config: &RunConfig) -> i32 {
 
 fn send(stream: &mut UnixStream, channel: u16, payload: &[u8]) {
     let mut wire = Vec::new();
-    encode(channel, payload, &mut wire);
+    encode_frame(channel, payload, &mut wire).unwrap();
     stream.write_all(&wire).unwrap();
 }
 

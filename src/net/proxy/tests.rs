@@ -22,13 +22,23 @@ fn proxy_waiting(
     patience: Duration,
     connect: impl Fn() -> io::Result<std::net::TcpStream> + Send + Sync + 'static,
 ) -> SocketAddr {
+    proxy_within(&Budget::new(20_000, 1, || {}), starts, patience, connect)
+}
+
+fn proxy_within(
+    budget: &Budget,
+    starts: Starts,
+    patience: Duration,
+    connect: impl Fn() -> io::Result<std::net::TcpStream> + Send + Sync + 'static,
+) -> SocketAddr {
+    let share = budget.share();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let serving =
-            async { serve(TcpListener::from_std(listener).unwrap(), connect, starts, patience).await };
+            async { serve(TcpListener::from_std(listener).unwrap(), connect, starts, patience, share).await };
         runtime.block_on(serving).unwrap();
     });
     address
@@ -218,4 +228,61 @@ fn connections_are_made_inside_the_namespace() {
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "over the border");
+}
+
+#[test]
+fn connections_leave_descriptors_to_others_and_each_port_has_some() {
+    let places = |descriptors, ports| {
+        let budget = Budget::new(descriptors, ports, || {});
+        let shares: Vec<Share> = (0..ports).map(|_| budget.share()).collect();
+        let own: Vec<usize> = shares.iter().map(|share| share.own.available_permits()).collect();
+        let all = own.iter().sum::<usize>() + budget.common.available_permits();
+        (all as u64, own.into_iter().min().unwrap_or(0))
+    };
+    for descriptors in [256, 512, 1024, 4096, 20_000, 1 << 20, u64::MAX] {
+        for ports in [1, 3, 16, 100, 2000] {
+            let (all, own) = places(descriptors, ports);
+            assert!((1..=MOST).contains(&all) && 2 * all <= descriptors - descriptors.min(RESERVED) / 2);
+            assert!(own > 0 || all < 2 * ports as u64, "{descriptors} for {ports} ports");
+        }
+    }
+    assert_eq!(places(1024, 1).0, 384);
+}
+
+#[test]
+fn a_port_whose_clients_take_all_there_is_answers_again_and_starves_no_other() {
+    use std::sync::atomic::AtomicUsize;
+    let found_full = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&found_full);
+    // 16 connections, of which each port has 4 for itself.
+    let budget = Budget::new(RESERVED + 32, 2, move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    let to = backend(echo_after_eof);
+    let port = || {
+        proxy_within(&budget, Starts::default(), Duration::ZERO, move || {
+            let stream = std::net::TcpStream::connect(to)?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        })
+    };
+    let (crowded, other) = (port(), port());
+    let ask = |address: SocketAddr| {
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.write_all(b"x").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).map(|_| answer)
+    };
+    let crowd: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(crowded).unwrap()).collect();
+    let begun = Instant::now();
+    while found_full.load(Ordering::SeqCst) == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "all 64 got in");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(ask(other).unwrap(), "x", "the other port has places of its own");
+    drop(crowd);
+    assert_eq!(ask(crowded).unwrap(), "x");
+    assert_eq!(found_full.load(Ordering::SeqCst), 1, "told once");
 }

@@ -193,7 +193,7 @@ mod tests {
         let long = vec![b'x'; 40_000];
         let pieces: [&[u8]; 6] = [b"one\ntwo\n", b"par", b"tial\n", b"\n\n", &long, b"\nend"];
         for piece in pieces {
-            log.output(Stream::Stdout, piece).unwrap();
+            log.output(Stream::Stdout, piece);
         }
         assert_eq!(collect(&mut reader), pieces.concat());
         assert_eq!(collect(&mut LogReader::from_start(&path).unwrap()), pieces.concat());
@@ -208,7 +208,7 @@ mod tests {
         let mut reader = LogReader::from_start(&path).unwrap();
         let mut seen = Vec::new();
         for n in 0..2000 {
-            log.output(Stream::Stderr, format!("line {n}\n").as_bytes()).unwrap();
+            log.output(Stream::Stderr, format!("line {n}\n").as_bytes());
             if n % 100 == 0 {
                 seen.extend(collect(&mut reader));
             }
@@ -227,10 +227,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(WORKLOAD_LOG);
         let mut log = WorkloadLog::create(&path, 1000).unwrap();
-        log.output(Stream::Stdout, b"first\n").unwrap();
+        log.output(Stream::Stdout, b"first\n");
         let mut reader = LogReader::from_start(&path).unwrap();
         for _ in 0..200 {
-            log.output(Stream::Stdout, b"more\n").unwrap();
+            log.output(Stream::Stdout, b"more\n");
         }
         let seen = collect(&mut reader);
         assert!(seen.starts_with(b"first\n") && seen.ends_with(b"more\n"));
@@ -243,9 +243,9 @@ mod tests {
         let path = dir.path().join(WORKLOAD_LOG);
         let mut reader = LogReader::from_start(&path).unwrap();
         assert!(reader.next_record().unwrap().is_none());
-        WorkloadLog::create(&path, 1000).unwrap().output(Stream::Stdout, b"a\n").unwrap();
+        WorkloadLog::create(&path, 1000).unwrap().output(Stream::Stdout, b"a\n");
         assert_eq!(collect(&mut reader), b"a\n");
-        WorkloadLog::create(&path, 1000).unwrap().output(Stream::Stdout, b"b\n").unwrap();
+        WorkloadLog::create(&path, 1000).unwrap().output(Stream::Stdout, b"b\n");
         assert_eq!(collect(&mut reader), b"b\n");
     }
 

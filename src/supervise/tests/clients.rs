@@ -259,3 +259,57 @@ fn input_that_nobody_reads_does_not_hide_that_its_client_has_gone() {
     drop(client);
     let _ = sender.join().unwrap();
 }
+
+#[test]
+fn clients_that_hang_there_keep_no_command_out() {
+    let home = tempfile::tempdir().unwrap();
+    let (mut client, thread) = start(spec(home.path()), &echo()).unwrap();
+    wait_for(&mut client, Phase::Running);
+    let dir = home.path().join("state/test/web");
+    let connect = || Client::connect(&dir).unwrap().unwrap();
+    // As many as may follow, of which none reads; the first is there already.
+    let followers: Vec<Client> = (1..32).map(|_| connect()).collect();
+    for mut follower in followers.iter().map(|f| f.try_clone().unwrap()) {
+        follower.attach(true).unwrap();
+    }
+    // And many that say nothing, or half a word.
+    let path = dir.join("sup.sock");
+    let silent: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    silent.iter().for_each(|mut s| drop(s.write_all(&[9, 0])));
+    // One too many is told so.
+    let mut late = connect();
+    late.attach(false).unwrap();
+    let error = late.next_event().unwrap_err();
+    assert_eq!(error.code(), "supervise.clients");
+    assert!(error.to_string().contains("32 clients follow this VM") && error.help_text().is_some());
+    // Commands are heard.
+    let begun = Instant::now();
+    client.signal(libc::SIGUSR1).unwrap();
+    client.stop(false).unwrap();
+    let told = listen(&mut client);
+    assert_eq!(told.stderr, b"signal 10\n");
+    assert_eq!(told.ended.unwrap().exit_code(), 143);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    drop((followers, silent));
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_vm_that_is_asked_to_end_says_that_it_is_ending() {
+    let home = tempfile::tempdir().unwrap();
+    let fake = Fake::new(|mut guest| {
+        guest.start();
+        while guest.hear().is_some_and(|m| m != ToGuest::Stop) {}
+        std::thread::sleep(Duration::from_secs(1));
+        guest.exit(0);
+    });
+    let (mut client, thread) = start(spec(home.path()), &fake).unwrap();
+    wait_for(&mut client, Phase::Running);
+    client.stop(false).unwrap();
+    wait_for(&mut client, Phase::Stopping);
+    let state = State::load(&home.path().join("state/test/web")).unwrap().unwrap();
+    assert_eq!(state.status, Status::Stopping);
+    assert!(!state.status.is_final() && state.is_alive());
+    listen(&mut client);
+    thread.join().unwrap();
+}

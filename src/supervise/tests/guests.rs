@@ -169,3 +169,44 @@ fn too_large_an_environment_is_an_error() {
     let (told, ..) = ended(&fake, |s| s.run.env.push(("X".into(), "x".repeat(300_000))));
     assert!(told.ended.unwrap().message.unwrap().contains("the guest accepts"));
 }
+
+#[test]
+fn texts_of_any_length_reach_a_client_as_one_message() {
+    let fake = Fake::new(move |mut guest| {
+        guest.start();
+        // A guest that is not ours cuts nothing.
+        guest.say(&FromGuest::Warning { message: "\u{1}".repeat(40_000) });
+        let failed = Some("\u{1}".repeat(40_000));
+        guest.say(&FromGuest::Exit(ExitRecord { failed, ..Default::default() }));
+        while guest.hear().is_some_and(|m| m != ToGuest::ExitAck) {}
+        guest.power_off();
+    });
+    let (told, ..) = ended(&fake, |_| {});
+    assert!(told.warnings[0].starts_with("guest: \\x01"), "{:.40}", told.warnings[0]);
+    let outcome = told.ended.unwrap();
+    assert_eq!(outcome.reason, Reason::Failed);
+    assert!(outcome.message.unwrap().contains("\\x01"));
+}
+
+#[test]
+fn a_guest_that_floods_its_supervisor_costs_it_little() {
+    let fake = Fake::new(|mut guest| {
+        guest.start();
+        for _ in 0..20_000 {
+            guest.say(&FromGuest::Warning { message: "w".repeat(100) });
+            guest.say(&FromGuest::Started { pid: 2 });
+            guest.say(&FromGuest::StdinTaken { bytes: usize::MAX });
+        }
+        // Never reads the answers.
+        for _ in 0..20_000 {
+            guest.say(&FromGuest::Exit(ExitRecord { code: Some(3), ..Default::default() }));
+        }
+        guest.power_off();
+    });
+    let (told, ..) = ended(&fake, |_| {});
+    assert_eq!(told.ended.unwrap().exit_code(), 3);
+    let guests = told.warnings.iter().filter(|w| w.starts_with("guest: ")).count();
+    assert_eq!(guests, 64, "{:?}", told.warnings.last());
+    assert_eq!(told.phases.iter().filter(|p| **p == Phase::Running).count(), 1);
+    assert!(told.warnings.len() < 100);
+}

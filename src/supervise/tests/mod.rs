@@ -3,6 +3,7 @@
 mod clients;
 mod guests;
 mod lives;
+mod pauses;
 
 use super::journal::{Effect, Journal};
 use super::machine::{Machine, Platform, Proxies, VmmEnd};
@@ -13,6 +14,7 @@ use crate::error::Result;
 use crate::manifest::model::{Port, Restart};
 use crate::name::{Name, VmId};
 use crate::vmm::spec::{NetSpec, VmSpec, VmmBinary};
+use crate::vmm::{Condition, Pause, Watch};
 use firegopher_protocol::*;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -114,10 +116,14 @@ impl Platform for Fake {
         let pidfd = || super::process::pidfd_open(process.pid).unwrap();
         let (control, guest_control) = UnixStream::pair().unwrap();
         let (console, guest_console) = UnixStream::pair().unwrap();
+        let (condition, seen) = tokio::sync::watch::channel(Condition::default());
+        let (resume, resumed) = tokio::sync::mpsc::channel(1);
         let guest = Guest {
             control: guest_control,
             console: guest_console,
             vmm: process.clone(),
+            condition,
+            resumed,
             decoder: Decoder::default(),
         };
         let script = self.script.clone();
@@ -133,6 +139,8 @@ impl Platform for Fake {
             control: crate::vmm::Control::Connected(control),
             console: Some(crate::vmm::Serial::Socket(console)),
             keyboard: None,
+            watch: Watch { condition: seen, resume },
+            drives: super::pause::Drives::of(&spec.vm_spec),
             timings: Vec::new(),
             warnings: Vec::new(),
             ended,
@@ -149,18 +157,34 @@ pub struct Guest {
     pub control: UnixStream,
     pub console: UnixStream,
     pub vmm: Process,
+    /// What the VMM reports.
+    pub condition: tokio::sync::watch::Sender<Condition>,
+    /// What the VMM is asked.
+    pub resumed: tokio::sync::mpsc::Receiver<()>,
     decoder: Decoder,
 }
 
 impl Guest {
+    /// The VMM stops it.
+    pub fn pause(&self, why: Pause) {
+        self.condition.send_modify(|c| {
+            c.paused = Some(why);
+            c.pauses += 1;
+        });
+    }
+    /// Waits until the VMM is asked to let it go on, and does so.
+    pub fn await_resume(&mut self) {
+        self.resumed.blocking_recv().expect("the session has ended");
+        self.condition.send_modify(|c| c.paused = None);
+    }
     pub fn say(&mut self, message: &FromGuest) {
         let mut out = Vec::new();
-        encode(channel::CONTROL, &serde_json::to_vec(message).unwrap(), &mut out);
+        encode_message(message, &mut out).unwrap();
         let _ = self.control.write_all(&out);
     }
     pub fn out(&mut self, on: u16, bytes: &[u8]) {
         let mut out = Vec::new();
-        encode(on, bytes, &mut out);
+        encode_stream(on, bytes, &mut out);
         let _ = self.control.write_all(&out);
     }
     pub fn frame(&mut self) -> Option<Frame> {

@@ -1,10 +1,13 @@
 //! Follows a running VMM, says how it ended, and reaps it.
 
+mod condition;
+mod events;
 mod process;
 mod qmp;
 mod reason;
 mod words;
 
+pub use condition::{Condition, FailedRequests, Pause, Watch};
 pub(crate) use process::{ProcessMonitor, reap};
 pub(crate) use qmp::QmpMonitor;
 pub use words::{Listener, Said};
@@ -88,7 +91,18 @@ impl Monitor {
 
     /// Hands on what the VMM says besides its guest's console, as long as somebody waits for its end.
     pub fn listen(&mut self, listener: Listener) {
-        self.words().listen(listener);
+        match self {
+            Monitor::Qmp(monitor) => monitor.words.listen(listener),
+            Monitor::Process(monitor) => monitor.listen(listener),
+        }
+    }
+
+    /// How to follow the guest's condition, for the first who asks. It is kept up to date while the end is waited for.
+    pub fn watch(&mut self) -> Option<Watch> {
+        match self {
+            Monitor::Qmp(monitor) => monitor.reporter.watch(),
+            Monitor::Process(monitor) => monitor.reporter.watch(),
+        }
     }
 
     /// The end of what the VMM has said so far.

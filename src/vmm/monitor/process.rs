@@ -1,11 +1,13 @@
 //! Follows a running Firecracker, a child of ours although the jailer made it, through its pidfd.
 
-use super::words::{Said, Words};
+use super::condition::{Condition, Reporter};
+use super::words::{Listener, Said, Words};
 use super::{Death, Ended, Exit};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use tokio::sync::watch;
 
 /// A process that tells how a VM ended by its exit status.
 #[derive(Debug)]
@@ -16,6 +18,7 @@ pub struct ProcessMonitor {
     /// A second descriptor, for signals.
     kill: OwnedFd,
     pub(super) words: Words,
+    pub(super) reporter: Reporter,
     done: Option<Ended>,
 }
 
@@ -28,7 +31,27 @@ impl ProcessMonitor {
         pipes: impl IntoIterator<Item = (Said, OwnedFd)>,
     ) -> io::Result<ProcessMonitor> {
         let (kill, words) = (pidfd.try_clone()?, Words::new(pipes));
-        Ok(ProcessMonitor { pid, kill, pidfd: Exit::New(pidfd), words, done: None })
+        let reporter = Reporter::new();
+        Ok(ProcessMonitor { pid, kill, pidfd: Exit::New(pidfd), words, reporter, done: None })
+    }
+
+    /// Hands on what it says, and looks for what its log tells of drives.
+    pub(super) fn listen(&mut self, mut listener: Listener) {
+        let condition = self.reporter.condition.clone();
+        let mut line = Vec::new();
+        self.words.listen(Box::new(move |said, bytes| {
+            if said == Said::Log {
+                for piece in bytes.split_inclusive(|b| *b == b'\n') {
+                    let room = LOG_LINE.saturating_sub(line.len());
+                    line.extend_from_slice(&piece[..piece.len().min(room)]);
+                    if piece.ends_with(b"\n") {
+                        look_for_failed_request(&line, &condition);
+                        line.clear();
+                    }
+                }
+            }
+            listener(said, bytes);
+        }));
     }
 
     pub(super) async fn ended(&mut self) -> io::Result<Ended> {
@@ -72,6 +95,25 @@ impl Drop for ProcessMonitor {
     }
 }
 
+/// A line of Firecracker's log is a few hundred bytes; no more of it is looked at.
+const LOG_LINE: usize = 4096;
+
+/// Firecracker tells its guest of every request that fails and goes on; its log alone tells us
+/// (`src/vmm/src/devices/virtio/block/virtio/request.rs`). It names no drive. A `SyncIo` or `AsyncIo` error ends with
+/// the system's own: `Os { code: 28, kind: StorageFull, message: "No space left on device" }`.
+fn look_for_failed_request(line: &[u8], condition: &watch::Sender<Condition>) {
+    let text = String::from_utf8_lossy(line);
+    let Some((_, failed)) = text.split_once("Failed to execute ") else { return };
+    let Some((operation, why)) = failed.split_once(" virtio block request: ") else { return };
+    let reason = why.rsplit_once("message: \"").and_then(|(_, rest)| rest.split('"').next());
+    let operation = match operation {
+        "Out" => "write",
+        "In" => "read",
+        other => other,
+    };
+    condition.send_modify(|c| c.fail(None, &operation.to_lowercase(), reason.unwrap_or(why.trim_end())));
+}
+
 fn send_kill(pidfd: &OwnedFd) -> io::Result<()> {
     let nothing = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: a descriptor we own, a signal number, no siginfo and no flags.
@@ -97,5 +139,25 @@ pub(crate) fn reap(pid: i32) -> io::Result<ExitStatus> {
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_failed_is_found_in_firecrackers_log() {
+        let condition = watch::channel(Condition::default()).0;
+        let look = |line: &str| look_for_failed_request(line.as_bytes(), &condition);
+        look("2026-11-27T20:00:00.1 [web:main] Running Firecracker v1.16.1\n");
+        look(
+            "2026-11-27T20:00:01.2 [web:main] Failed to execute Out virtio block request: FileEngine(Sync(\
+             Transfer(IOError(Os { code: 28, kind: StorageFull, message: \"No space left on device\" }))))\n",
+        );
+        let now = condition.borrow().clone();
+        let failed = &now.failed[&None];
+        assert_eq!((now.failed.len(), failed.count, failed.operation.as_str()), (1, 1, "write"));
+        assert_eq!(failed.reason, "No space left on device");
     }
 }

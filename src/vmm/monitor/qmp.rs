@@ -1,8 +1,9 @@
 //! Follows a running QEMU through QMP and its pidfd.
 
+use super::condition::Reporter;
+use super::events::{CONTINUE, Events};
 use super::words::{Said, Words};
 use super::{Death, Ended, Exit};
-use serde_json::Value;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -19,8 +20,9 @@ pub struct QmpMonitor {
     pidfd: Exit,
     child: Child,
     pub(super) words: Words,
+    pub(super) reporter: Reporter,
     received: Vec<u8>,
-    reason: Option<Ended>,
+    events: Events,
     done: Option<Ended>,
 }
 
@@ -52,7 +54,8 @@ impl QmpMonitor {
         qmp.set_nonblocking(true)?;
         let (qmp, pidfd) = (Qmp::New(qmp), Exit::New(pidfd));
         let words = Words::new([(Said::Log, stderr)]);
-        Ok(QmpMonitor { qmp, pidfd, child, words, received: Vec::new(), reason: None, done: None })
+        let (reporter, events) = (Reporter::new(), Events::default());
+        Ok(QmpMonitor { qmp, pidfd, child, words, reporter, received: Vec::new(), events, done: None })
     }
 
     /// Waits for the VMM's end, reaps it and says how it came. Later calls repeat the answer.
@@ -66,15 +69,16 @@ impl QmpMonitor {
             tokio::select! {
                 biased;
                 got = read(&mut self.qmp, &mut chunk) => match got {
-                    0 => self.qmp = Qmp::Closed,
+                    0 => self.close(),
                     n => {
                         self.received.extend_from_slice(&chunk[..n]);
-                        digest(&mut self.received, &mut self.reason);
+                        self.digest();
                         if self.received.len() > LINE_MAX {
-                            self.qmp = Qmp::Closed;
+                            self.close();
                         }
                     }
                 },
+                Some(()) = self.reporter.resume.recv() => self.send(CONTINUE),
                 ready = self.pidfd.wait() => {
                     ready?;
                     break;
@@ -89,10 +93,10 @@ impl QmpMonitor {
             while let Ok(n @ 1..) = stream.try_read(&mut chunk) {
                 self.received.extend_from_slice(&chunk[..n]);
             }
-            digest(&mut self.received, &mut self.reason);
+            self.digest();
         }
         let status = self.child.wait()?; // Ready already: it does not block.
-        let done = match self.reason.take() {
+        let done = match self.events.reason.take() {
             Some(reason) => reason,
             None => Ended::Died(Death { status, stderr: self.words.tail() }),
         };
@@ -113,6 +117,30 @@ impl QmpMonitor {
         Ok(())
     }
 
+    /// Takes whole lines out of what was received.
+    fn digest(&mut self) {
+        while let Some(end) = self.received.iter().position(|&b| b == b'\n') {
+            let line: Vec<u8> = self.received.drain(..=end).collect();
+            if let Some(command) = self.events.line(&line, &self.reporter.condition) {
+                self.send(command);
+            }
+        }
+    }
+
+    /// Sends a command, which is far smaller than the socket. One that finds no room there, as QEMU reads nothing, is
+    /// dropped: whoever needs it asks again.
+    fn send(&self, command: &[u8]) {
+        if let Qmp::Open(stream) = &self.qmp {
+            let _ = stream.try_write(command);
+        }
+    }
+
+    /// Nothing more is heard of this QEMU but its end.
+    fn close(&mut self) {
+        self.qmp = Qmp::Closed;
+        self.reporter.condition.send_modify(|c| c.silent = true);
+    }
+
     fn register(&mut self) -> io::Result<()> {
         if let Qmp::New(_) = self.qmp
             && let Qmp::New(stream) = std::mem::replace(&mut self.qmp, Qmp::Closed)
@@ -129,63 +157,5 @@ async fn read(qmp: &mut Qmp, chunk: &mut [u8]) -> usize {
     match qmp {
         Qmp::Open(stream) => stream.read(chunk).await.unwrap_or(0),
         _ => std::future::pending().await,
-    }
-}
-
-/// Takes whole lines out of `received` and keeps what they tell about the end.
-fn digest(received: &mut Vec<u8>, reason: &mut Option<Ended>) {
-    while let Some(end) = received.iter().position(|&b| b == b'\n') {
-        let line: Vec<u8> = received.drain(..=end).collect();
-        let Ok(message) = serde_json::from_slice::<Value>(&line) else { continue };
-        let told = match message["event"].as_str() {
-            Some("GUEST_PANICKED") => Some(Ended::GuestPanic),
-            Some("SHUTDOWN") => match message["data"]["reason"].as_str() {
-                Some("guest-shutdown") => Some(Ended::GuestShutdown),
-                Some("guest-reset") => Some(Ended::GuestReset),
-                Some("guest-panic") => Some(Ended::GuestPanic),
-                Some("host-signal") => Some(Ended::HostSignal),
-                Some("host-qmp-quit") => Some(Ended::HostQuit),
-                _ => None,
-            },
-            _ => None,
-        };
-        // A panic comes before the shutdown it causes and says more.
-        if *reason != Some(Ended::GuestPanic) && told.is_some() {
-            *reason = told;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn told(lines: &str) -> Option<Ended> {
-        let (mut bytes, mut reason) = (lines.as_bytes().to_vec(), None);
-        digest(&mut bytes, &mut reason);
-        reason
-    }
-
-    #[test]
-    fn the_shutdown_reason_is_understood() {
-        let line =
-            |r| format!("{{\"event\":\"SHUTDOWN\",\"data\":{{\"guest\":true,\"reason\":\"{r}\"}}}}\r\n");
-        assert_eq!(told(&line("guest-shutdown")), Some(Ended::GuestShutdown));
-        assert_eq!(told(&line("guest-reset")), Some(Ended::GuestReset));
-        assert_eq!(told(&line("host-signal")), Some(Ended::HostSignal));
-        assert_eq!(told(&line("new-in-qemu-99")), None);
-    }
-
-    #[test]
-    fn a_panic_outweighs_the_shutdown_it_causes() {
-        let lines = "{\"event\":\"GUEST_PANICKED\",\"data\":{}}\n\
-                     {\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"guest-reset\"}}\n";
-        assert_eq!(told(lines), Some(Ended::GuestPanic));
-    }
-
-    #[test]
-    fn half_a_line_and_nonsense_tell_nothing() {
-        assert_eq!(told("{\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"guest-reset\"}}"), None);
-        assert_eq!(told("not json\n[]\n{\"event\":7}\n"), None);
     }
 }
