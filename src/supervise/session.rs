@@ -11,22 +11,21 @@ use super::server::Command;
 use super::spec::wipe;
 use super::state::Status;
 use crate::vmm::firecracker::Keyboard;
-use crate::vmm::{Condition, Control, Serial};
+use crate::vmm::{Condition, Control};
 use firegopher_protocol::{
     Decoder, ExitRecord, Frame, FromGuest, HEADER_LEN, MAX_PAYLOAD, PROTOCOL, RunConfig, STDIN_WINDOW,
     ToGuest, channel, encode_message, encode_stream,
 };
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::pipe::Receiver;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
+mod channels;
 mod health;
+
+use channels::{accept, read, read_console, serial, sleep_until, stream, write};
 
 /// Bytes on their way to the guest; standard input waits beyond that.
 const MAX_OUT: usize = 128 * 1024;
@@ -206,57 +205,6 @@ pub(super) async fn run(
         end.hint = vmm.logged.then_some(Hint::VmmLog);
     }
     Ok(end)
-}
-
-fn stream(std: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
-    std.set_nonblocking(true)?;
-    UnixStream::from_std(std)
-}
-
-async fn read(from: &mut Option<OwnedReadHalf>, buffer: &mut [u8]) -> io::Result<usize> {
-    match from {
-        Some(from) => from.read(buffer).await,
-        None => Ok(0),
-    }
-}
-
-async fn accept(door: &Option<UnixListener>) -> io::Result<UnixStream> {
-    match door {
-        Some(door) => Ok(door.accept().await?.0),
-        None => std::future::pending().await,
-    }
-}
-
-async fn write(to: &mut Option<OwnedWriteHalf>, bytes: &[u8]) -> io::Result<usize> {
-    match to {
-        Some(to) => to.write(bytes).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Reads what the guest prints.
-type Printed = Box<dyn AsyncRead + Unpin>;
-
-/// Nobody types, but a guest whose input ends might take that for a sign: the other end is to be kept.
-fn serial(console: Serial) -> io::Result<(Printed, Option<OwnedFd>)> {
-    Ok(match console {
-        Serial::Socket(socket) => (Box::new(stream(socket)?), None),
-        Serial::Pipe { output, input } => (Box::new(Receiver::from_owned_fd(output)?), Some(input)),
-    })
-}
-
-async fn read_console(from: &mut Option<Printed>, buffer: &mut [u8]) -> io::Result<usize> {
-    match from {
-        Some(from) => from.read(buffer).await,
-        None => Ok(0),
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// The workload's standard input.

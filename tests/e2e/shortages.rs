@@ -32,7 +32,7 @@ fn a_vm_on_a_full_disk_is_paused_goes_on_when_there_is_space_and_is_down_at_once
         mount(Some(&home().join("v1")), &store, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         let port = free_port();
         let script = format!(
-            "nc -l -p 80; {PATTERN} > /data/file; sync; md5sum < /data/file; echo done;
+            "nc -l -p 80; {PATTERN} > /data/file; sync; md5sum < /data/file; echo done; \
              nc -l -p 80; {PATTERN} > /data/more; sync; sleep 1000"
         );
         let project = Project::new(&format!(
@@ -97,7 +97,7 @@ fn clients_that_hold_all_connections_keep_neither_ps_nor_down_from_working() {
     // What many hosts begin with, only less.
     let exe = project.path().join("few-descriptors");
     let binary = env!("CARGO_BIN_EXE_firegopher");
-    fs::write(&exe, format!("#!/bin/sh\nulimit -Hn 360\nulimit -Sn 200\nexec {binary} \"$@\"\n")).unwrap();
+    fs::write(&exe, format!("#!/bin/sh\nulimit -Sn 200 && ulimit -Hn 360 || exit 9\nexec {binary} \"$@\"\n")).unwrap();
     fs::set_permissions(&exe, PermissionsExt::from_mode(0o755)).unwrap();
     let project = project.with_exe(&exe);
     project.up(&["-d"]);
