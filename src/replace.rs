@@ -3,7 +3,7 @@
 
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +28,36 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         // The error that matters is the first one.
         let _ = fs::remove_file(&tmp);
     })
+}
+
+/// Both of the files that [`replace_in_place`] keeps have room for this.
+const ROOM: u64 = 8 * 1024;
+
+/// `replace` for a file that has to be replaced on a full disk, too: what was replaced stays beside it, and the next
+/// writing goes there, to blocks that it has already. `sweep` removes it in the end.
+pub(crate) fn replace_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let tmp = beside(path);
+    let open = || fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&tmp);
+    let mut file = open()?;
+    reserve(file.file());
+    file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)?;
+    reserve(file.file());
+    drop(file);
+    match renameat2(AT_FDCWD, &tmp, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
+        Ok(()) => Ok(()),
+        // There is none yet, or this file system cannot.
+        Err(_) => {
+            fs::rename(&tmp, path)?;
+            // Without it the next writing needs space, as any does.
+            open().map(|file| reserve(file.file())).or(Ok(()))
+        }
+    }
+}
+
+/// Takes space for `ROOM` bytes where the disk has it and the file system can.
+fn reserve(file: &std::fs::File) {
+    let _ = fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, ROOM as libc::off_t);
 }
 
 /// Removes what a writer that was killed has left beside such a file. Nobody else may be writing it.
@@ -75,6 +105,24 @@ mod tests {
             sweep(&path).unwrap();
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         }
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_replaces_a_file_in_place() {
+        crate::testing::on_small_disk(256 << 10, |disk| {
+            let path = disk.join("state.json");
+            replace_in_place(&path, b"first").unwrap();
+            let mut filler = fs::File::create(disk.join("filler")).unwrap();
+            while filler.write_all(&[0; 4096]).is_ok() {}
+            assert!(fs::write(disk.join("more"), "x").is_err(), "the disk is not full");
+            for n in 0..10 {
+                let text = [b'a' + n].repeat(if n % 2 == 0 { 6000 } else { 100 });
+                replace_in_place(&path, &text).unwrap();
+                assert!(read(&path).unwrap().unwrap() == text);
+            }
+            sweep(&path).unwrap();
+            assert_eq!(read(&path).unwrap().unwrap().len(), 100);
+        });
     }
 
     #[test]

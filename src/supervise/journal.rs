@@ -94,6 +94,11 @@ impl Journal {
         &self.effects
     }
 
+    /// Gives back the space that was kept for changes on a full disk.
+    pub fn settle(&self) -> std::io::Result<()> {
+        replace::sweep(&self.path)
+    }
+
     /// Writes an effect down; call it before the effect happens.
     pub fn will(&mut self, effect: Effect) -> Result<()> {
         self.will_all([effect])
@@ -150,7 +155,7 @@ impl Journal {
         let disk = OnDisk { version: 1, effects: self.effects.clone() };
         let text =
             serde_json::to_vec(&disk).map_err(|e| Error::bug("a journal does not serialise").because(e))?;
-        replace::replace(&self.path, &text).or_failed("supervise.journal-write", || {
+        replace::replace_in_place(&self.path, &text).or_failed("supervise.journal-write", || {
             format!("cannot write {} before an effect", self.path.display())
         })
     }

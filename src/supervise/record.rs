@@ -42,7 +42,7 @@ impl Recorder {
     }
 
     fn save(&mut self) {
-        let failed = self.state.save(&self.dir).err();
+        let failed = self.state.save_in_place(&self.dir).err();
         let before = std::mem::replace(&mut self.unsaved, failed.is_some());
         match failed {
             // Told once, not for each change.

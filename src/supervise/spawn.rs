@@ -23,6 +23,9 @@ pub const SUPERVISOR_LOG: &str = "supervisor.log";
 /// Volumes are made in this time; the boot itself is not waited for.
 const PREPARE: Duration = Duration::from_secs(120);
 
+/// The first of its log, kept free on the disk.
+const LOG_ROOM: libc::off_t = 16 * 1024;
+
 /// What a supervisor inherits of its caller's environment. Not the rest: secrets come from there, and a supervisor
 /// would show them in its /proc/PID/environ for as long as its VM runs.
 const ENVIRONMENT: [&str; 3] = ["PATH", "TMPDIR", "RUST_BACKTRACE"];
@@ -108,5 +111,8 @@ fn log(dir: &Path, failed: impl Fn() -> String) -> Result<File> {
         .or_failed("supervise.spawn", &failed)?
         .into_file();
     log.set_len(0).or_failed("supervise.spawn", failed)?;
+    // What is to be said when the disk is full needs a place. Without one it is said to followers only.
+    let keep = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let _ = nix::fcntl::fallocate(&log, keep, 0, LOG_ROOM);
     Ok(log)
 }

@@ -128,9 +128,23 @@ impl State {
 
     /// Replaces the state on disk.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        self.save_by(dir, replace::replace)
+    }
+
+    /// `save`, also on a disk that has become full since the last time; [`State::settle`] is to follow in the end.
+    pub(super) fn save_in_place(&self, dir: &Path) -> Result<()> {
+        self.save_by(dir, replace::replace_in_place)
+    }
+
+    /// Gives back the space that was kept for more states.
+    pub(super) fn settle(dir: &Path) -> std::io::Result<()> {
+        replace::sweep(&dir.join(STATE_FILE))
+    }
+
+    fn save_by(&self, dir: &Path, write: fn(&Path, &[u8]) -> std::io::Result<()>) -> Result<()> {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::bug("a VM's state does not serialise").because(e))?;
-        replace::replace(&dir.join(STATE_FILE), &text)
+        write(&dir.join(STATE_FILE), &text)
             .or_failed("supervise.state-write", || format!("cannot write the state of VM {}", self.vm))
     }
 

@@ -128,6 +128,7 @@ pub(super) fn prepare(
             } else if spec.ephemeral {
                 discard(&spec.dir);
             }
+            let _ = journal.settle();
             Err(e)
         }
     }
@@ -228,6 +229,8 @@ pub(super) async fn supervise(
         platform.forget(&spec);
         discard(&spec.dir);
     }
+    // Whoever cleans up after a supervisor that did not get here does it, too.
+    let _ = State::settle(&spec.dir).and_then(|()| journal.settle());
     Ok(outcome)
 }
 

@@ -176,28 +176,54 @@ fn what_the_host_failed_to_do_is_told_once_a_drive() {
 }
 
 #[test]
-fn a_state_that_a_full_disk_does_not_take_is_written_when_there_is_space() {
+fn a_full_disk_takes_the_states_of_a_vm_that_runs() {
     on_small_disk(1 << 20, |disk| {
         let spec = spec(disk);
         let dir = spec.dir.clone();
-        let (fillers, filler) = std::sync::mpsc::channel();
         let at = disk.to_owned();
         let fake = Fake::new(move |mut guest| {
-            fillers.send(fill(&at)).unwrap();
             guest.start();
+            fill(&at);
+            guest.pause(Pause::Suspended);
             guest.hang();
         });
         let (mut client, thread) = start(spec, &fake).unwrap();
-        wait_for(&mut client, Phase::Running);
-        assert_eq!(State::load(&dir).unwrap().unwrap().status, Status::Starting, "the disk took it");
-        std::fs::remove_file(filler.recv().unwrap()).unwrap();
-        wait_until("the state is never written", || {
-            State::load(&dir).unwrap().unwrap().status == Status::Running
-        });
+        wait_until("the state is never written", || paused(&dir).is_some());
         client.stop(true).unwrap();
-        let told = listen(&mut client);
-        let once = told.warnings.iter().filter(|w| w.contains("cannot write the state")).count();
-        assert!(once <= 1, "{:?}", told.warnings);
+        listen(&mut client);
         thread.join().unwrap();
+        let state = State::load(&dir).unwrap().unwrap();
+        assert_eq!((state.status, state.reason), (Status::Exited, Some(Reason::Killed)));
+        assert_eq!(state.error, None, "and what is to be undone is known to be");
+        assert!(Journal::open(&dir).unwrap().is_empty());
+        assert!(!files(&dir).iter().any(|name| name.ends_with(".tmp")), "{:?}", files(&dir));
     });
+}
+
+#[test]
+fn a_state_that_cannot_be_written_is_written_once_it_can_be() {
+    let home = tempfile::tempdir().unwrap();
+    let spec = spec(home.path());
+    let dir = spec.dir.clone();
+    let blocked = dir.join("state.json.tmp");
+    let block = blocked.clone();
+    let fake = Fake::new(move |mut guest| {
+        // Nothing can be opened for writing there.
+        wait_until("no state was kept", || std::fs::remove_file(&block).is_ok());
+        std::fs::create_dir(&block).unwrap();
+        guest.start();
+        guest.hang();
+    });
+    let (mut client, thread) = start(spec, &fake).unwrap();
+    wait_for(&mut client, Phase::Running);
+    assert_eq!(State::load(&dir).unwrap().unwrap().status, Status::Starting, "it was written");
+    std::fs::remove_dir(blocked).unwrap();
+    wait_until("the state is never written", || {
+        State::load(&dir).unwrap().unwrap().status == Status::Running
+    });
+    client.stop(true).unwrap();
+    let told = listen(&mut client);
+    let once = told.warnings.iter().filter(|w| w.contains("cannot write the state")).count();
+    assert!(once <= 1, "{:?}", told.warnings);
+    thread.join().unwrap();
 }
