@@ -140,6 +140,7 @@ pub(super) fn follow(vms: Vec<Followed>, how: How, signals: Option<&Signals>) ->
         sink,
         together,
         at_line_start: true,
+        caret: false,
         unread: [false; 2],
         detached: false,
         stops: 0,
@@ -225,6 +226,8 @@ struct Follower {
     together: bool,
     /// Where the cursor of a terminal is, as far as bytes as they come tell.
     at_line_start: bool,
+    /// A terminal has shown `^C` since.
+    caret: bool,
     /// Outputs that nobody reads.
     unread: [bool; 2],
     /// The VMs are left to themselves.
@@ -445,12 +448,17 @@ impl Follower {
     fn say(&mut self, text: &str) {
         let mut shown = Shown::default();
         let mut own = String::new();
+        let mut within = std::mem::take(&mut self.caret);
         match &mut self.shape {
-            Shape::Lines(screen) => screen.break_line(Stream::Stderr, &mut shown),
-            Shape::Bytes(_) if !self.at_line_start && io::stderr().is_terminal() => own.push('\n'),
-            Shape::Bytes(_) => {}
+            Shape::Lines(screen) => {
+                screen.break_line(Stream::Stderr, &mut shown);
+                within &= shown.len() == 0;
+            }
+            Shape::Bytes(_) => within |= !std::mem::replace(&mut self.at_line_start, true),
         }
-        self.at_line_start = true;
+        if within && io::stderr().is_terminal() {
+            own.push('\n');
+        }
         // Line by line: an error may bring the end of a console along.
         text.lines().for_each(|line| own += &format!("{}\n", escape(line)));
         shown.0.push((Stream::Stderr, own.into_bytes()));
@@ -498,6 +506,7 @@ impl Follower {
 
     fn ask(&mut self, signal: Signal) {
         self.end.interrupted.get_or_insert(signal);
+        self.caret = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
         self.urgent = Some(Instant::now());
         if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
             self.stops += 1;

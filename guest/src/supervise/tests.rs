@@ -265,10 +265,10 @@ fn every_signal_reaches_the_workload_as_itself() {
 
 #[test]
 fn a_terminals_stop_signal_stops_and_a_stop_ends_what_is_stopped() {
-    // Outside of the workload's group, so that it is not stopped as well.
+    // Outside of the workload's group once it is ready, so that it is not stopped as well.
     let script = format!(
-        "trap 'exit 5' TERM; setsid sh -c \"until grep -q '^State:.T' /proc/$$/status; do sleep 0.05; done; \
-         echo stopped\" & {READY} while :; do sleep 0.05; done"
+        "trap 'exit 5' TERM; setsid sh -c \"{READY} until grep -q '^State:.T' /proc/$$/status; do sleep 0.05; \
+         done; echo stopped\" & while :; do sleep 0.05; done"
     );
     let Some(seen) = supervise(&script, false, |stream| {
         await_output(stream);
