@@ -14,7 +14,7 @@ use crate::vmm::firecracker::Keyboard;
 use crate::vmm::{Condition, Control};
 use firegopher_protocol::{
     Decoder, ExitRecord, Frame, FromGuest, HEADER_LEN, MAX_PAYLOAD, PROTOCOL, RunConfig, STDIN_WINDOW,
-    ToGuest, channel, encode_message, encode_stream,
+    ToGuest, channel, encode_message,
 };
 use std::io;
 use std::time::Duration;
@@ -24,8 +24,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 mod channels;
 mod health;
+mod stdin;
 
 use channels::{accept, read, read_console, serial, sleep_until, stream, write};
+use stdin::Stdin;
 
 /// Bytes on their way to the guest; standard input waits beyond that.
 const MAX_OUT: usize = 128 * 1024;
@@ -207,16 +209,6 @@ pub(super) async fn run(
     Ok(end)
 }
 
-/// The workload's standard input.
-struct Stdin {
-    /// It may still be sent; else it is dropped.
-    open: bool,
-    /// Bytes the guest is ready to take.
-    credit: usize,
-    /// For when it is ready again.
-    waiting: Vec<u8>,
-}
-
 struct Session<'a> {
     pidfd: &'a std::os::fd::OwnedFd,
     patience: Patience,
@@ -371,34 +363,6 @@ impl Session<'_> {
         self.out.copy_within(n.., 0);
         wipe(&mut self.out[left..]);
         self.out.truncate(left);
-    }
-
-    /// Not before the guest knows whether its workload has an input; what it will not read is taken and dropped.
-    fn wants_stdin(&self) -> bool {
-        self.run.is_none() && self.stdin.waiting.is_empty() && self.out.len() < MAX_OUT
-    }
-
-    fn stdin(&mut self, bytes: Vec<u8>) {
-        if !self.stdin.open {
-            return;
-        }
-        if bytes.is_empty() {
-            encode_stream(channel::STDIN, &[], &mut self.out);
-            self.stdin.open = false;
-            return;
-        }
-        self.stdin.waiting = bytes;
-        self.feed();
-    }
-
-    /// Sends as much of the waiting input as the guest is ready to take.
-    fn feed(&mut self) {
-        let n = self.stdin.waiting.len().min(self.stdin.credit);
-        if n > 0 {
-            encode_stream(channel::STDIN, &self.stdin.waiting[..n], &mut self.out);
-            self.stdin.credit -= n;
-            self.stdin.waiting.drain(..n);
-        }
     }
 
     fn command(&mut self, command: Command) {
