@@ -21,6 +21,7 @@ mod replace;
 pub mod step;
 pub mod store;
 pub mod supervise;
+mod syscall;
 pub mod terminal;
 #[cfg(test)]
 mod testing;

@@ -10,6 +10,7 @@ mod skipping;
 pub mod web;
 
 pub mod programs;
+pub mod refused;
 pub mod tls;
 
 pub use disk::{on_disk, on_small_disk};

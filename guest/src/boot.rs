@@ -86,7 +86,7 @@ impl Guest {
         net::configure(config.network.as_ref())?;
         self.trace.mark("network");
         let account = user::resolve(&config.user, Path::new("/"))?;
-        self.mounted = volumes::mount_all(&config.volumes, account.uid, account.gid)?;
+        volumes::mount_all(&config.volumes, account.uid, account.gid, &mut self.mounted)?;
         self.trace.mark("volumes");
         warnings.extend(user::make_home(&account, Path::new("/")).err().map(|f| f.to_string()));
         if config.make_workdir {
@@ -98,6 +98,7 @@ impl Guest {
             self.control.send(FromGuest::Warning { message });
         }
         // After the network, whose parameters come with its devices.
+        limits::default_sysctls(Path::new("/proc/sys"));
         limits::set_sysctls(&config.sysctls, Path::new("/proc/sys"))?;
         let signals = child_signals()?;
         let killed_before = oom::kills();
@@ -236,6 +237,7 @@ pub mod tests {
             volumes: vec![],
             sysctls: vec![],
             limits: vec![],
+            no_new_privileges: false,
             grace_ms: 1000,
             clock_ms: 0,
             stdin: false,

@@ -30,9 +30,10 @@ const MKNOD: u32 = 27;
 const AUDIT_WRITE: u32 = 29;
 const SETFCAP: u32 = 31;
 
-/// What root keeps: everything a server or a package manager needs. Not kept is what reaches the kernel or PID 1:
-/// modules, raw memory, mounts, tracing, the clock, reboot.
-const ROOT: &[u32] = &[
+/// What there is in the workload's guest: everything a server or a package manager needs. Root has all of it; others get
+/// what programs bring them, by their set-user-ID bits and file capabilities. Not kept is what reaches the kernel or
+/// PID 1: modules, raw memory, mounts, tracing, the clock, reboot.
+const KEPT: &[u32] = &[
     CHOWN,
     DAC_OVERRIDE,
     DAC_READ_SEARCH,
@@ -56,34 +57,35 @@ const ROOT: &[u32] = &[
 
 const _: () = {
     let mut i = 0;
-    while i < ROOT.len() {
-        assert!(ROOT[i] < 32, "`set` packs the kept capabilities into the first word");
+    while i < KEPT.len() {
+        assert!(KEPT[i] < 32, "`set` packs the kept capabilities into the first word");
         i += 1;
     }
 };
 
 /// Turns this process into the workload's user with no more rights than it needs.
-pub fn confine(account: &Account, limits: &[Limit]) -> Result<()> {
+pub fn confine(account: &Account, limits: &[Limit], no_new_privileges: bool) -> Result<()> {
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     limits::set_limits(limits)?;
-    let keep: &[u32] = if account.is_root() { ROOT } else { &[] };
-    drop_bounding(keep).context(|| "dropping capabilities".to_owned())?;
+    bound().context(|| "dropping capabilities".to_owned())?;
     let gid = Gid::from_raw(account.gid);
     let uid = Uid::from_raw(account.uid);
     setgroups(&account.gids()).context(|| "setting the supplementary groups".to_owned())?;
     setresgid(gid, gid, gid).context(|| format!("becoming the group {gid}"))?;
     setresuid(uid, uid, uid).context(|| format!("becoming the user {uid}"))?;
-    set(keep).context(|| "setting capabilities".to_owned())?;
-    if !account.is_root() {
+    let own: &[u32] = if account.is_root() { KEPT } else { &[] };
+    set(own).context(|| "setting capabilities".to_owned())?;
+    if no_new_privileges {
         set_no_new_privs().context(|| "setting no_new_privs".to_owned())?;
     }
     Ok(())
 }
 
-/// Empties the bounding set but for `keep`, so that no exec ever brings anything back.
-fn drop_bounding(keep: &[u32]) -> nix::Result<()> {
+/// Empties the bounding set but for what is kept, whoever the user is, so that no exec ever brings more. An empty one
+/// would make programs with file capabilities impossible to execute, not only without effect.
+fn bound() -> nix::Result<()> {
     for capability in 0..64u32 {
-        if keep.contains(&capability) {
+        if KEPT.contains(&capability) {
             continue;
         }
         // SAFETY: PR_CAPBSET_DROP takes one number and touches no memory of ours.

@@ -2,11 +2,8 @@
 
 use crate::failure::{Failure, Result};
 use crate::user::Account;
-use firegopher_protocol::RunConfig;
+use firegopher_protocol::{DEFAULT_PATH, RunConfig};
 use std::ffi::CString;
-
-/// Debian's default for root, good for everybody in a machine of one's own.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Variables in order, each name once. Not `Debug`: it holds secrets.
 pub struct Environment(Vec<(String, String)>);
@@ -22,7 +19,7 @@ impl Environment {
             }
         }
         let defaults = [
-            ("PATH", PATH),
+            ("PATH", DEFAULT_PATH),
             ("HOME", &account.home),
             ("USER", account.name.as_deref().unwrap_or("")),
             // Output goes into pipes: no colours, no cursor movements.
@@ -84,7 +81,10 @@ mod tests {
     fn defaults_fill_only_what_is_missing() {
         let env = built(&[("HOME", "/elsewhere"), ("A", "1")], &[]);
         let text: Vec<_> = env.to_c().unwrap().into_iter().map(|c| c.into_string().unwrap()).collect();
-        assert_eq!(text, ["HOME=/elsewhere", "A=1", &format!("PATH={PATH}"), "USER=ann", "TERM=dumb"]);
+        assert_eq!(
+            text,
+            ["HOME=/elsewhere", "A=1", &format!("PATH={DEFAULT_PATH}"), "USER=ann", "TERM=dumb"]
+        );
     }
 
     #[test]

@@ -13,6 +13,21 @@ use std::path::Path;
 /// that close every possible descriptor crawl; the hard one is the kernel's own ceiling (fs.nr_open).
 const NOFILE: (u64, u64) = (65_536, 1_048_576);
 
+/// What container engines set: everybody may listen on low ports and send ICMP echo requests, as there is nobody else in
+/// the guest to be kept from it.
+const DEFAULTS: [(&str, &str); 2] =
+    [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
+
+/// Sets what nobody asked for, and what the host says may set again. A kernel without IPv4, or older than these
+/// parameters, has no such limits to lift or keeps them.
+pub fn default_sysctls(dir: &Path) {
+    for (path, value) in DEFAULTS {
+        // Never created: what is not there is no parameter.
+        let file = OpenOptions::new().write(true).open(dir.join(path));
+        let _ = file.and_then(|mut file| file.write_all(value.as_bytes()));
+    }
+}
+
 /// Sets kernel parameters in their order, by their paths below `dir`, which is /proc/sys.
 pub fn set_sysctls(sysctls: &[(String, String)], dir: &Path) -> Result<()> {
     for (path, value) in sysctls {
@@ -124,6 +139,19 @@ mod tests {
         assert!(!dir.path().join("net/unknown").exists());
         let error = set_sysctls(&[sysctl("net/eth0.1")], dir.path()).unwrap_err();
         assert!(error.to_string().starts_with("setting the sysctl net.eth0/1 to"), "{error}");
+    }
+
+    #[test]
+    fn defaults_are_set_where_the_kernel_has_them() {
+        let dir = TempDir::new();
+        default_sysctls(dir.path());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is made");
+        std::fs::create_dir_all(dir.path().join("net/ipv4")).unwrap();
+        let known = dir.path().join("net/ipv4/ip_unprivileged_port_start");
+        std::fs::write(&known, "1024").unwrap();
+        default_sysctls(dir.path());
+        assert_eq!(std::fs::read_to_string(known).unwrap(), "0024", "as /proc/sys takes it");
+        assert!(!dir.path().join("net/ipv4/ping_group_range").exists());
     }
 
     #[test]

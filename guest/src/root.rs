@@ -4,6 +4,7 @@ use crate::failure::{Context, Failure, Result};
 use firegopher_protocol::Disk;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::{chdir, chroot};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,7 @@ pub fn enter(layers: &[Disk], scratch: Option<&Disk>, kernel: &str) -> Result<()
     }
     make_dir("/s/upper")?;
     make_dir("/s/work")?;
+    hide_lost_found()?;
     make_dir(NEW)?;
     stack(layers.len())?;
     // What is mounted below the old root stays there, out of everybody's reach.
@@ -69,6 +71,13 @@ pub fn enter(layers: &[Disk], scratch: Option<&Disk>, kernel: &str) -> Result<()
         .context(|| "moving the root to /".to_owned())?;
     chroot(".").context(|| "entering the root".to_owned())?;
     chdir("/").context(|| "entering the root".to_owned())
+}
+
+/// Every ext4 file system has a lost+found, and no root that people know has one: a whiteout, as overlayfs calls it,
+/// takes it out of sight.
+fn hide_lost_found() -> Result<()> {
+    mknod("/s/upper/lost+found", SFlag::S_IFCHR, Mode::empty(), 0)
+        .context(|| "hiding the root's lost+found".to_owned())
 }
 
 fn stack(layers: usize) -> Result<()> {

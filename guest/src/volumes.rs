@@ -2,30 +2,36 @@
 //! otherwise write what must last into a root that is thrown away.
 
 use crate::failure::{Context, Failure, Result};
+use crate::fill::{self, Below};
 use crate::root;
 use firegopher_protocol::VolumeMount;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount, umount};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Component, Path, PathBuf};
 
-/// Mounts all volumes, parents first, and gives a fresh one to the workload's user. Returns the mount points in the
-/// order of mounting.
-pub fn mount_all(volumes: &[VolumeMount], uid: u32, gid: u32) -> Result<Vec<PathBuf>> {
-    let mut mounted = Vec::new();
-    for volume in parents_first(volumes) {
-        let at = mount_point(volume)?;
-        let subject = || format!("the volume {:?} at {}", volume.name, at.display());
-        fs::create_dir_all(&at).context(|| format!("creating the mount point of {}", subject()))?;
+/// Mounts all volumes, parents first, and makes fresh ones ready for the workload's user. `mounted` gets the mount points
+/// in the order of mounting, also where a later step fails.
+pub fn mount_all(volumes: &[VolumeMount], uid: u32, gid: u32, mounted: &mut Vec<PathBuf>) -> Result<()> {
+    let ordered = parents_first(volumes)
+        .into_iter()
+        .map(|volume| {
+            let at = mount_point(volume)?;
+            let below = Below::open(&at)?;
+            Ok((volume, at, below))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    for (volume, at, below) in ordered {
+        let subject = format!("the volume {:?} at {}", volume.name, at.display());
+        fs::create_dir_all(&at).context(|| format!("creating the mount point of {subject}"))?;
         root::mount_ext4(&volume.disk, &at, MsFlags::MS_NODEV)
-            .map_err(|f| Failure::new(format!("{}: {f}", subject())))?;
+            .map_err(|f| Failure::new(format!("{subject}: {f}")))?;
+        mounted.push(at.clone());
         if !volume.disk.read_only {
-            give(&at, uid, gid).context(|| format!("changing the owner of {}", subject()))?;
+            fill::settle(&at, &below, uid, gid, &subject)?;
         }
-        mounted.push(at);
     }
-    Ok(mounted)
+    Ok(())
 }
 
 /// Writes everything back and unmounts, children first. What is still in use becomes read-only, which leaves it as
@@ -66,25 +72,9 @@ fn mount_point(volume: &VolumeMount) -> Result<PathBuf> {
     }
 }
 
-/// Hands a file system nobody has used to its user: one of root's with nothing in it but lost+found. Afterwards its
-/// owner is the workload's business.
-fn give(at: &Path, uid: u32, gid: u32) -> std::io::Result<()> {
-    let meta = fs::metadata(at)?;
-    if (meta.uid(), meta.gid()) != (0, 0) || (uid, gid) == (0, 0) {
-        return Ok(());
-    }
-    for entry in fs::read_dir(at)? {
-        if entry?.file_name() != "lost+found" {
-            return Ok(());
-        }
-    }
-    chown(at, Some(uid), Some(gid))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{TempDir, root as is_root};
     use firegopher_protocol::Disk;
 
     fn volume(at: &str) -> VolumeMount {
@@ -104,24 +94,5 @@ mod tests {
             assert!(mount_point(&volume(bad)).is_err(), "{bad:?}");
         }
         assert!(mount_point(&volume("/data")).is_ok());
-    }
-
-    #[test]
-    fn only_a_fresh_volume_changes_hands() {
-        if !is_root("changing owners") {
-            return;
-        }
-        let dir = TempDir::new();
-        let owner = |p: &Path| fs::metadata(p).map(|m| (m.uid(), m.gid())).unwrap();
-        fs::create_dir(dir.path().join("lost+found")).unwrap();
-        give(dir.path(), 1000, 1001).unwrap();
-        assert_eq!(owner(dir.path()), (1000, 1001));
-        // The workload made it somebody else's: that stands.
-        give(dir.path(), 1002, 1002).unwrap();
-        assert_eq!(owner(dir.path()), (1000, 1001));
-        let used = TempDir::new();
-        fs::write(used.path().join("file"), b"").unwrap();
-        give(used.path(), 1000, 1000).unwrap();
-        assert_eq!(owner(used.path()), (0, 0));
     }
 }

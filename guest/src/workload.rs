@@ -23,6 +23,7 @@ pub struct Launch<'a> {
     environment: Vec<CString>,
     account: &'a Account,
     limits: &'a [Limit],
+    no_new_privileges: bool,
     workdir: &'a str,
     stdin: bool,
 }
@@ -60,6 +61,7 @@ impl<'a> Launch<'a> {
             environment: environment.to_c()?,
             account,
             limits: &config.limits,
+            no_new_privileges: config.no_new_privileges,
             workdir: &config.workdir,
             stdin: config.stdin,
         })
@@ -120,7 +122,7 @@ impl<'a> Launch<'a> {
         unsafe { sigaction(Signal::SIGPIPE, &default) }.context(|| "resetting SIGPIPE".to_owned())?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
             .context(|| "resetting the signal mask".to_owned())?;
-        caps::confine(self.account, self.limits)?;
+        caps::confine(self.account, self.limits, self.no_new_privileges)?;
         // As the user, who may not be let in.
         chdir(self.workdir).map_err(|errno| workdir::explain(self.workdir, errno))?;
         Err(self.execute())

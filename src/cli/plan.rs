@@ -5,8 +5,9 @@ use super::{print, target};
 use crate::error::Result;
 use crate::image;
 use crate::plan::render::{self, GraphFormat};
-use crate::plan::{Action, Plan, StepKind};
+use crate::plan::{Action, Graph, Plan, StepKind};
 use crate::project::{Project, verdict};
+use crate::step::program;
 use crate::terminal::Stream;
 use crate::ui::Ui;
 use crate::ui::page::{self, Look};
@@ -50,6 +51,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     let observed = selected.observed(&project)?;
     let plan = project.plan(&scan, &observed);
     let mut refusals = preflight::refusals(&project, &scan, &plan, &observed, Which::All)?;
+    refusals.extend(programs(&project, &plan));
     refusals.extend(project.check_pins().err().map(|error| Refusal { vm: None, error }));
     let look = Look { colours: Stream::Out.colours(), width: Stream::Out.width() };
     print(&match args.graph {
@@ -74,4 +76,16 @@ fn shown(refusal: &Refusal) -> render::Refusal<'_> {
         message: error.to_string(),
         help: error.help_text(),
     }
+}
+
+/// What `up` would refuse to boot, as far as the images are there.
+fn programs(project: &Project, plan: &Plan) -> Vec<Refusal> {
+    let graph = Graph::of(&project.manifest);
+    let outputs: Vec<_> = plan.steps.iter().take(graph.nodes.len()).map(|step| step.output).collect();
+    let vms = project.manifest.vms.iter().zip(&graph.vms);
+    let refused = vms.filter_map(|(vm, nodes)| {
+        let checked = program::check(vm, nodes, &outputs, &project.store, &project.manifest.dir, false);
+        Some(Refusal { vm: Some(vm.name.clone()), error: checked.err()? })
+    });
+    refused.collect()
 }

@@ -1,19 +1,16 @@
 //! Where the bytes of a regular file come from, and the proof that they are the bytes that were announced.
 
-use super::copy;
+use super::holes::ZEROS;
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
+use crate::syscall::open_beneath;
 use fs_err as fs;
 use fs_err::os::unix::fs::FileExt as _;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use std::io::{self, Read};
+use nix::fcntl::OFlag;
+use std::io::{self, Read, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// From this size on it pays to look for holes.
-const LARGE: u64 = 1 << 20;
 
 /// The source of a file's bytes; its length stands beside it in the tree.
 #[derive(Debug, Clone)]
@@ -45,7 +42,7 @@ pub(crate) struct Extent {
 
 /// Reads one file's bytes and knows afterwards whether they were right.
 pub(crate) struct ContentReader<'a> {
-    inner: Box<dyn Read + Send + 'a>,
+    inner: Box<dyn Input + 'a>,
     check: Check,
     /// The first error, kept because the image writer only passes on its text.
     failed: Option<io::Error>,
@@ -56,6 +53,47 @@ enum Check {
     None,
     Blake3 { hasher: Box<blake3::Hasher>, expected: ObjectDigest },
     Crc { hasher: flate2::Crc, expected: u32 },
+}
+
+/// Bytes to be read once, some of which nobody wants to see.
+trait Input: Read + Send {
+    /// Goes on behind the next `bytes`.
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        let mut buffer = [0; 8192];
+        let mut left = bytes;
+        while left > 0 {
+            let want = left.min(buffer.len() as u64) as usize;
+            self.read_exact(&mut buffer[..want])?;
+            left -= want as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Input for &[u8] {}
+
+impl<R: io::BufRead + Send> Input for flate2::bufread::DeflateDecoder<R> {}
+
+impl Input for std::fs::File {
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        let bytes = i64::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        self.seek(SeekFrom::Current(bytes)).map(drop)
+    }
+}
+
+impl Input for SliceReader<'_> {
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        self.offset += bytes;
+        self.left = self.left.saturating_sub(bytes);
+        Ok(())
+    }
+}
+
+impl Input for SparseReader<'_> {
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        self.at += bytes;
+        Ok(())
+    }
 }
 
 /// Reads a run of a file by position, so that one open file serves many readers.
@@ -79,12 +117,20 @@ impl Read for SliceReader<'_> {
 }
 
 /// Reads runs of a file with the zeros between and behind them.
-struct SparseReader<'a> {
+pub(super) struct SparseReader<'a> {
     file: &'a fs::File,
     /// Those that are not behind `at`.
     extents: &'a [Extent],
     at: u64,
     size: u64,
+}
+
+impl<'a> SparseReader<'a> {
+    /// Reads the file of `size` bytes that `extents` of `file` make up, from `at` on.
+    pub fn new(file: &'a fs::File, extents: &'a [Extent], at: u64, size: u64) -> Self {
+        let done = extents.partition_point(|run| run.at + run.length <= at);
+        SparseReader { file, extents: &extents[done..], at, size }
+    }
 }
 
 impl Read for SparseReader<'_> {
@@ -112,13 +158,13 @@ impl Read for SparseReader<'_> {
 impl Content {
     /// Opens the bytes for one sequential read of `size` bytes.
     pub fn open(&self, size: u64) -> io::Result<ContentReader<'_>> {
-        let (inner, check): (Box<dyn Read + Send>, _) = match self {
+        let (inner, check): (Box<dyn Input>, _) = match self {
             Content::Bytes(bytes) => (Box::new(&bytes[..]), Check::None),
             Content::Slice { file, offset } => {
                 (Box::new(SliceReader { file, offset: *offset, left: size }), Check::None)
             }
             Content::Sparse { file, extents } => {
-                (Box::new(SparseReader { file, extents, at: 0, size }), Check::None)
+                (Box::new(SparseReader::new(file, extents, 0, size)), Check::None)
             }
             Content::Zip { file, offset, compressed, deflated, crc } => {
                 let raw = SliceReader { file, offset: *offset, left: *compressed };
@@ -130,38 +176,22 @@ impl Content {
                     (Box::new(raw), check)
                 }
             }
-            Content::Beneath { dir, path, digest, .. } => {
-                // O_NONBLOCK: a pipe put in the file's place must not stop the build.
-                let how = OpenHow::new()
-                    .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-                    .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-                let file = std::fs::File::from(openat2(dir.as_ref(), &**path, how)?);
-                (Box::new(file), Check::blake3(*digest))
-            }
-            Content::Host { path, digest } => (Box::new(fs::File::open(path)?), Check::blake3(*digest)),
+            Content::Beneath { digest, .. } => (Box::new(self.open_file()?), Check::blake3(*digest)),
+            Content::Host { digest, .. } => (Box::new(self.open_file()?), Check::blake3(*digest)),
         };
         Ok(ContentReader { inner, check, failed: None, ended: false })
     }
 
-    /// How many of the `size` bytes are holes where they come from. Only large files are asked about, and 0 is the
-    /// answer where it cannot be told.
-    pub fn holes(&self, size: u64) -> u64 {
-        if size < LARGE {
-            return 0;
-        }
-        let sparse = |meta: std::fs::Metadata| size.saturating_sub(meta.blocks() * 512);
+    /// The file of the host's that holds these bytes and nothing else.
+    pub(super) fn open_file(&self) -> io::Result<std::fs::File> {
         match self {
-            Content::Bytes(_) | Content::Zip { .. } => 0,
-            Content::Slice { file, offset } => copy::holes(file, *offset, offset + size).unwrap_or(0),
-            Content::Sparse { extents, .. } => size - extents.iter().map(|run| run.length).sum::<u64>(),
+            // O_NONBLOCK: a pipe put in the file's place must not stop the build.
             Content::Beneath { dir, path, .. } => {
-                let how = OpenHow::new()
-                    .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-                    .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-                let file = openat2(dir.as_ref(), &**path, how).map(std::fs::File::from);
-                file.ok().and_then(|file| file.metadata().ok()).map_or(0, sparse)
+                let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+                Ok(open_beneath(dir.as_ref(), path, flags)?.into())
             }
-            Content::Host { path, .. } => fs::metadata(path).map_or(0, sparse),
+            Content::Host { path, .. } => std::fs::File::open(path),
+            _ => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -229,6 +259,32 @@ impl ContentReader<'_> {
             Some(error) => Some(Some(error)),
             None => self.ended.then_some(None),
         }
+    }
+
+    /// Goes on behind the next `bytes`, which are zeros: they count as such, whatever the source has there by now.
+    pub fn skip_zeros(&mut self, bytes: u64) -> io::Result<()> {
+        let skipped = match &mut self.check {
+            Check::None => self.inner.skip(bytes),
+            Check::Blake3 { hasher, .. } => {
+                let mut left = bytes;
+                while left > 0 {
+                    let some = left.min(ZEROS.len() as u64);
+                    hasher.update(&ZEROS[..some as usize]);
+                    left -= some;
+                }
+                self.inner.skip(bytes)
+            }
+            // The checksum says what they were.
+            Check::Crc { .. } => {
+                let copied = io::copy(&mut io::Read::take(&mut *self, bytes), &mut io::sink())?;
+                return if copied == bytes { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        };
+        skipped.map_err(|e| {
+            let kind = e.kind();
+            self.failed = Some(e);
+            kind.into()
+        })
     }
 
     /// After the last byte: whether the contents are what was announced.

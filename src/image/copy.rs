@@ -4,7 +4,7 @@ use fs_err as fs;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _};
 
 /// Lets the new, empty `to` share the extents of `from`, where the file system can.
 pub(crate) fn share(from: &fs::File, to: &fs::File) -> bool {
@@ -25,19 +25,8 @@ pub(crate) fn copy(from: &fs::File, to: &fs::File) -> io::Result<()> {
     Ok(())
 }
 
-/// How many bytes from `start` to `end` are holes.
-pub(super) fn holes(file: &fs::File, start: u64, end: u64) -> io::Result<u64> {
-    let (mut at, mut holes) = (start, 0);
-    while at < end {
-        let (data, next) = next_data(file, at, end)?.unwrap_or((end, end));
-        holes += data.min(end) - at;
-        at = next.max(data).min(end);
-    }
-    Ok(holes)
-}
-
 /// The next run of data at or after `at`; everything, where the file system does not know.
-fn next_data(file: &fs::File, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+pub(super) fn next_data(file: impl AsFd, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
     let start = match lseek(file.as_fd(), at as i64, Whence::SeekData) {
         Ok(start) => start as u64,
         Err(Errno::ENXIO) => return Ok(None),

@@ -10,14 +10,17 @@ mod copy;
 pub mod deb;
 mod debian;
 mod empty;
+mod holes;
 mod index;
 mod initramfs;
 mod maintainer;
 mod member;
 mod oci;
 mod place;
+pub mod program;
 pub(crate) mod room;
 mod sink;
+pub mod stacked;
 mod superblock;
 mod tree;
 pub mod vmlinux;
@@ -37,7 +40,7 @@ pub use oci::Layer;
 pub use workload::{WorkloadItem, WorkloadSource, build_workload};
 
 /// Names everything that decides an image's bytes besides its inputs: belongs in step keys.
-pub const WRITER_VERSION: &str = "mkext4 0.0.3, layout 1";
+pub const WRITER_VERSION: &str = "mkext4 0.0.3, layout 2";
 
 /// The file name of a base image in its output directory.
 pub const BASE_IMAGE: &str = "base.ext4";

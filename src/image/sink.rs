@@ -1,6 +1,7 @@
 //! Where image bytes go: a file written in pieces of a mebibyte, holes kept as holes. A thread of its own writes the
 //! pieces of all but empty images, so that reading the sources and waiting for the kernel go on side by side.
 
+use super::holes::ZEROS;
 use fs_err as fs;
 use fs_err::os::unix::fs::FileExt as _;
 use mkext4::RegionSink;
@@ -13,9 +14,6 @@ use std::thread::{Scope, ScopedJoinHandle};
 const PIECE: usize = 1 << 20;
 /// Pieces that wait to be written: memory for a few milliseconds.
 const WAITING: usize = 4;
-/// Shorter runs of zeros within a file are written: holes cost extents.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-
 /// After so many bytes the disk is told to begin: publishing then waits for the last of them only.
 const BATCH: u64 = 8 << 20;
 

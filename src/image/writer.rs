@@ -3,13 +3,14 @@
 
 use super::Role;
 use super::content::Content;
+use super::holes::{self, DataReader, Run};
 use super::room;
 use super::sink::CoalescingSink;
 use super::tree::{Kind, Meta, NodeId, Tree};
 use crate::error::{Context, Error, Result};
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
-use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Options, ROOT, SpecialKind};
+use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Options, ROOT, SparseSeg, SpecialKind};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -96,7 +97,7 @@ impl ImageWriter for Ext4 {
         let mut spare = 0;
         // The estimate errs on the generous side; should it ever not, a larger image is as deterministic.
         let (layout, files) = loop {
-            match declare(tree, role, census.blocks(spare), census.inodes())? {
+            match declare(tree, role, &census, spare)? {
                 Ok(done) => break done,
                 Err(_) if spare < 8 => spare += 1,
                 Err(e) => return Err(Error::bug("an image's size was underestimated").because(e)),
@@ -117,6 +118,8 @@ impl ImageWriter for Ext4 {
 struct Pending<'a> {
     handle: InodeHandle,
     size: u64,
+    /// How it is stored; nothing for a file without holes.
+    runs: Option<&'a [Run]>,
     content: &'a Content,
     path: String,
 }
@@ -124,9 +127,14 @@ struct Pending<'a> {
 type Sealed<'a> = (Layout, Vec<Pending<'a>>);
 
 /// Declares every inode in sorted order. The inner error is mkext4's refusal of the size.
-fn declare(tree: &Tree, role: Role, blocks: u64, inodes: u64) -> Result<Result<Sealed<'_>, mkext4::Error>> {
-    let mut options = options(role, blocks * BLOCK);
-    options.inodes = InodeCount::Exact(u32::try_from(inodes).map_err(|_| {
+fn declare<'a>(
+    tree: &'a Tree,
+    role: Role,
+    census: &'a Census,
+    spare: u64,
+) -> Result<Result<Sealed<'a>, mkext4::Error>> {
+    let mut options = options(role, census.blocks(spare) * BLOCK);
+    options.inodes = InodeCount::Exact(u32::try_from(census.inodes()).map_err(|_| {
         Error::failed("image.too-many-files", "more files than an ext4 file system can hold")
     })?);
     options.journal_blocks = Some(JOURNAL as u32);
@@ -150,7 +158,10 @@ fn declare(tree: &Tree, role: Role, blocks: u64, inodes: u64) -> Result<Result<S
             let meta = meta(&node.meta);
             let handle = match &node.kind {
                 Kind::Dir(_) => builder.mkdir(parent, name, meta)?,
-                Kind::File { size, .. } => builder.file(parent, name, meta, *size)?,
+                Kind::File { size, .. } => match census.sparse.get(&id) {
+                    Some(runs) => builder.file_sparse(parent, name, meta, &segments(runs))?,
+                    None => builder.file(parent, name, meta, *size)?,
+                },
                 Kind::Symlink(target) => builder.symlink(parent, name, target, meta)?,
                 Kind::Char { major, minor } => {
                     builder.mknod(parent, name, meta, SpecialKind::Char { major: *major, minor: *minor })?
@@ -163,7 +174,8 @@ fn declare(tree: &Tree, role: Role, blocks: u64, inodes: u64) -> Result<Result<S
             if let Kind::File { size, content } = &node.kind
                 && *size > 0
             {
-                files.push(Pending { handle, size: *size, content, path: path.to_owned() });
+                let runs = census.sparse.get(&id).map(Vec::as_slice);
+                files.push(Pending { handle, size: *size, runs, content, path: path.to_owned() });
             }
             set_xattrs(&mut builder, handle, &node.meta)?;
             handles.insert(id, handle);
@@ -172,6 +184,12 @@ fn declare(tree: &Tree, role: Role, blocks: u64, inodes: u64) -> Result<Result<S
         add().map_err(|e| refused(path, e))
     })?;
     Ok(builder.seal().map(|layout| (layout, files)))
+}
+
+fn segments(runs: &[Run]) -> Vec<SparseSeg> {
+    let segment =
+        |run: &Run| if run.hole { SparseSeg::Hole(run.length) } else { SparseSeg::Data(run.length) };
+    runs.iter().map(segment).collect()
 }
 
 fn meta(meta: &Meta) -> mkext4::Meta {
@@ -192,8 +210,16 @@ fn fill(layout: &Layout, files: &[Pending<'_>], file: &fs::File, out: &Path) -> 
         let mut writer = layout.writer(&mut sink).map_err(wrong)?;
         for pending in files {
             let mismatch = |cause| pending.content.mismatch(&pending.path, cause);
-            let mut reader = pending.content.open(pending.size).map_err(|e| mismatch(Some(e)))?;
-            match writer.fill(pending.handle, &mut reader) {
+            let reader = pending.content.open(pending.size).map_err(|e| mismatch(Some(e)))?;
+            let whole = [Run { length: pending.size, hole: false }];
+            let runs = pending.runs.unwrap_or(&whole);
+            let mut reader = DataReader::new(reader, runs);
+            // Nothing is to be filled of a file that is one hole, but it is read to the end like the others.
+            let filled = match runs.iter().all(|run| run.hole) {
+                true => Ok(()),
+                false => writer.fill(pending.handle, &mut reader),
+            };
+            match filled {
                 Ok(()) => reader.finish().map_err(mismatch)?,
                 // Either side may have failed: the writer passes on only the text of a reader's error.
                 Err(e) => return Err(reader.fault().map_or_else(|| wrong(e), mismatch)),
@@ -209,8 +235,8 @@ fn fill(layout: &Layout, files: &[Pending<'_>], file: &fs::File, out: &Path) -> 
 struct Census {
     inodes: u64,
     blocks: u64,
-    /// Bytes of contents that are holes where they come from, and stay holes.
-    holes: u64,
+    /// How the files that have holes are stored.
+    sparse: HashMap<NodeId, Vec<Run>>,
 }
 
 impl Census {
@@ -243,10 +269,15 @@ impl Census {
                 if leaves <= 1 { 2 } else { leaves + 2 + leaves / 400 }
             }
             // One extent covers 128 MiB at most; 340 extents fit a tree block.
-            Kind::File { size, content } => {
-                self.holes += content.holes(*size) / BLOCK * BLOCK;
-                size.div_ceil(BLOCK) + size.div_ceil(GROUP * BLOCK) / 2
-            }
+            Kind::File { size, content } => match holes::of(content, *size) {
+                Some(runs) => {
+                    let data = || runs.iter().filter(|run| !run.hole).map(|run| run.length);
+                    let (bytes, extents) = (data().sum::<u64>(), data().count() as u64);
+                    self.sparse.insert(id, runs);
+                    bytes.div_ceil(BLOCK) + extents.div_ceil(64) + bytes.div_ceil(GROUP * BLOCK) / 2 + 2
+                }
+                None => size.div_ceil(BLOCK) + size.div_ceil(GROUP * BLOCK) / 2,
+            },
             Kind::Symlink(_) => 1,
             _ => 0,
         };
@@ -258,7 +289,7 @@ impl Census {
 
     /// What the image occupies at most, holes left out: contents and inodes of 256 bytes.
     fn bytes(&self) -> u64 {
-        ((self.blocks + self.inodes().div_ceil(16)) * BLOCK).saturating_sub(self.holes)
+        (self.blocks + self.inodes().div_ceil(16)) * BLOCK
     }
 
     /// The blocks of the whole image; `spare` enlarges it step by step.

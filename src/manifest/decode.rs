@@ -383,6 +383,15 @@ impl Decoder<'_> {
         self.text_of(&format!("`{}`", setting.name()), setting.args().next()?)
     }
 
+    /// The first argument of a setting that is `#true` or `#false`.
+    pub fn truth_arg(&self, setting: Setting<'_>) -> Option<bool> {
+        let entry = setting.args().next()?;
+        match entry.value().as_bool() {
+            Some(truth) => Some(truth),
+            None => self.wrong_type(entry, &format!("`{}`", setting.name()), "a truth value"),
+        }
+    }
+
     /// The text of a property, if it is there.
     pub fn text_prop(&self, setting: Setting<'_>, name: &str) -> Option<Spanned<String>> {
         self.text_of(&format!("`{name}` of `{}`", setting.name()), setting.prop(name)?)

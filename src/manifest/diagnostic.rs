@@ -10,6 +10,8 @@ const SHOWN_MAX: usize = 40;
 
 /// Characters of a message at most: it may quote a value of any length.
 const MESSAGE_MAX: usize = 300;
+/// Those of a help, which may list all settings.
+const HELP_MAX: usize = 600;
 
 /// One problem, tied to a place in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,8 +68,8 @@ impl Diagnostics {
     pub(super) fn new(file_name: &str, text: &str, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|p| p.span().start);
         for problem in &mut problems {
-            problem.message = clipped(&problem.message);
-            problem.help = problem.help.as_deref().map(clipped);
+            problem.message = clipped(&problem.message, MESSAGE_MAX);
+            problem.help = problem.help.as_deref().map(|help| clipped(help, HELP_MAX));
         }
         Diagnostics { source: Source::new(file_name, text), problems }
     }
@@ -177,8 +179,8 @@ impl Diagnostic for Shown<'_> {
     }
 }
 
-fn clipped(text: &str) -> String {
-    match text.char_indices().nth(MESSAGE_MAX) {
+fn clipped(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }

@@ -131,6 +131,43 @@ fn not_utf8(file: &Path, bytes: &[u8], at: usize) -> Error {
     })
 }
 
+/// A report of something that is wrong with the program of `vm`, at its place in the manifest: at `run`, or where the
+/// image comes from that says what to run. `None` for a VM that the manifest does not have.
+pub fn report_at_run(
+    dir: &Path,
+    vm: &Name,
+    program: &str,
+    code: &'static str,
+    message: &str,
+    help: &str,
+) -> Option<String> {
+    let file = dir.join(FILE_NAME);
+    let text = read(dir, &file).ok()?;
+    let document = kdl::KdlDocument::parse_v2(&prescan::prescan(&text).ok()?).ok()?;
+    let first = |node: &kdl::KdlNode| {
+        node.entries().iter().find(|entry| entry.name().is_none())?.value().as_string().map(str::to_owned)
+    };
+    let is_vm =
+        |node: &&kdl::KdlNode| node.name().value() == "vm" && first(node).as_deref() == Some(vm.as_str());
+    let node = document.nodes().iter().find(is_vm)?;
+    let decoder = decode::Decoder::new(&text, dir);
+    let settings = node.children().map(|block| block.nodes()).unwrap_or_default();
+    let run = settings.iter().find(|node| node.name().value() == "run");
+    let (span, label) = match run {
+        // The command line has another one.
+        Some(run) if first(run).as_deref() != Some(program) => return None,
+        Some(run) => (decoder.entry_span(run.entries().first()?), "cannot be run"),
+        None => {
+            let image = settings.iter().find(|node| node.name().value() == "image").unwrap_or(node);
+            (decode::name_span(image), "the image says to run it")
+        }
+    };
+    let problem = Problem::new(code, span, label, format!("VM {vm}: {message}")).help(help);
+    let shown = file.file_name()?.to_string_lossy().into_owned();
+    let colours = color::on(&std::io::stderr());
+    Some(Diagnostics::new(&shown, &text, vec![problem]).render(colours, REPORT_WIDTH))
+}
+
 /// Reads a manifest's text. `dir` is the project's canonical directory, `file_name` is for the report.
 ///
 /// # Errors

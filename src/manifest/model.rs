@@ -76,6 +76,8 @@ pub struct Vm {
     pub sysctls: Vec<(String, String)>,
     /// Resource limits of the workload's processes, each resource at most once.
     pub limits: Vec<Limit>,
+    /// Whether no program may give its user more than the user has.
+    pub no_new_privileges: bool,
     /// How its machine differs from the plain one.
     pub tuning: Tuning,
 }

@@ -386,6 +386,15 @@ pub(super) const VM: &[Node] = &[
             "A resource limit of setrlimit(2), soft and hard: a number, a size of what is counted in bytes, or \"unlimited\"",
         )
     },
+    Node {
+        kind: Kind::Truth,
+        ..node(
+            "no-new-privileges",
+            (1, 1),
+            "#true or #false",
+            "#true takes all effect from set-user-ID programs and file capabilities; #false unless set",
+        )
+    },
     node("grace", (1, 1), "a duration", "Time between SIGTERM and SIGKILL"),
     node("boot-timeout", (1, 1), "a duration", "Time in which the guest must report"),
     node("hostname", (1, 1), "a host name", "The guest's host name; the VM's name unless set"),

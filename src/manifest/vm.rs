@@ -87,6 +87,7 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
 
     let sysctls = limits::sysctls(d, &settings);
     let limits = limits::limits(d, &settings);
+    let no_new_privileges = one("no-new-privileges").map_or(Some(false), |s| d.truth_arg(s));
     let tuning = {
         let volumes: Vec<&Volume> = mounts.iter().map(|m| &m.value).collect();
         tuning::decode(d, &settings, &volumes, memory, root)
@@ -119,6 +120,7 @@ pub(super) fn decode(d: &Decoder<'_>, setting: Setting<'_>, sources: &Sources) -
             boot_timeout: boot_timeout?,
             sysctls: sysctls?,
             limits: limits?,
+            no_new_privileges: no_new_privileges?,
             tuning: tuning?,
         })
     })();

@@ -3,6 +3,7 @@
 pub mod boot;
 mod execute;
 mod kernel_lint;
+pub mod program;
 pub mod proof;
 mod record;
 pub mod run_config;

@@ -48,6 +48,7 @@ pub fn template(vm: &Vm) -> RunConfig {
             .collect(),
         sysctls: vm.sysctls.clone(),
         limits: vm.limits.clone(),
+        no_new_privileges: vm.no_new_privileges,
         grace_ms: vm.grace.as_millis() as u64,
         clock_ms: 0,
         stdin: false,

@@ -8,6 +8,7 @@ use super::supervisor;
 use super::wire::{FromSupervisor, WIRE};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
+use crate::syscall::close_range;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use std::io::{self, Write};
@@ -96,10 +97,8 @@ fn isolate() -> io::Result<UnixStream> {
     let kept = socket.as_raw_fd() as u32;
     // SAFETY: no descriptor in these ranges belongs to an object of ours; only `kept` does.
     unsafe {
-        if kept > 3 {
-            libc::syscall(libc::SYS_close_range, 3_u32, kept - 1, 0);
-        }
-        libc::syscall(libc::SYS_close_range, kept + 1, u32::MAX, 0);
+        close_range(3, kept - 1, false)?;
+        close_range(kept + 1, u32::MAX, false)?;
     }
     detach()?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));

@@ -11,6 +11,7 @@ use super::spec::SuperviseSpec;
 use crate::error::Error;
 use crate::home::Home;
 use crate::name::Name;
+use crate::syscall::close_range;
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -65,8 +66,8 @@ fn wait_and_become(supervisor: &OwnedFd, argv: &[*const libc::c_char]) -> ! {
     // `argv` and `env` end with a null. What is closed is never used again, as this function does not return.
     unsafe {
         // Locks and sockets of the supervisor must go with it. Its log stays: what fails here is told there.
-        libc::syscall(libc::SYS_close_range, 3_u32, pidfd as u32 - 1, 0);
-        libc::syscall(libc::SYS_close_range, pidfd as u32 + 1, u32::MAX, 0);
+        let _ = close_range(3, pidfd as u32 - 1, false);
+        let _ = close_range(pidfd as u32 + 1, u32::MAX, false);
         libc::prctl(libc::PR_SET_NAME, c"firegopher-wait".as_ptr());
         // The supervisor's handlers mean nothing here.
         libc::signal(libc::SIGTERM, libc::SIG_DFL);

@@ -3,8 +3,10 @@
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
+
+pub(crate) use crate::syscall::{pidfd_open, pidfd_send_signal as send};
 
 /// A process: its pid, when it started and in which boot of the host. A pid alone is reused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,27 +70,6 @@ impl Process {
     }
 }
 
-/// Sends a signal through a pidfd; `false` if the process is gone.
-pub fn send(pidfd: &OwnedFd, signal: i32) -> io::Result<bool> {
-    // SAFETY: pidfd_send_signal takes a descriptor we own, a signal number, no siginfo and no flags.
-    let r = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
-    };
-    match r {
-        0 => Ok(true),
-        _ => match io::Error::last_os_error() {
-            e if e.raw_os_error() == Some(libc::ESRCH) => Ok(false),
-            e => Err(e),
-        },
-    }
-}
-
 /// Waits until the process behind a pidfd has ended; `false` on timeout.
 pub fn wait(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
     let until = std::time::Instant::now() + timeout;
@@ -102,17 +83,6 @@ pub fn wait(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> {
             Err(e) => return Err(e.into()),
         }
     }
-}
-
-/// A close-on-exec pidfd of whatever process has this pid now.
-pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes a pid and flags; it returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call above returned this descriptor to us alone. Descriptors fit in i32.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// State letter and start time of a pid.

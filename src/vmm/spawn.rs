@@ -1,9 +1,10 @@
 //! Starts a VMM process with nothing of ours but what it is given: descriptors, identity, root, namespace, limits.
 
 use crate::error::{Context, Result};
+use crate::syscall::{close_range, pidfd_open};
 use std::ffi::{CString, OsString, c_int};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -71,15 +72,10 @@ fn run(spawn: Spawn<'_>) -> io::Result<Spawned> {
     // SAFETY: `enter` makes system calls only: it neither allocates nor locks, so it may run after fork.
     unsafe { command.pre_exec(move || enter.run()) };
     let mut child = command.spawn()?;
-    // SAFETY: pidfd_open takes numbers. The child is ours and not yet reaped, so the pid is its own.
-    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) } as RawFd;
-    if pidfd < 0 {
-        let error = io::Error::last_os_error();
+    // The child is ours and not yet reaped, so the pid is its own.
+    let pidfd = pidfd_open(child.id() as i32).inspect_err(|_| {
         let _ = child.kill().and_then(|()| child.wait()); // The first error is the one to tell.
-        return Err(error);
-    }
-    // SAFETY: the kernel just made this descriptor for us.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    })?;
     Ok(Spawned { child, pidfd, stderr: stderr.into() })
 }
 
@@ -136,8 +132,7 @@ impl Enter {
             }
             ok(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
             // Close on exec rather than now: std reports a failed exec through a descriptor of its own.
-            let on_exec = libc::CLOSE_RANGE_CLOEXEC as c_int;
-            ok(libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, on_exec) as c_int)?;
+            close_range(3, u32::MAX, true)?;
             for &fd in &self.keep {
                 ok(libc::fcntl(fd, libc::F_SETFD, 0))?;
             }

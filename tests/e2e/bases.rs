@@ -11,6 +11,18 @@ fn base_image(project: &Project) -> PathBuf {
     Path::new(image["path"].as_str().unwrap()).join("base.ext4")
 }
 
+/// The busybox in an image's `/usr/bin`.
+fn busybox_of(image: &Path) -> Vec<u8> {
+    let files = mkext4::reader::Fs::open(std::fs::File::open(image).unwrap()).unwrap();
+    let number = files.resolve("/usr/bin/busybox").unwrap();
+    files.read_file(number).unwrap()
+}
+
+/// A static busybox, out of the image of `project`.
+pub fn busybox(project: &Project) -> Vec<u8> {
+    busybox_of(&base_image(project))
+}
+
 #[test]
 fn a_directory_a_tar_and_an_ext4_image_boot() {
     let Some(_turn) = guests(1) else { return };
@@ -20,9 +32,7 @@ fn a_directory_a_tar_and_an_ext4_image_boot() {
     project.write("rootfs/bin/busybox", "");
     std::fs::create_dir(project.path().join("rootfs/empty")).unwrap();
     let busybox = project.path().join("rootfs/bin/busybox");
-    let files = mkext4::reader::Fs::open(std::fs::File::open(&base).unwrap()).unwrap();
-    let number = files.resolve("/usr/bin/busybox").unwrap();
-    std::fs::write(&busybox, files.read_file(number).unwrap()).unwrap();
+    std::fs::write(&busybox, busybox_of(&base)).unwrap();
     std::fs::set_permissions(&busybox, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let manifest = |image: &str, file: &str| {
         format!("vm \"a\" {{ image {{ path {image} }}; run \"/bin/busybox\" \"cat\" \"{file}\" }}")

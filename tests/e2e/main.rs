@@ -29,6 +29,8 @@ mod snapshots;
 mod traces;
 mod ubuntu;
 mod upkeep;
+mod users;
+mod volumes;
 
 #[path = "../support/web.rs"]
 #[expect(dead_code, reason = "the library's own tests use the rest of it")]

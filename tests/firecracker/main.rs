@@ -110,6 +110,7 @@ impl Project {
                 volumes: Vec::new(),
                 sysctls: Vec::new(),
                 limits: Vec::new(),
+                no_new_privileges: false,
                 grace_ms: 1000,
                 clock_ms: 0,
                 stdin: false,

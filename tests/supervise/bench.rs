@@ -102,6 +102,7 @@ pub fn bench(vm: &str) -> Option<Bench> {
             volumes: Vec::new(),
             sysctls: Vec::new(),
             limits: Vec::new(),
+            no_new_privileges: false,
             grace_ms: 5000,
             clock_ms: 0,
             stdin: false,

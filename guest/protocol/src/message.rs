@@ -21,6 +21,10 @@ pub const STDIN_WINDOW: usize = 256 * 1024;
 /// The longest text, in bytes, that a guest's message holds.
 pub const MAX_TEXT: usize = 4 * 1024;
 
+/// Where programs are looked for unless the environment has a PATH: Debian's default for root, good for everybody in a
+/// machine of one's own.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What each channel carries.
 pub mod channel {
     /// JSON messages, one a frame.
@@ -173,6 +177,9 @@ pub struct RunConfig {
     pub sysctls: Vec<(String, String)>,
     /// The workload's resource limits, each resource at most once.
     pub limits: Vec<Limit>,
+    /// Whether no program may give its user more than the user has: not by set-user-ID bits, not by file capabilities.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_new_privileges: bool,
     /// Time between SIGTERM and SIGKILL in milliseconds.
     pub grace_ms: u64,
     /// The host's clock, in milliseconds since the epoch, at the time of sending.
@@ -201,6 +208,7 @@ impl fmt::Debug for RunConfig {
             .field("volumes", &self.volumes)
             .field("sysctls", &self.sysctls)
             .field("limits", &self.limits)
+            .field("no_new_privileges", &self.no_new_privileges)
             .field("grace_ms", &self.grace_ms)
             .field("clock_ms", &self.clock_ms)
             .field("stdin", &self.stdin)
@@ -371,6 +379,7 @@ mod tests {
             }],
             sysctls: vec![("vm/swappiness".into(), "10".into())],
             limits: vec![Limit { resource: Resource::Nofile, soft: Some(64), hard: None }],
+            no_new_privileges: true,
             grace_ms: 1,
             clock_ms: 2,
             stdin: true,

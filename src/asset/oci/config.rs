@@ -125,7 +125,8 @@ pub(super) fn left_out(config: &[u8]) -> Vec<String> {
     if let Some(volumes) = said.volumes.filter(|volumes| !volumes.is_empty()) {
         let paths: Vec<&str> = volumes.keys().map(String::as_str).collect();
         left.push(format!(
-            "what is written to {} goes with the VM, unless the manifest has a `volume` there",
+            "what is written to {} goes with the VM, unless the manifest has a `volume` there, which takes over what \
+             the image has in it",
             paths.join(", ")
         ));
     }

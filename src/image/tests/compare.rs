@@ -48,7 +48,7 @@ pub(crate) fn of_image(path: &Path) -> Lines {
             FileType::Symlink => {
                 format!("-> {}", String::from_utf8_lossy(&fs.symlink_target(number).unwrap()))
             }
-            FileType::Regular => file(&fs.read_file(number).unwrap()),
+            FileType::Regular => file(&super::bytes_of(&fs, number)),
             _ => {
                 format!("special {:?}", inode.dev_numbers().filter(|_| is_device(&inode)).unwrap_or_default())
             }

@@ -114,9 +114,88 @@ fn five_gib_of_hole_cost_nothing() {
         let image = out.join(BASE_IMAGE);
         let blocks = std::fs::metadata(&image).unwrap().blocks();
         assert!(blocks * 512 < 4 << 20, "{name}: {blocks} blocks");
-        assert_eq!(Image::open(&image).inode("/large").size, SIZE, "{name}");
+        let large = Image::open(&image).inode("/large");
+        assert_eq!(large.size, SIZE, "{name}");
+        // In the guest's file system too, where whoever writes a byte of it copies what is allocated.
+        assert!(large.blocks * 512 <= 128 << 10, "{name}: {} blocks", large.blocks);
         std::fs::remove_dir_all(out).unwrap();
     }
+}
+
+#[test]
+fn holes_and_runs_of_zeros_are_holes_of_the_image_from_wherever_they_come() {
+    let bench = Bench::new();
+    let root = bench.make_dir("root");
+    let size = (40 << 20) + 5;
+    let mut bytes = vec![0_u8; size];
+    for at in (0..size).step_by(300_000) {
+        bytes[at] = 1;
+    }
+    std::fs::write(root.join("dense"), &bytes).unwrap();
+    std::fs::write(root.join("nothing"), vec![0; 5 << 20]).unwrap();
+    let listed = |name: &str| crate::listing::Listed {
+        path: name.into(),
+        mode: 0o644,
+        kind: crate::listing::ListedKind::File {
+            size: std::fs::metadata(root.join(name)).unwrap().len(),
+            digest: blake3::hash(&std::fs::read(root.join(name)).unwrap()).into(),
+        },
+    };
+    let listing = crate::listing::Listing { entries: vec![listed("dense"), listed("nothing")] };
+    let tar = Tar::default().file("dense", &bytes).file("nothing", &vec![0; 5 << 20]).end();
+    let tar = bench.write("plain.tar", tar);
+    let packed = zstd::stream::encode_all(std::fs::File::open(&tar).unwrap(), 1).unwrap();
+    let packed = bench.write("packed.tar.zst", packed);
+    let mut zip = ::zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, bytes) in [("dense", &bytes[..]), ("nothing", &vec![0; 5 << 20])] {
+        zip.start_file(name, ::zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut zip, bytes).unwrap();
+    }
+    let zip = bench.write("packed.zip", zip.finish().unwrap().into_inner());
+    let ways = [
+        ("directory", BaseSource::Dir { root: &root, listing: &listing }),
+        ("tar", BaseSource::Tar(&tar)),
+        ("packed tar", BaseSource::Tar(&packed)),
+        ("zip", BaseSource::Tar(&zip)),
+    ];
+    for (way, source) in ways {
+        let out = bench.make_dir(way);
+        build_base(source, &out, &bench.scratch()).unwrap();
+        let image = Image::open(&out.join(BASE_IMAGE));
+        assert!(image.read("/dense") == bytes, "{way}");
+        let (dense, nothing) = (image.inode("/dense").blocks * 512, image.inode("/nothing"));
+        // 140 bytes that are not zero, 64 KiB each.
+        assert!(dense > 8 << 20 && dense < 10 << 20, "{way}: {dense}");
+        assert_eq!((nothing.size, nothing.blocks), (5 << 20, 0), "{way}");
+    }
+}
+
+#[test]
+fn an_image_is_built_where_openat2_is_refused() {
+    use nix::errno::Errno;
+    let bench = Bench::new();
+    let root = bench.make_dir("root");
+    std::fs::create_dir(root.join("dir")).unwrap();
+    std::fs::write(root.join("dir/small"), "small").unwrap();
+    std::fs::write(root.join("dir/large"), vec![0; 2 << 20]).unwrap();
+    let mut images = Vec::new();
+    let mut build = |name: &str| {
+        let store =
+            crate::store::Store::open(crate::home::Home::new(bench.path(&format!("home-{name}")))).unwrap();
+        let out = bench.make_dir(name);
+        let options = crate::store::scan::ScanOptions { ignore: &[], keep_modes: false };
+        let scanned = crate::store::scan::scan_dir(&store, &root, &options).unwrap();
+        build_base(BaseSource::Dir { root: &root, listing: &scanned.listing }, &out, &bench.make_dir("tmp"))
+            .unwrap();
+        let image = out.join(BASE_IMAGE);
+        assert_eq!(Image::open(&image).read("/dir/small"), b"small");
+        images.push(blake3::hash(&std::fs::read(image).unwrap()));
+    };
+    build("plain");
+    for (name, errno) in [("old", Errno::ENOSYS), ("refused", Errno::EPERM)] {
+        crate::testing::refused::without(&[libc::SYS_openat2], errno, || build(name));
+    }
+    assert!(images.iter().all(|image| *image == images[0]));
 }
 
 /// A header of type `S` with these runs, those past four in blocks behind it, and what it claims of itself.

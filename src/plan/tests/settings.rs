@@ -73,6 +73,7 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("limit", "", "limit \"nofile\" 1024"),
     ("limit soft", "limit \"nofile\" soft=1 hard=9", "limit \"nofile\" soft=2 hard=9"),
     ("limit hard", "limit \"nofile\" soft=1 hard=8", "limit \"nofile\" soft=1 hard=9"),
+    ("no-new-privileges", "", "no-new-privileges #true"),
     ("grace", "", "grace \"3s\""),
     ("boot-timeout", "", "boot-timeout \"30s\""),
     ("hostname", "", "hostname \"other\""),

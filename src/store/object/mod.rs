@@ -235,9 +235,9 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<bool> {
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
         Ok(()) => return Ok(true),
         Err(Errno::EEXIST | Errno::ENOTEMPTY) => return Ok(false),
-        // Some file systems do not know the flag. A plain rename replaces a file by the same bytes, and
+        // Some file systems do not know the flag, and some profiles refuse the call. A plain rename replaces a file by the same bytes, and
         // never a directory that holds something.
-        Err(Errno::EINVAL | Errno::ENOSYS) => {}
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => {}
         Err(e) => return Err(e.into()),
     }
     if to.symlink_metadata().is_ok() {

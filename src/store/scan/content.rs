@@ -2,10 +2,11 @@
 
 use super::cache::{Cache, Stat};
 use super::clock::Clock;
-use super::walk::{Found, Node, open_beneath, threads};
+use super::walk::{Found, Node, threads};
 use crate::digest::ObjectDigest;
 use crate::error::{Context, Error, Result};
 use crate::store::hash::hash_open;
+use crate::syscall::open_beneath;
 use nix::fcntl::OFlag;
 use std::fs::File;
 use std::io;

@@ -4,12 +4,13 @@ use super::cache::Stat;
 use super::getdents::Lister;
 use super::ignored::Ignored;
 use crate::error::{Error, Result};
+use crate::syscall::open_beneath;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{Mode, fstatat};
+use nix::fcntl::{AtFlags, OFlag, readlinkat};
+use nix::sys::stat::fstatat;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -196,54 +197,4 @@ fn special(path: &Path, kind: u32) -> Error {
         format!("{} is {what}, which an image cannot take over", path.display()),
     )
     .help("remove it, or leave it out with an `ignore` pattern")
-}
-
-/// Opens a path beneath `dir` through no symbolic link and across no `..`; the empty path is `dir` itself.
-pub(super) fn open_beneath(dir: &File, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
-    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let path = if path.is_empty() { "." } else { path };
-    let how =
-        OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    match openat2(dir, path, how) {
-        // Old container runtimes refuse the system call.
-        Err(Errno::ENOSYS | Errno::EPERM) => open_stepwise(dir, path, flags),
-        other => other,
-    }
-}
-
-fn open_stepwise(dir: &File, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
-    let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut at: Option<OwnedFd> = None;
-    let mut rest = path;
-    while let Some((first, after)) = rest.split_once('/') {
-        let here = at.as_ref().map_or(dir.as_fd(), |fd| fd.as_fd());
-        at = Some(openat(here, first, step, Mode::empty())?);
-        rest = after;
-    }
-    let here = at.as_ref().map_or(dir.as_fd(), |fd| fd.as_fd());
-    openat(here, rest, flags, Mode::empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_is_opened_through_a_link() {
-        let dir = tempfile::tempdir().unwrap();
-        fs_err::create_dir_all(dir.path().join("a/b")).unwrap();
-        fs_err::write(dir.path().join("a/b/f"), "x").unwrap();
-        std::os::unix::fs::symlink("a", dir.path().join("link")).unwrap();
-        std::os::unix::fs::symlink("b/f", dir.path().join("a/flink")).unwrap();
-        let root = File::open(dir.path()).unwrap();
-        for open in [open_beneath, open_stepwise_checked] {
-            assert!(open(&root, "a/b/f", OFlag::O_RDONLY).is_ok());
-            assert!(open(&root, "link/b/f", OFlag::O_RDONLY).is_err());
-            assert_eq!(open(&root, "a/flink", OFlag::O_RDONLY).unwrap_err(), Errno::ELOOP);
-        }
-    }
-
-    fn open_stepwise_checked(dir: &File, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
-        open_stepwise(dir, path, flags | OFlag::O_NOFOLLOW)
-    }
 }

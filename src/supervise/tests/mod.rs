@@ -75,6 +75,7 @@ pub fn run_config() -> RunConfig {
         volumes: Vec::new(),
         sysctls: Vec::new(),
         limits: Vec::new(),
+        no_new_privileges: false,
         grace_ms: 500,
         clock_ms: 0,
         stdin: true,

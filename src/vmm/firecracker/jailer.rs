@@ -2,17 +2,18 @@
 
 use super::stage::{API_SOCKET, CONFIG, LOG};
 use crate::error::{Context, Error, Result};
+use crate::syscall::{open_beneath, pidfd_open, pidfd_send_signal};
 use crate::vmm::jail::name_of;
 use crate::vmm::monitor::reap;
 use crate::vmm::spawn::{Spawn, Spawned, spawn};
 use crate::vmm::spec::{JailSpec, VmSpec};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -143,10 +144,8 @@ fn ends_within(pidfd: &OwnedFd, patience: Duration) -> io::Result<bool> {
 fn adopt(root: &OwnedFd, program: &Path) -> io::Result<(i32, OwnedFd)> {
     let mut name = program.as_os_str().to_owned();
     name.push(".pid");
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    let file = File::from(openat2(root, Path::new(&name), how)?);
+    let name = name.to_string_lossy();
+    let file = File::from(open_beneath(root, &name, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?);
     let meta = file.metadata()?;
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     if !meta.is_file() || meta.uid() != 0 {
@@ -155,13 +154,7 @@ fn adopt(root: &OwnedFd, program: &Path) -> io::Result<(i32, OwnedFd)> {
     let mut text = String::new();
     file.take(16).read_to_string(&mut text)?;
     let pid: i32 = text.trim().parse().map_err(|_| invalid("its pid file names no process"))?;
-    // SAFETY: pidfd_open takes numbers and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call above returned this descriptor to us alone. Descriptors fit in i32.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let pidfd = pidfd_open(pid)?;
     // A child that nobody has reaped keeps its pid, zombie or not.
     if parent_of(pid)? != std::process::id() {
         return Err(invalid("its pid file names a process that is no child of ours"));
@@ -218,12 +211,8 @@ fn set_subreaper(on: bool) -> io::Result<()> {
 
 /// Ends what was adopted when something after it fails.
 pub(super) fn discard(adopted: &Adopted) {
-    // SAFETY: a descriptor we own, a signal number, no siginfo and no flags.
-    unsafe {
-        use std::os::fd::AsRawFd;
-        let nothing = std::ptr::null::<libc::siginfo_t>();
-        libc::syscall(libc::SYS_pidfd_send_signal, adopted.pidfd.as_raw_fd(), libc::SIGKILL, nothing, 0);
-    }
+    // It may have ended by itself.
+    let _ = pidfd_send_signal(&adopted.pidfd, libc::SIGKILL);
     let _ = reap(adopted.pid);
 }
 

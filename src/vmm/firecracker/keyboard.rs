@@ -4,7 +4,8 @@
 use super::api::{Action, Api};
 use super::stage::API_SOCKET;
 use crate::error::{Context, Result};
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use crate::syscall::open_beneath;
+use nix::fcntl::OFlag;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -59,10 +60,7 @@ impl Keyboard {
 
     /// Never through a link: the VMM may have put one there.
     fn api(&self) -> Result<Api> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let socket = openat2(&self.root, API_SOCKET, how)
+        let socket = open_beneath(&self.root, API_SOCKET, OFlag::O_PATH)
             .or_failed("firecracker.api-dead", || "the API's socket is gone from the jail")?;
         Api::from_fd(socket, Path::new(API_SOCKET))
     }

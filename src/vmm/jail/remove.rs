@@ -93,6 +93,15 @@ fn lift(child: &OwnedFd, root: &OwnedFd, moved: &mut u64) -> nix::Result<()> {
                 match nix::fcntl::renameat2(child, entry.as_c_str(), root, up.as_c_str(), flags) {
                     Err(Errno::EEXIST) => {}
                     Err(Errno::ENOENT) => break,
+                    // Not every kernel, file system and profile has the flag. A directory takes the place of an empty
+                    // one at most.
+                    Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => {
+                        match nix::fcntl::renameat(child, entry.as_c_str(), root, up.as_c_str()) {
+                            Err(Errno::EEXIST | Errno::ENOTEMPTY | Errno::ENOTDIR) => {}
+                            Err(Errno::ENOENT) => break,
+                            done => break done?,
+                        }
+                    }
                     done => break done?,
                 }
             }

@@ -1,10 +1,12 @@
 //! Ends processes of a jail that nobody watches: a VMM whose supervisor died before it was written down.
 
 use super::cgroup;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
+use crate::syscall::{pidfd_open, pidfd_send_signal};
 use crate::vmm::spec::JailSpec;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,13 +19,15 @@ pub(super) fn kill(jail: &JailSpec) -> Result<()> {
     let record = cgroup::journal(&jail.root);
     let roots = roots(&jail.root);
     let deadline = Instant::now() + PATIENCE;
+    let say = || format!("cannot end the processes of the jail {}", jail.root.display());
     loop {
         let mut running = false;
         for pid in cgroup::members(&record) {
-            running |= end(pid, || cgroup::members(&record).contains(&pid), deadline);
+            running |= end(pid, || cgroup::members(&record).contains(&pid), deadline)
+                .or_failed("jail.stray", say)?;
         }
         for pid in jailed(&roots) {
-            running |= end(pid, || is_jailed(pid, &roots), deadline);
+            running |= end(pid, || is_jailed(pid, &roots), deadline).or_failed("jail.stray", say)?;
         }
         // What it had started in the meantime is found in the next round.
         if !running {
@@ -38,20 +42,15 @@ pub(super) fn kill(jail: &JailSpec) -> Result<()> {
 }
 
 /// Kills one process, if it still is the one that is meant once its pid is pinned; says whether it ran.
-fn end(pid: i32, is_meant: impl Fn() -> bool, deadline: Instant) -> bool {
-    // SAFETY: pidfd_open takes numbers and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        return false;
-    }
-    // SAFETY: the call above returned this descriptor to us alone. Descriptors fit in i32.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+fn end(pid: i32, is_meant: impl Fn() -> bool, deadline: Instant) -> io::Result<bool> {
+    let fd = match pidfd_open(pid) {
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
+        other => other?,
+    };
     if !is_meant() || is_zombie(pid) {
-        return false;
+        return Ok(false);
     }
-    let nothing = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: a descriptor we own, a signal number, no siginfo and no flags.
-    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), libc::SIGKILL, nothing, 0) };
+    pidfd_send_signal(&fd, libc::SIGKILL)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
     // Once more in the next round if this is cut short.
@@ -59,7 +58,7 @@ fn end(pid: i32, is_meant: impl Fn() -> bool, deadline: Instant) -> bool {
     // A child of ours must not stay a zombie; one of somebody else's is not ours to reap.
     let _ =
         nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), Some(nix::sys::wait::WaitPidFlag::WNOHANG));
-    true
+    Ok(true)
 }
 
 /// Device and inode of the directories that are roots here: the jail itself, or for the jailer's layout

@@ -3,8 +3,9 @@
 use super::condition::{Condition, Reporter};
 use super::words::{Listener, Said, Words};
 use super::{Death, Ended, Exit};
+use crate::syscall::pidfd_send_signal;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use tokio::sync::watch;
@@ -115,15 +116,7 @@ fn look_for_failed_request(line: &[u8], condition: &watch::Sender<Condition>) {
 }
 
 fn send_kill(pidfd: &OwnedFd) -> io::Result<()> {
-    let nothing = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: a descriptor we own, a signal number, no siginfo and no flags.
-    let sent =
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, nothing, 0) };
-    match io::Error::last_os_error() {
-        _ if sent == 0 => Ok(()),
-        e if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-        e => Err(e),
-    }
+    pidfd_send_signal(pidfd, libc::SIGKILL).map(drop)
 }
 
 /// Takes a child's exit status; it has ended or is about to.

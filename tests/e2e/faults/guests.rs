@@ -85,18 +85,25 @@ fn workloads_that_cannot_start_are_told_by_name() {
     let Some(_guests) = guests(1) else { return };
     let project = Project::new("vm \"a\" { run \"x\" }");
     project.write("app/run.txt", "no program");
+    // What the images tell is told before anything boots, at its place in the manifest.
     for (settings, message) in [
         (r#"run "/no/such""#, "cannot run \"/no/such\": there is no such file"),
+        (r#"run "busybocks""#, "there is \"busybox\""),
         (
             r#"run "/app/run.txt"; workload "./app" to="/app""#,
             "cannot run \"/app/run.txt\": it is not executable",
         ),
-        (r#"run "/bin/busybox" "pwd"; workdir "/no/where""#, "the working directory \"/no/where\""),
     ] {
         project.manifest(&format!("vm \"a\" {{ {IMAGE}; {settings} }}"));
-        project.run(&["run"]).expect(125).says(message);
+        project.run(&["up"]).expect(64).says(message).says("firegopher.kdl:1:").says("cannot be run");
+        project.run(&["plan"]).expect(64).says(message);
+        project.run(&["run", "--", "/bin/busybox", "true"]).expect(0);
         assert_clean(&project);
     }
+    project.run(&["run", "--", "no-such"]).expect(125).says("cannot run \"no-such\"");
+    project.manifest(&format!("vm \"a\" {{ {IMAGE}; run \"/bin/busybox\" \"pwd\"; workdir \"/no/where\" }}"));
+    project.run(&["run"]).expect(125).says("the working directory \"/no/where\"");
+    assert_clean(&project);
     project.run(&["up"]).expect(1).says("a failed: ");
     assert_eq!(project.ps("a").unwrap()["status"], "failed");
     assert_clean(&project);

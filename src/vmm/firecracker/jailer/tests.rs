@@ -2,11 +2,7 @@ use super::*;
 use std::process::Command;
 
 fn pidfd(pid: u32) -> OwnedFd {
-    // SAFETY: pidfd_open takes numbers and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    assert!(fd >= 0);
-    // SAFETY: the call above returned this descriptor to us alone.
-    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+    pidfd_open(pid as i32).unwrap()
 }
 
 extern "C" fn nothing(_: libc::c_int) {}
