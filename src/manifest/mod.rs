@@ -69,17 +69,22 @@ fn load_with(dir: &Path, existing: bool) -> Result<Manifest> {
         .or_failed("manifest.unreadable", || format!("cannot resolve the directory {}", dir.display()))?;
     let shown = file.strip_prefix("./").unwrap_or(&file).display().to_string();
     parse_with(&text, &shown, &dir, existing).map_err(|diagnostics| {
-        let colours = Stream::Err.colours();
-        let report = match Stream::Err.width() {
-            Some(width) => diagnostics.render_fitted(colours, width.clamp(40, 120)),
-            None => diagnostics.render(colours, REPORT_WIDTH),
-        };
+        let report = rendered(&diagnostics);
         let code = match diagnostics.problems() {
             [only] => only.code,
             _ => "manifest.invalid",
         };
         Error::usage(code, diagnostics.summary()).with_report(report)
     })
+}
+
+/// A report for standard error, fitted to a terminal's width.
+fn rendered(diagnostics: &Diagnostics) -> String {
+    let colours = Stream::Err.colours();
+    match Stream::Err.width() {
+        Some(width) => diagnostics.render_fitted(colours, width.clamp(40, 120)),
+        None => diagnostics.render(colours, REPORT_WIDTH),
+    }
 }
 
 fn read(dir: &Path, file: &Path) -> Result<String> {
@@ -164,8 +169,7 @@ pub fn report_at_run(
     };
     let problem = Problem::new(code, span, label, format!("VM {vm}: {message}")).help(help);
     let shown = file.file_name()?.to_string_lossy().into_owned();
-    let colours = color::on(&std::io::stderr());
-    Some(Diagnostics::new(&shown, &text, vec![problem]).render(colours, REPORT_WIDTH))
+    Some(rendered(&Diagnostics::new(&shown, &text, vec![problem])))
 }
 
 /// Reads a manifest's text. `dir` is the project's canonical directory, `file_name` is for the report.

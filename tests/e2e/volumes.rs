@@ -96,16 +96,29 @@ fn a_fresh_volume_takes_over_what_the_image_has_and_holes_cost_nothing() {
 #[test]
 fn a_volume_that_is_too_small_for_what_the_image_has_fails_the_boot_and_says_so() {
     let Some(_turn) = guests(1) else { return };
-    let manifest = |at: &str| {
-        format!(
-            "vm \"a\" {{ image {{ debian \"busybox-static\" }}; run \"/bin/busybox\" \"true\"\n\
-             volume \"data\" at=\"{at}\" size=\"32MiB\" }}"
-        )
+    let project = Project::new("vm \"a\" { image { debian \"busybox-static\" }; run \"true\" }");
+    let busybox = busybox(&project);
+    let image = |large: &[u8]| {
+        let mut tar = tar::Builder::new(std::fs::File::create(project.path().join("rootfs.tar")).unwrap());
+        for (name, bytes) in [("bin/busybox", &busybox[..]), ("data/large", large)] {
+            let mut header = tar::Header::new_ustar();
+            header.set_mode(0o755);
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, name, bytes).unwrap();
+        }
+        tar.finish().unwrap();
     };
-    let project = Project::new(&manifest("/usr"));
-    project.run(&["up"]).expect(1).says("the volume \"data\" at /usr").says("make it larger (`size`)");
-    // It is begun anew where the image has less.
-    project.manifest(&manifest("/etc"));
-    project.up(&[]);
+    image(&vec![7; 40 << 20]);
+    project.manifest(
+        r#"vm "a" {
+            image { path "rootfs.tar" }
+            run "/bin/busybox" "cat" "/data/large"
+            volume "data" at="/data" size="32MiB"
+        }"#,
+    );
+    project.run(&["up"]).expect(1).says("the volume \"data\" at /data").says("make it larger (`size`)");
+    // It is begun anew once the image has less there.
+    image(b"little");
+    project.up(&[]).prints("little");
     project.ok(&["down", "--volumes"]);
 }

@@ -93,7 +93,8 @@ pub fn check(
     }
     let output = store.publish_bytes(b"nothing speaks against running it\n")?;
     let millis = begun.elapsed().as_millis() as u64;
-    store.record(&key, &Action { kind: "program check".to_owned(), output, inputs, millis })
+    let subject = vm.run.first().cloned().unwrap_or_default();
+    store.record(&key, &Action { kind: "program check".to_owned(), subject, output, inputs, millis })
 }
 
 /// All of a VM's settings that the answer depends on.
