@@ -199,3 +199,19 @@ impl Drop for Signals {
         let _ = self.old.thread_set_mask();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_ignored_from_the_start_is_known() {
+        // Rust's runtime ignores SIGPIPE; nothing here touches SIGUSR2.
+        assert!(is_ignored(Signal::SIGPIPE) && !is_ignored(Signal::SIGUSR2));
+    }
+
+    #[test]
+    fn a_closed_terminal_does_not_count_as_asking_for_the_end() {
+        assert_eq!(asked(&[Signal::SIGHUP, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGQUIT]), 2);
+    }
+}

@@ -219,3 +219,23 @@ impl Out {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_its_way_is_bounded() {
+        let gate = Arc::new(Gate::new());
+        gate.enter(MAX_QUEUED);
+        let waits = {
+            let gate = gate.clone();
+            std::thread::spawn(move || gate.enter(1))
+        };
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!waits.is_finished(), "more was let in than may be on its way");
+        gate.leave(1);
+        waits.join().unwrap();
+        assert_eq!(*lock(&gate.used), MAX_QUEUED);
+    }
+}

@@ -38,7 +38,16 @@ fn up(cli: &Cli) -> (Init, State) {
 }
 
 fn spawn(cli: &Cli, args: &[&str]) -> Child {
-    cli.command(args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    let mut command = cli.command(args);
+    // A shell's background jobs ignore it, and what they start inherits that and leaves it so.
+    // SAFETY: signal(2) is async-signal-safe, and nothing else happens between fork and exec.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+            nix::libc::signal(nix::libc::SIGINT, nix::libc::SIG_DFL);
+            Ok(())
+        });
+    }
+    command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 fn press_ctrl_c(child: &Child) -> Instant {

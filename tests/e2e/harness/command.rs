@@ -62,11 +62,14 @@ impl Command {
     /// Starts it.
     pub fn spawn(mut self) -> Running {
         self.inner.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // A shell's background jobs ignore SIGINT, and what they start inherits that; commands at a terminal do not.
+        // A shell's background jobs ignore SIGINT and SIGQUIT, and `nohup` SIGHUP; what they start inherits that, and
+        // leaves it so. Commands at a terminal do not.
         // SAFETY: signal(2) is async-signal-safe, and nothing else happens between fork and exec.
         unsafe {
             self.inner.pre_exec(|| {
-                nix::libc::signal(nix::libc::SIGINT, nix::libc::SIG_DFL);
+                for signal in [nix::libc::SIGINT, nix::libc::SIGQUIT, nix::libc::SIGHUP] {
+                    nix::libc::signal(signal, nix::libc::SIG_DFL);
+                }
                 Ok(())
             });
         }

@@ -20,9 +20,12 @@ pub fn on_terminal(project: &Project, args: &[&str]) -> (OwnedFd, std::process::
     command.env("FIREGOPHER_HOME", project.home()).env("TERM", "xterm");
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
     command.stdin(end()).stdout(end()).stderr(end());
-    // SAFETY: setsid and ioctl are async-signal-safe; descriptor 0 is the terminal by then.
+    // SAFETY: signal, setsid and ioctl are async-signal-safe; descriptor 0 is the terminal by then.
     unsafe {
         command.pre_exec(|| {
+            for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             nix::unistd::setsid()?;
             match libc::ioctl(0, libc::TIOCSCTTY, 0) {
                 0 => Ok(()),
