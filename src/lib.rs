@@ -18,6 +18,7 @@ pub mod plan;
 pub mod project;
 pub mod reference;
 mod replace;
+pub mod session_keyring;
 pub mod step;
 pub mod store;
 pub mod supervise;

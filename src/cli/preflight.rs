@@ -76,6 +76,7 @@ pub(super) fn refusals(
         boot::host_refusals(vm, host).into_iter().for_each(|error| check(Err(error)));
         check(check_place(project, vm, host.root));
         check(check_versions(project, scan, plan, vm));
+        check(check_memory(project, plan, vm));
         check(vm.tuning.check_host_with(vm.memory, pages));
         if vm.tuning.huge_pages == Some(HugePages::Reserved) {
             pages -= vm.memory.div_ceil(PAGE) as i64;
@@ -138,12 +139,15 @@ pub(super) fn givers<'a>(vm: &Vm, stopped: &[&'a Observed], project: &Project) -
     stopped.iter().filter(|old| old.state.vm != vm.name).filter(gives).map(|old| &old.state.vm).collect()
 }
 
-/// A jail's devices have to be opened where the home lies. Only a VMM on KVM needs any; the host's own QEMU stays outside.
+/// A jail's programs have to be executed where the home lies, and its devices opened. Only a VMM on KVM needs any; the
+/// host's own QEMU stays outside.
 fn check_place(project: &Project, vm: &Vm, root: bool) -> Result<()> {
     if !root || matches!(vm.vmm, VmmSource::QemuPath(_)) {
         return Ok(());
     }
-    let placed = jail::check_place(&project.home.vm(&project.name, &vm.name));
+    let dir = project.home.vm(&project.name, &vm.name);
+    jail::check_place(&dir, false)?;
+    let placed = jail::check_place(&dir, true);
     let needs_device = || matches!(vm.vmm, VmmSource::Firecracker(_)) || probe::kvm().is_usable();
     if placed.is_err() && !needs_device() { Ok(()) } else { placed }
 }
@@ -169,6 +173,17 @@ fn check_versions(project: &Project, scan: &Scan, plan: &Plan, vm: &Vm) -> Resul
         }
         _ => Ok(()),
     }
+}
+
+/// Whether the kernel of `vm` starts in its memory, if kernel and initramfs are there. Warnings are told when they are
+/// used.
+fn check_memory(project: &Project, plan: &Plan, vm: &Vm) -> Result<()> {
+    let output = |kind| plan.step(kind, &vm.name).and_then(|step| step.output);
+    let (Some(kernel), Some(initramfs)) = (output(StepKind::FetchKernel), output(StepKind::Initramfs)) else {
+        return Ok(());
+    };
+    let object = |digest| project.store.object_path(digest);
+    step::check_memory(&project.manifest.dir, vm, &object(&kernel), &object(&initramfs)).map(drop)
 }
 
 fn pages_of(observed: &Observed) -> i64 {

@@ -9,6 +9,7 @@ mod download;
 mod excerpt;
 mod limits;
 mod path;
+mod place;
 mod prescan;
 mod project;
 mod same_download;
@@ -21,6 +22,7 @@ mod units;
 mod vm;
 mod workload;
 
+pub use place::{Place, error_at};
 pub use workload::is_archive;
 
 use crate::digest::FieldHasher;

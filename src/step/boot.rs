@@ -19,6 +19,7 @@ use crate::vmm::spec::{Drive, JailSpec, NetSpec, VmSpec, VmmBinary, firecracker_
 use crate::vmm::tuning::HugePages;
 use crate::vmm::{self, firecracker};
 use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -116,7 +117,10 @@ fn vmm_binary(vm: &Vm, nodes: &VmNodes, done: &Outputs, work: &Work<'_>) -> Resu
         _ => Err(Error::bug(format!("{} was not scanned", path.display()))),
     };
     match (&vm.vmm, nodes.vmm) {
-        (VmmSource::QemuPath(path), _) => scanned(path).map(VmmBinary::QemuPath),
+        (VmmSource::QemuPath(path), _) => {
+            let firmware = check_qemu(work.store, work.scan, path)?;
+            Ok(VmmBinary::QemuPath { program: scanned(path)?, firmware })
+        }
         (VmmSource::Firecracker(_), Some(node)) => {
             let tree = work.store.object_path(&done.outputs[node]);
             let [firecracker, jailer] = firecracker_programs(&tree);
@@ -196,25 +200,31 @@ pub fn scanned_version(store: &Store, scan: &Scan, dir: &Path) -> Result<Version
     firecracker_version(store, &programs, &digests)
 }
 
-/// Whether the QEMU that the manifest names, and that was scanned, can boot VMs. Asked once for its bytes.
+/// Whether the QEMU that the manifest names, and that was scanned, can boot VMs, and where its firmware is. Asked once
+/// for its bytes and its place, which decides where it looks for its data.
 ///
 /// # Errors
 /// As `vmm::identify_qemu`.
-pub fn check_qemu(store: &Store, scan: &Scan, path: &Path) -> Result<()> {
+pub fn check_qemu(store: &Store, scan: &Scan, path: &Path) -> Result<PathBuf> {
     let Some(ScannedSource::File { path: program, digest, .. }) = scan.sources.get(&Scan::file_id(path))
     else {
         return Err(Error::bug(format!("{} was not scanned", path.display())));
     };
-    let key = FieldHasher::new("firegopher qemu v1").field(digest.to_hex()).finish().into();
-    if store.action(&key).is_some() {
-        return Ok(());
+    let place = program.as_os_str().as_bytes();
+    let key = FieldHasher::new("firegopher qemu v2").field(digest.to_hex()).field(place).finish().into();
+    let known = store.action(&key).and_then(|action| store.read(&action.output).ok());
+    let known = known.map(|bytes| PathBuf::from(std::ffi::OsString::from_vec(bytes)));
+    if let Some(firmware) = known.filter(|firmware| firmware.is_file()) {
+        return Ok(firmware);
     }
     let begin = Instant::now();
-    vmm::identify_qemu(program)?;
-    let output = store.publish_bytes(b"it has microvms\n")?;
+    let firmware = vmm::identify_qemu(program)?;
+    let output = store.publish_bytes(firmware.as_os_str().as_bytes())?;
     let inputs = vec![("program".to_owned(), digest.to_string())];
     let millis = begin.elapsed().as_millis() as u64;
-    store.record(&key, &Action { kind: "qemu".to_owned(), output, inputs, millis, subject: String::new() })
+    store
+        .record(&key, &Action { kind: "qemu".to_owned(), output, inputs, millis, subject: String::new() })?;
+    Ok(firmware)
 }
 
 /// What a version of Firecracker must have to boot `vm`.

@@ -1,7 +1,7 @@
 //! Runs the pure steps of a graph: each as soon as its parents are done, several at a time, each key once
 //! even among processes.
 
-use super::{Work, kernel_lint, program, sources, tasks};
+use super::{Work, kernel_lint, memory_lint, program, sources, tasks};
 use crate::digest::ObjectDigest;
 use crate::error::{Error, Result};
 use crate::plan::{Graph, Inputs, Missing, node_inputs};
@@ -53,8 +53,8 @@ impl Progress {
 }
 
 /// Runs what has to be run. On an error the steps under way are finished, no other is started, and the first
-/// error is returned; what was published stays. Kernels that cannot boot are an error too, and programs that cannot
-/// run.
+/// error is returned; what was published stays. Kernels that cannot boot, or not in their VM's memory, are an error too,
+/// and programs that cannot run.
 pub fn execute(graph: &Graph, work: &Work<'_>) -> Result<Outputs> {
     sources::download(graph, work)?;
     let count = graph.nodes.len();
@@ -71,6 +71,7 @@ pub fn execute(graph: &Graph, work: &Work<'_>) -> Result<Outputs> {
     let outputs = outputs.ok_or_else(|| Error::bug("a step neither ran nor failed"))?;
     let done = Outputs { outputs, inputs: progress.inputs, ran: progress.ran };
     kernel_lint::check_kernels(graph, &done, work)?;
+    memory_lint::check_built(graph, &done, work)?;
     program::check_programs(graph, &done, work)?;
     Ok(done)
 }

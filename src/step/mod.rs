@@ -3,6 +3,7 @@
 pub mod boot;
 mod execute;
 mod kernel_lint;
+mod memory_lint;
 pub mod program;
 pub mod proof;
 mod record;
@@ -13,6 +14,7 @@ mod tasks;
 pub use boot::{check_qemu, cpu_changes, firecracker_needs, scanned_version};
 pub use execute::{Outputs, execute};
 pub use kernel_lint::check_kernel;
+pub use memory_lint::check_memory;
 pub use record::record_last;
 pub use sources::resolve;
 

@@ -101,13 +101,17 @@ fn isolate() -> io::Result<UnixStream> {
         close_range(kept + 1, u32::MAX, false)?;
     }
     detach()?;
+    // Before anything is started: the process that waits and the VMM inherit both.
+    crate::session_keyring::leave()?;
+    crate::vmm::raise_limits();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     std::env::set_current_dir("/")?;
     // Proxies take two descriptors a connection. With fewer they take fewer connections.
     let _ = crate::descriptors::raise();
     // A core file would hold secrets.
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGPIPE] {
+    // SIGXFSZ: a limit on file sizes is an error of what is written, and not this process's end.
+    for ignored in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGPIPE, Signal::SIGXFSZ] {
         // SAFETY: ignoring runs no handler.
         unsafe { signal(ignored, SigHandler::SigIgn) }?;
     }
@@ -129,5 +133,48 @@ fn detach() -> io::Result<()> {
         0 => Ok(()),
         // SAFETY: ends at once; what the runtime would do at exit is the child's to do.
         _ => unsafe { libc::_exit(0) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session_keyring::tests::{look, session_with_key};
+    use std::os::unix::net::UnixStream;
+    use std::process::{Command, Stdio};
+
+    /// The test runs itself as what becomes a supervisor.
+    #[test]
+    fn a_supervisor_reaches_no_keyring_of_its_callers_and_outlives_a_limit_on_files() {
+        const CHILD: &str = "FIREGOPHER_TEST_ISOLATED";
+        const KEY: &str = "firegopher-supervisor";
+        if let Some(how) = std::env::var_os(CHILD) {
+            if how == "isolated" {
+                drop(isolate().unwrap());
+                setrlimit(Resource::RLIMIT_FSIZE, 4096, 4096).unwrap();
+                let written = tempfile::tempfile().unwrap().write_all(&[0; 8192]);
+                println!("written: {}", written.unwrap_err());
+            }
+            look(KEY);
+            // What is left is a fork of a test: it must not go on with the others.
+            std::process::exit(0);
+        }
+        let run = |how: &str| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let name = "supervise::child::tests::a_supervisor_reaches_no_keyring_of_its_callers_and_outlives_a_limit_on_files";
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", name, "--nocapture"]).env(CHILD, how);
+            command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped());
+            let output = command.spawn().unwrap().wait_with_output().unwrap();
+            drop(ours);
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        // A thread has a session keyring of its own, which ends with it.
+        let told =
+            std::thread::spawn(move || session_with_key(KEY).map(|()| (run("as it is"), run("isolated"))));
+        let Some((inherited, isolated)) = told.join().unwrap() else { return };
+        assert!(inherited.contains("child: found"), "it would be inherited: {inherited}");
+        assert!(isolated.contains("child: ") && !isolated.contains("found"), "{isolated}");
+        assert!(isolated.contains("written: File too large"), "nor does a limit on files end it: {isolated}");
     }
 }

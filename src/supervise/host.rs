@@ -15,7 +15,7 @@ use crate::net::netns::Netns;
 use crate::net::{address, proxy, tap};
 use crate::vmm::jail::{self, lease};
 use crate::vmm::spec::NetSpec;
-use crate::vmm::{self, Ended};
+use crate::vmm::{self, Circumstances, Ended};
 use firegopher_protocol::Network;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener};
 
@@ -107,6 +107,7 @@ impl Platform for Host {
             NetSpec::None | NetSpec::User { .. } => None,
         };
         journal.will_all([scratch, jail, tap].into_iter().flatten())?;
+        let circumstances = Circumstances::note(&spec.vm_spec);
         let mut disks = || effects::create_scratch(spec);
         let backend = vmm::backend(&spec.vm_spec);
         let launched = backend.launch_with(&spec.vm_spec, self.netns.as_ref(), &mut disks);
@@ -130,11 +131,10 @@ impl Platform for Host {
         let watch = monitor.watch().ok_or_else(|| Error::bug("a new VMM is watched already"))?;
         let ended = Box::pin(async move {
             match monitor.ended().await {
-                Ok(ended) => VmmEnd {
-                    logged: matches!(&ended, Ended::Died(death) if !death.stderr.trim().is_empty()),
-                    words: escaped(ended.to_string().as_bytes()),
-                },
-                Err(e) => VmmEnd { words: format!("the VMM cannot be watched: {e}"), logged: false },
+                Ok(ended) => vmm_end(&ended, &circumstances),
+                Err(e) => {
+                    VmmEnd { words: format!("the VMM cannot be watched: {e}"), logged: false, help: None }
+                }
             }
         });
         let cost = launched.timings;
@@ -168,6 +168,23 @@ impl Platform for Host {
             (Effect::Tap { name }, Some(netns)) => tap::remove(netns, name),
             _ => Ok(()),
         }
+    }
+}
+
+fn vmm_end(ended: &Ended, circumstances: &Circumstances) -> VmmEnd {
+    let told = escaped(ended.to_string().as_bytes());
+    let Ended::Died(death) = ended else { return VmmEnd { words: told, logged: false, help: None } };
+    let logged = !death.stderr.trim().is_empty();
+    match circumstances.explain(death) {
+        Some(cause) => {
+            // What the VMM said last may say more, and its log does.
+            let words = match death.reason() {
+                Some(said) => format!("{}. It said: {}", cause.words, escaped(said.as_bytes())),
+                None => cause.words,
+            };
+            VmmEnd { words, logged, help: Some(cause.help) }
+        }
+        None => VmmEnd { words: told, logged, help: None },
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct VmmEnd {
     pub words: String,
     /// It died, and its log holds what it said of that.
     pub logged: bool,
+    /// What mends the cause, if that is known.
+    pub help: Option<String>,
 }
 
 /// Tasks that are aborted when this is dropped.

@@ -69,6 +69,8 @@ pub(super) struct BootEnd {
     pub failure: Option<String>,
     /// Where to look further.
     pub hint: Option<Hint>,
+    /// How to mend what ended the VMM, if that is known.
+    pub help: Option<String>,
     /// Somebody asked for the end.
     pub stopped: bool,
     /// The VMM was killed because of that.
@@ -205,6 +207,7 @@ pub(super) async fn run(
         let when = if end.started.is_some() { "while the workload ran" } else { "before the workload ran" };
         end.failure = Some(format!("the VM ended {when} and the guest did not say why: {}", vmm.words));
         end.hint = vmm.logged.then_some(Hint::VmmLog);
+        end.help = vmm.help;
     }
     Ok(end)
 }

@@ -53,7 +53,7 @@ impl SuperviseSpec {
     pub fn objects(&self) -> Vec<ObjectDigest> {
         let spec = &self.vm_spec;
         let programs: Vec<&Path> = match &spec.vmm {
-            VmmBinary::QemuTree(path) | VmmBinary::QemuPath(path) => vec![path],
+            VmmBinary::QemuTree(path) | VmmBinary::QemuPath { program: path, .. } => vec![path],
             VmmBinary::Firecracker { firecracker, jailer } => vec![firecracker, jailer],
         };
         let files = [spec.kernel.as_path(), &spec.initramfs].into_iter().chain(programs);

@@ -322,7 +322,7 @@ fn outcome(end: BootEnd, console: &Console, spec: &SuperviseSpec) -> Outcome {
                 Some((words, help)) => {
                     (format!("the guest's kernel panicked: {words}"), help.map(str::to_owned))
                 }
-                None => (failure.unwrap_or_default(), help_for(end.hint, spec)),
+                None => (failure.unwrap_or_default(), end.help.or_else(|| help_for(end.hint, spec))),
             };
             text.extend(help.map(|help| format!("\nhelp: {help}")));
             match console.last_lines(TAIL_LINES) {

@@ -3,21 +3,29 @@
 mod ask;
 mod beside;
 pub mod boot_args;
+mod death;
 pub mod firecracker;
 pub mod jail;
 pub mod kernel_config;
+pub mod least_memory;
+pub mod memory;
 mod monitor;
 pub mod probe;
+pub mod program;
 mod qemu;
+mod rlimits;
 pub mod room;
+mod seccomp;
 mod spawn;
 pub mod spec;
 pub mod trial;
 mod tsc;
 pub mod tuning;
 
+pub use death::{Cause, Circumstances};
 pub use monitor::{Condition, Death, Ended, FailedRequests, Listener, Monitor, Pause, Said, Watch};
 pub use qemu::{check_forwards, identify as identify_qemu};
+pub(crate) use rlimits::raise as raise_limits;
 #[cfg(test)]
 pub(crate) use spawn::{Spawn, spawn};
 
@@ -52,7 +60,7 @@ pub trait Vmm {
 /// The back end that boots `spec`.
 pub fn backend(spec: &VmSpec) -> Box<dyn Vmm> {
     match spec.vmm {
-        VmmBinary::QemuTree(_) | VmmBinary::QemuPath(_) => Box::new(qemu::Qemu),
+        VmmBinary::QemuTree(_) | VmmBinary::QemuPath { .. } => Box::new(qemu::Qemu),
         VmmBinary::Firecracker { .. } => Box::new(firecracker::Firecracker),
     }
 }

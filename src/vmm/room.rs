@@ -62,8 +62,7 @@ pub fn check_devices(machine: Machine, drives: usize, balloon: bool) -> Result<(
 /// # Errors
 /// `vmm.memory`.
 pub fn check_memory(memory: u64) -> Result<()> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    match total(&meminfo) {
+    match host_memory() {
         Some(total) if memory > total => {
             let text = format!(
                 "{} MiB of guest memory are more than this host has: {} MiB, swap included",
@@ -74,6 +73,11 @@ pub fn check_memory(memory: u64) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The memory that this host has, swap included, in bytes; `None` if it does not say.
+pub(super) fn host_memory() -> Option<u64> {
+    total(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
 }
 
 /// Memory and swap of proc(5)'s meminfo, in bytes; `None` if it does not say.

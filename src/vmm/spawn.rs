@@ -1,6 +1,9 @@
 //! Starts a VMM process with nothing of ours but what it is given: descriptors, identity, root, namespace, limits.
+//! Neither the caller's keyrings nor its resource limits are.
 
+use super::{program, rlimits, seccomp};
 use crate::error::{Context, Result};
+use crate::session_keyring;
 use crate::syscall::{close_range, pidfd_open};
 use std::ffi::{CString, OsString, c_int};
 use std::io;
@@ -42,7 +45,14 @@ pub(crate) struct Spawned {
 /// Starts it. The process dies with the calling thread.
 pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Spawned> {
     let program = Path::new(&spawn.argv[0]).to_owned();
-    run(spawn).or_failed("vmm.spawn", || format!("cannot start {}", program.display()))
+    // In a jail its path means something else.
+    let outside = spawn.chroot.is_none();
+    run(spawn).or_failed("vmm.spawn", || format!("cannot start {}", program.display())).map_err(|e| {
+        match program::fault(&program).filter(|_| outside) {
+            Some(fault) => e.help(fault.to_string()),
+            None => e,
+        }
+    })
 }
 
 fn run(spawn: Spawn<'_>) -> io::Result<Spawned> {
@@ -112,6 +122,7 @@ impl Enter {
                 ok(libc::chroot(root.as_ptr()))?;
                 ok(libc::chdir(c"/".as_ptr()))?;
             }
+            rlimits::raise();
             // A core would hold the guest's memory, secrets included.
             let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             ok(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
@@ -119,6 +130,8 @@ impl Enter {
             if let Some(limit) = &self.descriptors {
                 ok(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const *limit))?;
             }
+            // As the one who starts it, who pays for the new one.
+            session_keyring::leave()?;
             if let Some((uid, gid)) = self.identity {
                 // The raw calls: glibc's wrappers signal all threads and take locks.
                 ok(libc::syscall(libc::SYS_setgroups, 0_usize, std::ptr::null::<libc::gid_t>()) as c_int)?;
@@ -131,6 +144,7 @@ impl Enter {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH)); // It died before the line above.
             }
             ok(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            seccomp::forbid_keyrings()?;
             // Close on exec rather than now: std reports a failed exec through a descriptor of its own.
             close_range(3, u32::MAX, true)?;
             for &fd in &self.keep {
@@ -143,4 +157,73 @@ impl Enter {
 
 fn ok(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session_keyring::tests::{looking_for, session_with_key};
+    use std::io::Read;
+
+    /// What a program prints that is started as a VMM is.
+    fn printed(argv: Vec<OsString>, env: Vec<(&'static str, OsString)>) -> String {
+        let (mut printed, output) = io::pipe().unwrap();
+        let input = std::fs::File::open("/dev/null").unwrap();
+        let spawned = spawn(Spawn {
+            argv,
+            env,
+            keep: Vec::new(),
+            stdio: Some((input.into(), output.into())),
+            netns: None,
+            no_network: false,
+            cgroups: &[],
+            chroot: None,
+            identity: None,
+        });
+        let mut child = spawned.unwrap().child;
+        let mut text = String::new();
+        printed.read_to_string(&mut text).unwrap();
+        child.wait().unwrap();
+        text
+    }
+
+    #[test]
+    fn a_vmm_reaches_no_keyring_of_its_callers() {
+        let look = || {
+            session_with_key("firegopher-vmm").map(|()| {
+                let (argv, env) = looking_for("firegopher-vmm");
+                printed(argv, env)
+            })
+        };
+        // A thread has a session keyring of its own, which ends with it.
+        let Some(told) = std::thread::spawn(look).join().unwrap() else { return };
+        assert!(told.contains("child: Operation not permitted"), "keyctl is not for VMMs: {told}");
+    }
+
+    #[test]
+    fn a_callers_soft_limits_do_not_reach_a_vmm() {
+        let told = std::thread::spawn(|| {
+            // Of a process of its own, as limits are a process's.
+            let script =
+                "ulimit -St 7; ulimit -Sf 100; exec \"$0\" --exact vmm::spawn::tests::limits --nocapture";
+            let exe = std::env::current_exe().unwrap();
+            let run =
+                Command::new("sh").args(["-c", script]).arg(exe).env("FIREGOPHER_TEST_LIMITS", "1").output();
+            String::from_utf8_lossy(&run.unwrap().stdout).into_owned()
+        });
+        let told = told.join().unwrap();
+        let line = |name: &str| told.lines().find(|line| line.starts_with(name)).expect(&told).to_owned();
+        assert!(line("Max cpu time").contains("unlimited"), "{told}");
+        assert!(line("Max file size").contains("unlimited"), "{told}");
+    }
+
+    /// The limits of what a process with limits starts. Not a test by itself.
+    #[test]
+    fn limits() {
+        if std::env::var_os("FIREGOPHER_TEST_LIMITS").is_some() {
+            let own = std::fs::read_to_string("/proc/self/limits").unwrap();
+            assert!(!own.contains("Max file size             unlimited            unlimited"), "{own}");
+            print!("{}", printed(["/bin/cat", "/proc/self/limits"].map(Into::into).into(), Vec::new()));
+        }
+    }
 }

@@ -41,7 +41,12 @@ pub enum VmmBinary {
     /// The store's QEMU tree, as made by the fetch step: `ld.so`, `lib/`, `qemu-system-x86_64`, firmware.
     QemuTree(PathBuf),
     /// A `qemu-system-x86_64` installed on the host (not chrooted: its libraries are the host's).
-    QemuPath(PathBuf),
+    QemuPath {
+        /// The program.
+        program: PathBuf,
+        /// qboot, where this one keeps its data.
+        firmware: PathBuf,
+    },
     /// Firecracker and its jailer installed on the host; runs jailed only.
     Firecracker {
         /// The VMM; its file's name contains `firecracker`, as the jailer wants it.

@@ -203,6 +203,18 @@ mod tests {
     }
 
     #[test]
+    fn a_dynamic_firecracker_fails_its_trial_before_anything_is_made() {
+        let (dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let [program, jailer] = firecracker_programs(dir.path());
+        let dynamic = crate::vmm::program::tests::dynamic("/lib64/ld-linux-x86-64.so.2", 62);
+        crate::vmm::program::tests::executable(&program, &dynamic);
+        crate::vmm::program::tests::executable(&jailer, &Stub::Reset.elf());
+        let error = firecracker(dir.path(), &Home::new(home.path())).unwrap_err();
+        assert_eq!(error.code(), "vmm.firecracker-dynamic");
+        assert_eq!(entries(home.path()), [""; 0]);
+    }
+
+    #[test]
     fn a_qemu_of_the_store_proves_itself_and_leaves_nothing() {
         let Some(files) = crate::testing::artifacts() else { return };
         let _turn = crate::testing::turn();

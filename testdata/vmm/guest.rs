@@ -54,6 +54,11 @@ fn main() {
             ["drives"] => tell(drives()),
             ["serve", address, mask] => tell(serve(address, mask)),
             ["try", address] => tell(attempt(address)),
+            ["fill", mebibytes] => {
+                // Kept, and every byte written: it takes memory of the host.
+                std::mem::forget(vec![0x5a_u8; mebibytes.parse::<usize>().unwrap() << 20]);
+                tell("filled".to_owned());
+            }
             _ => tell(format!("what is {line:?}?")),
         }
     }

@@ -26,6 +26,7 @@ mod settings;
 mod shortages;
 mod signals;
 mod snapshots;
+mod soak;
 mod traces;
 mod ubuntu;
 mod upkeep;

@@ -52,6 +52,23 @@ fn hostile_archives_publish_nothing() {
     }
 }
 
+#[test]
+fn a_vm_with_less_memory_than_its_kernel_starts_in_is_refused_and_told_what_boots() {
+    let Some(_guests) = guests(1) else { return };
+    let vm =
+        |memory: &str| format!("vm \"a\" {{\n    memory \"{memory}\"\n    run \"echo\" \"booted\"\n}}\n");
+    let project = Project::new(&vm("64MiB"));
+    for command in ["build", "plan", "up"] {
+        let refused = project.run(&[command]).expect(64);
+        let refused = refused.says("64 MiB of memory are too little for its kernel").says("memory \"64MiB\"");
+        assert!(!refused.stderr.contains("panicked"), "{refused:?}");
+    }
+    let told = project.run(&["build"]).stderr;
+    let least = told.split_once("write memory \"").expect(&told).1.split('"').next().unwrap().to_owned();
+    project.manifest(&vm(&least));
+    assert_eq!(project.ok(&["run"]).stdout, "booted\n", "with {least}");
+}
+
 // --- Secrets, homes, directories, locks -------------------------------------------------------------------------
 
 #[test]

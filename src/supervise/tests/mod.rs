@@ -37,7 +37,7 @@ pub fn spec(dir: &Path) -> SuperviseSpec {
         boot_key: StepKey::new([7; 32]),
         vm_spec: VmSpec {
             id,
-            vmm: VmmBinary::QemuPath("/nonexistent".into()),
+            vmm: VmmBinary::QemuPath { program: "/nonexistent".into(), firmware: "/nonexistent".into() },
             kvm: false,
             kernel: "/nonexistent".into(),
             initramfs: "/nonexistent".into(),
@@ -132,7 +132,7 @@ impl Platform for Fake {
         let (tell, told) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || tell.send(child.wait().unwrap()));
         let ended = Box::pin(async move {
-            VmmEnd { words: format!("the VMM died ({})", told.await.unwrap()), logged: true }
+            VmmEnd { words: format!("the VMM died ({})", told.await.unwrap()), logged: true, help: None }
         });
         Ok(Machine {
             pidfd: pidfd(),

@@ -24,6 +24,7 @@ use super::beside::{Lives, beside_tap};
 use super::boot_args;
 use super::jail::cgroup::{self, Limits};
 use super::jail::{check_place, name_of};
+use super::memory::Budget;
 use super::monitor::{Monitor, ProcessMonitor};
 use super::spec::{JailSpec, NetSpec, VmSpec, VmmBinary};
 use super::tuning::Console;
@@ -37,8 +38,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// What Firecracker itself needs beyond the guest's memory, in bytes: some 5 MiB, and page tables.
-const OVERHEAD: u64 = 64 << 20;
 /// Threads besides one a vCPU: the VMM, its API, the jailer before it.
 const THREADS: u64 = 16;
 /// Where the guest's init connects to on the host (guest/src/control.rs).
@@ -79,7 +78,7 @@ impl Vmm for Firecracker {
             timings.disks = start.elapsed();
             let start = Instant::now();
             let limits = Limits {
-                memory: spec.memory + OVERHEAD,
+                memory: Budget::of(spec).total(),
                 pids: THREADS + u64::from(spec.cpus),
                 // One more for emulated devices and the API.
                 cpu_percent: u64::from(spec.cpus + 1) * 100,
@@ -174,7 +173,7 @@ fn kvm_opens(device: &Path) -> Result<()> {
 
 /// The jail with everything in it.
 fn staged(spec: &VmSpec, jail: &JailSpec, firecracker: &Path) -> Result<stage::Staged> {
-    check_place(&jail.root)?;
+    check_place(&jail.root, true)?;
     let staged = stage::stage(spec, jail, firecracker, CONTROL_PORT)?;
     let paths = inside_jail(staged.kernel.clone(), staged.initramfs.clone(), staged.drives.clone());
     let kernel_args = kernel_args::build(spec.tuning.console == Console::All);

@@ -2,6 +2,7 @@
 
 use super::version::{self, Version};
 use crate::error::{Context, Error, Result};
+use crate::vmm::program;
 use fs_err as fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -19,6 +20,11 @@ pub fn inspect(firecracker: &Path, jailer: &Path) -> Result<()> {
     for (program, what) in [(firecracker, "Firecracker"), (jailer, "Firecracker's jailer")] {
         inspect_one(program, what)?;
     }
+    check_static(firecracker)?;
+    if let Some(fault) = program::fault(jailer) {
+        let text = format!("Firecracker's jailer at {} cannot be run: {fault}", jailer.display());
+        return Err(Error::host("vmm.firecracker-cannot-run", text));
+    }
     let name = firecracker.file_name().unwrap_or_default().to_string_lossy();
     if !name.contains(NAME) {
         let text = format!("{} cannot be jailed under this name", firecracker.display());
@@ -34,6 +40,20 @@ pub fn usable(firecracker: &Path, jailer: &Path) -> Result<Version> {
     let version = version::of_both([firecracker, jailer])?;
     version::check(version, &[])?;
     Ok(version)
+}
+
+/// The jail holds nothing but the VMM's own file: no loader and no libraries. The jailer runs outside of it.
+fn check_static(firecracker: &Path) -> Result<()> {
+    let Some(loader) = program::loader(firecracker) else { return Ok(()) };
+    let text = format!(
+        "Firecracker at {} is dynamically linked: its loader {} is not in a jail",
+        firecracker.display(),
+        loader.display()
+    );
+    Err(Error::usage("vmm.firecracker-dynamic", text).help(
+        "take the program out of a release of Firecracker's, or build one for the target x86_64-unknown-linux-musl, \
+         which is linked statically",
+    ))
 }
 
 fn inspect_one(program: &Path, what: &str) -> Result<()> {

@@ -117,13 +117,17 @@ pub fn create(id: &str, limits: Limits, journal: &Path) -> Result<Groups> {
     Ok(groups)
 }
 
+/// The groups that `journal` lists; none if there is no such record, and none that cannot be ours.
+pub(super) fn dirs(journal: &Path) -> Vec<PathBuf> {
+    let listed: Vec<PathBuf> =
+        fs::read(journal).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    listed.into_iter().filter(|dir| is_ours(dir)).collect()
+}
+
 /// The processes in the groups that `journal` lists: those of a VMM that nobody wrote down before a crash.
 pub fn members(journal: &Path) -> Vec<i32> {
-    let dirs: Vec<PathBuf> =
-        fs::read(journal).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-    let mut pids: Vec<i32> = dirs
+    let mut pids: Vec<i32> = dirs(journal)
         .iter()
-        .filter(|dir| is_ours(dir))
         .filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok())
         .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
         .collect();

@@ -7,8 +7,10 @@ pub(in crate::vmm) mod link;
 pub mod ranges;
 mod remove;
 mod strays;
+mod usage;
 
 pub use remove::remove_tree;
+pub use usage::{Memory, Pids, Usage, usage};
 
 use super::spec::{JailSpec, VmSpec, VmmBinary};
 use crate::error::{Context, Error, Result};
@@ -30,6 +32,8 @@ const KVM: (u64, u64) = (10, 232);
 pub(crate) struct Staged {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
+    /// What QEMU is told of its firmware, if it would not choose that by itself.
+    pub firmware: Option<PathBuf>,
     /// In the order of `VmSpec::drives`.
     pub drives: Vec<PathBuf>,
 }
@@ -42,9 +46,7 @@ pub(crate) fn stage(spec: &VmSpec, jail: &JailSpec) -> Result<Staged> {
     let root = &jail.root;
     let fail = || format!("cannot make the jail {}", root.display());
     // A QEMU that emulates opens /dev/null alone, and without it takes locks of processes for those of descriptors.
-    if spec.kvm {
-        check_place(root)?;
-    }
+    check_place(root, spec.kvm)?;
     std::fs::DirBuilder::new().mode(0o755).create(root).or_failed("jail.make", fail)?;
     // The umask may have taken bits that the VMM needs to search it.
     let open = |dir: &Path| fs::set_permissions(dir, PermissionsExt::from_mode(0o755));
@@ -75,19 +77,36 @@ pub(crate) fn stage(spec: &VmSpec, jail: &JailSpec) -> Result<Staged> {
         link::place(&drive.path, &root.join(&inside), how)?;
         drives.push(Path::new("/").join(inside));
     }
-    Ok(Staged { kernel: "/kernel".into(), initramfs: "/initramfs".into(), drives })
+    let firmware = firmware_of_tree(tree);
+    Ok(Staged { kernel: "/kernel".into(), initramfs: "/initramfs".into(), firmware, drives })
 }
 
-/// Whether a VMM could open devices in a jail at `root`, which need not exist: on a file system that is mounted nodev
-/// they can be made, but not opened.
+/// qboot by name, if QEMU's tree has it under that one; else QEMU chooses by itself what its packages say.
+pub(crate) fn firmware_of_tree(tree: &Path) -> Option<PathBuf> {
+    const QBOOT: &str = "qboot.rom";
+    tree.join("share").join(QBOOT).exists().then(|| QBOOT.into())
+}
+
+/// Whether a VMM could be executed in a jail at `root`, which need not exist, and open devices there if it needs any:
+/// on a file system that is mounted noexec or nodev neither fails before it is tried.
 ///
 /// # Errors
-/// `jail.nodev`.
-pub fn check_place(root: &Path) -> Result<()> {
+/// `jail.noexec`, `jail.nodev`.
+pub fn check_place(root: &Path, devices: bool) -> Result<()> {
     let there = root.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
     let mounted =
         statvfs(there).or_failed("jail.make", || format!("cannot see how {} is mounted", there.display()))?;
-    if !mounted.flags().contains(FsFlags::ST_NODEV) {
+    if mounted.flags().contains(FsFlags::ST_NOEXEC) {
+        let text = format!(
+            "{} is on a file system that is mounted noexec: no VMM can be executed in a jail there",
+            there.display()
+        );
+        return Err(Error::host("jail.noexec", text).help(
+            "keep FIREGOPHER_HOME on another file system, or mount this one with programs: \
+             mount -o remount,exec MOUNT-POINT",
+        ));
+    }
+    if !devices || !mounted.flags().contains(FsFlags::ST_NODEV) {
         return Ok(());
     }
     let text = format!(

@@ -78,6 +78,20 @@ fn a_jail_is_never_reused() {
 }
 
 #[test]
+fn a_place_where_nothing_can_be_executed_is_refused_before_anything_is_made() {
+    if !root() {
+        return;
+    }
+    crate::testing::on_disk(1 << 20, nix::mount::MsFlags::MS_NOEXEC, |dir| {
+        let (spec, jail) = fixture(dir);
+        let error = stage(&spec, &jail).unwrap_err();
+        assert_eq!(error.code(), "jail.noexec");
+        assert!(error.help_text().unwrap().contains("remount,exec"), "{error:?}");
+        assert!(!jail.root.exists());
+    });
+}
+
+#[test]
 fn a_place_where_no_device_opens_is_refused_to_a_vmm_that_needs_one_before_anything_is_made() {
     if !root() {
         return;
@@ -89,7 +103,7 @@ fn a_place_where_no_device_opens_is_refused_to_a_vmm_that_needs_one_before_anyth
         assert_eq!(error.code(), "jail.nodev");
         assert!(error.help_text().unwrap().contains("FIREGOPHER_HOME"), "{error:?}");
         assert!(!jail.root.exists());
-        assert_eq!(check_place(&dir.join("not/there/yet")).unwrap_err().code(), "jail.nodev");
+        assert_eq!(check_place(&dir.join("not/there/yet"), true).unwrap_err().code(), "jail.nodev");
         // One that needs none gets its jail.
         spec.kvm = false;
         stage(&spec, &jail).unwrap();

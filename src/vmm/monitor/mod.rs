@@ -44,6 +44,13 @@ pub struct Death {
     pub stderr: String,
 }
 
+impl Death {
+    /// The line that says most about it.
+    pub fn reason(&self) -> Option<&str> {
+        reason::reason(&self.stderr)
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -54,7 +61,7 @@ impl fmt::Display for Ended {
             Ended::HostQuit => f.write_str("the VMM was told to quit"),
             Ended::Died(death) => {
                 write!(f, "the VMM died ({})", death.status)?;
-                match reason::reason(&death.stderr) {
+                match death.reason() {
                     Some(line) => write!(f, ": {line}"),
                     None => Ok(()),
                 }

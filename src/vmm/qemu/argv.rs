@@ -4,6 +4,7 @@ use super::CommandLine;
 use crate::error::{Error, Result};
 use crate::net::Port;
 use crate::vmm::jail::Staged;
+use crate::vmm::memory;
 use crate::vmm::room;
 use crate::vmm::spec::{NetSpec, VmSpec, VmmBinary};
 use crate::vmm::tuning::HugePages;
@@ -50,10 +51,11 @@ pub(super) fn build(
     }
     arg("-display", &"none");
     arg("-sandbox", &SANDBOX);
-    let accel = if spec.kvm { "kvm" } else { "tcg" };
+    // Unbounded, its code grows to 1 GiB. -machine has no word for the size.
+    let code = memory::code_buffer(room::host_memory()) >> 20;
+    arg("-accel", &if spec.kvm { "kvm".to_owned() } else { format!("tcg,tb-size={code}") });
     // ACPI announces the virtio devices; without it, or without the timers, kernels stall for seconds.
-    let mut machine =
-        format!("microvm,accel={accel},acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,auto-kernel-cmdline=off");
+    let mut machine = "microvm,acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,auto-kernel-cmdline=off".to_owned();
     // Transparent ones QEMU asks for by itself.
     if spec.tuning.huge_pages == Some(HugePages::Reserved) {
         // A file of hugetlbfs without its mount: nothing to reach from a jail. It fails at once if pages lack.
@@ -62,8 +64,8 @@ pub(super) fn build(
         machine += ",memory-backend=ram";
     }
     arg("-machine", &machine);
-    if let Some(firmware) = firmware(&spec.vmm) {
-        arg("-bios", &firmware);
+    if let Some(firmware) = &files.firmware {
+        arg("-bios", firmware);
     }
     arg("-cpu", &if spec.kvm { "host" } else { TCG_CPU });
     arg("-smp", &spec.cpus.to_string());
@@ -143,7 +145,7 @@ pub(super) fn build(
 /// How QEMU itself is started: the store's through its own loader, the host's directly.
 fn program(spec: &VmSpec, chrooted: bool) -> CommandLine {
     match &spec.vmm {
-        VmmBinary::QemuPath(path) | VmmBinary::Firecracker { firecracker: path, .. } => {
+        VmmBinary::QemuPath { program: path, .. } | VmmBinary::Firecracker { firecracker: path, .. } => {
             (vec![path.into()], Vec::new())
         }
         VmmBinary::QemuTree(tree) => {
@@ -161,20 +163,6 @@ fn program(spec: &VmSpec, chrooted: bool) -> CommandLine {
             (argv, vec![("QEMU_MODULE_DIR", at("modules"))])
         }
     }
-}
-
-/// qboot, if it is there by name. Debian's `bios-microvm.bin` is qboot too, but upstream's is SeaBIOS, under which
-/// an ELF kernel was seen to hang at "ACPI: Core revision".
-fn firmware(vmm: &VmmBinary) -> Option<&'static str> {
-    const NAME: &str = "qboot.rom";
-    let shares = match vmm {
-        VmmBinary::QemuTree(tree) => vec![tree.join("share")],
-        VmmBinary::QemuPath(path) | VmmBinary::Firecracker { firecracker: path, .. } => {
-            let prefix = path.parent().and_then(Path::parent).unwrap_or(Path::new("/usr"));
-            vec![prefix.join("share/qemu"), "/usr/share/qemu".into()]
-        }
-    };
-    shares.iter().any(|dir| dir.join(NAME).exists()).then_some(NAME)
 }
 
 fn colons(mac: &[u8; 6]) -> String {
@@ -205,7 +193,8 @@ mod tests {
 
     fn words(spec: &VmSpec) -> String {
         let drives = spec.drives.iter().map(|drive| drive.path.clone()).collect();
-        let files = Staged { kernel: "/kernel".into(), initramfs: "/initramfs".into(), drives };
+        let firmware = Some("/data/qboot.rom".into());
+        let files = Staged { kernel: "/kernel".into(), initramfs: "/initramfs".into(), firmware, drives };
         let wiring = Wiring { control: 3, console: 4, qmp: 5, tap: Some(6) };
         let (argv, _) = build(spec, &files, false, wiring, "quiet").unwrap();
         argv.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
@@ -215,9 +204,22 @@ mod tests {
     fn a_plain_machine_has_neither_limits_nor_pages_of_its_own() {
         let words = words(&spec());
         assert!(
-            !words.contains("throttle") && !words.contains("memory-backend") && !words.contains("balloon"),
+            words.contains("-bios /data/qboot.rom")
+                && !words.contains("throttle")
+                && !words.contains("memory-backend")
+                && !words.contains("balloon"),
             "{words}"
         );
+    }
+
+    #[test]
+    fn emulation_is_told_how_much_code_it_may_keep() {
+        let mut emulated = spec();
+        emulated.kvm = false;
+        let words = words(&emulated);
+        let size = words.split_once("-accel tcg,tb-size=").expect(&words).1.split(' ').next().unwrap();
+        assert_eq!(size.parse::<u64>().unwrap() << 20, memory::code_buffer(room::host_memory()));
+        assert!(!words.contains("accel="), "QEMU takes one or the other: {words}");
     }
 
     #[test]

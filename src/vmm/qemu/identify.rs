@@ -1,9 +1,11 @@
 //! Asks a QEMU that the manifest names what it is, before anything is built on it.
 
+use super::firmware;
 use crate::error::{Context, Error, Result};
 use crate::vmm::ask::ask;
+use crate::vmm::program;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A machine without anything in it, and the monitor on standard input and output.
 const ARGS: [&str; 8] = ["-machine", "none", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"];
@@ -13,17 +15,20 @@ const QUESTIONS: &str = "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"quer
 const HELP: &str = "name a `qemu-system-x86_64` that has the machine `microvm`, or write `vmm \"qemu\"` without a path: \
                     it comes out of Debian's packages";
 
-/// Whether `program` is a QEMU for x86_64 that has microvms.
+/// Whether `program` is a QEMU for x86_64 that has microvms, and where it keeps the firmware for them.
 ///
 /// # Errors
-/// `vmm.not-qemu`, with what it is instead; `vmm.qemu-cannot-run`.
-pub fn identify(program: &Path) -> Result<()> {
+/// `vmm.not-qemu`, with what it is instead; `vmm.qemu-cannot-run`; `vmm.no-firmware`.
+pub fn identify(program: &Path) -> Result<PathBuf> {
     let shown = program.display();
+    if let Some(fault) = program::fault(program) {
+        return Err(Error::host("vmm.qemu-cannot-run", format!("{shown} cannot be run: {fault}")).help(HELP));
+    }
     let said = ask(program, &ARGS, QUESTIONS)
         .or_host("vmm.qemu-cannot-run", || format!("cannot ask {shown} what it is"))
         .map_err(|e| e.help(HELP))?;
     match lack(&String::from_utf8_lossy(&said)) {
-        None => Ok(()),
+        None => firmware::find(program),
         Some(lack) => Err(Error::usage("vmm.not-qemu", format!("{shown} {lack}")).help(HELP)),
     }
 }
@@ -88,6 +93,7 @@ mod tests {
         );
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
-        identify(&script).unwrap();
+        let firmware = identify(&script).unwrap();
+        assert!(firmware.starts_with(files.qemu.join("share")), "{}", firmware.display());
     }
 }

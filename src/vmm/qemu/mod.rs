@@ -1,16 +1,18 @@
 //! QEMU's microvm machine: the back end that needs no KVM.
 
 mod argv;
+mod firmware;
 mod identify;
 mod kernel_args;
 
 use super::beside::{Lives, beside_tap};
 use super::jail::cgroup::{self, Limits};
 use super::jail::{self, Staged};
+use super::memory::Budget;
 use super::monitor::{Monitor, QmpMonitor};
 use super::spawn::{Spawn, spawn};
 use super::spec::{NetSpec, VmSpec, VmmBinary};
-use super::{Control, Launched, Serial, Timings, Vmm, boot_args, tsc};
+use super::{Control, Launched, Serial, Timings, Vmm, boot_args, program, rlimits, tsc};
 use crate::error::{Context, Error, Result};
 use crate::net::netns::Netns;
 use argv::Wiring;
@@ -23,8 +25,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// What QEMU itself needs beyond the guest's memory, in bytes: at most 150 MB were seen.
-const OVERHEAD: u64 = 256 << 20;
 /// Threads and processes besides one thread a vCPU: the main loop, and up to 64 of the I/O pool.
 const THREADS: u64 = 128;
 
@@ -43,6 +43,7 @@ impl Vmm for Qemu {
     ) -> Result<Launched> {
         spec.tuning.check_qemu(spec.id.as_str())?;
         spec.tuning.check_host(spec.memory)?;
+        rlimits::check(spec)?;
         // Measured while the jail is staged: a launch does not wait for it.
         let tsc = (!spec.kvm).then(tsc::start);
         let mut timings = Timings::default();
@@ -115,7 +116,7 @@ impl Vmm for Qemu {
 fn jailed(spec: &VmSpec, held: &mut Vec<OwnedFd>) -> Result<(Staged, cgroup::Groups)> {
     let Some(jail) = &spec.jail else { return Ok((in_place(spec), cgroup::Groups::default())) };
     let limits = Limits {
-        memory: spec.memory + OVERHEAD,
+        memory: Budget::of(spec).total(),
         pids: THREADS + u64::from(spec.cpus),
         // One more for emulated devices and the main loop.
         cpu_percent: u64::from(spec.cpus + 1) * 100,
@@ -123,7 +124,7 @@ fn jailed(spec: &VmSpec, held: &mut Vec<OwnedFd>) -> Result<(Staged, cgroup::Gro
     let groups = cgroup::create(&jail::name_of(&spec.id, jail), limits, &cgroup::journal(&jail.root))?;
     let files = match spec.vmm {
         VmmBinary::QemuTree(_) => jail::stage(spec, jail)?,
-        VmmBinary::QemuPath(_) => by_descriptor(spec, held)?,
+        VmmBinary::QemuPath { .. } => by_descriptor(spec, held)?,
         VmmBinary::Firecracker { .. } => return Err(not_qemu()),
     };
     Ok((files, groups))
@@ -131,15 +132,31 @@ fn jailed(spec: &VmSpec, held: &mut Vec<OwnedFd>) -> Result<(Staged, cgroup::Gro
 
 /// Without a jail everything stays where it is.
 fn in_place(spec: &VmSpec) -> Staged {
+    let firmware = match &spec.vmm {
+        VmmBinary::QemuTree(tree) => jail::firmware_of_tree(tree),
+        VmmBinary::QemuPath { firmware, .. } => Some(firmware.clone()),
+        VmmBinary::Firecracker { .. } => None,
+    };
     Staged {
         kernel: spec.kernel.clone(),
         initramfs: spec.initramfs.clone(),
+        firmware,
         drives: spec.drives.iter().map(|drive| drive.path.clone()).collect(),
     }
 }
 
 /// For a host's QEMU under a uid of its own: our directories are closed to it, so it gets each file open.
 fn by_descriptor(spec: &VmSpec, held: &mut Vec<OwnedFd>) -> Result<Staged> {
+    let VmmBinary::QemuPath { program, firmware } = &spec.vmm else { return Err(not_qemu()) };
+    if let Some(closed) = program::closed_to_others(program) {
+        let text = format!(
+            "{} cannot be executed by the user that its VM gets: {} is closed to other users",
+            program.display(),
+            closed.display()
+        );
+        return Err(Error::host("vmm.qemu-private", text)
+            .help(format!("chmod o+x {}, or install QEMU where everybody may run it", closed.display())));
+    }
     let mut hold = |path: &Path, write: bool| -> Result<PathBuf> {
         let file = File::options().read(true).write(write).open(path);
         let file = file.or_failed("vmm.open", || format!("cannot open {}", path.display()))?;
@@ -154,7 +171,8 @@ fn by_descriptor(spec: &VmSpec, held: &mut Vec<OwnedFd>) -> Result<Staged> {
     };
     let drives =
         spec.drives.iter().map(|drive| hold(&drive.path, !drive.read_only)).collect::<Result<_>>()?;
-    Ok(Staged { kernel: hold(&spec.kernel, false)?, initramfs: hold(&spec.initramfs, false)?, drives })
+    let (kernel, initramfs) = (hold(&spec.kernel, false)?, hold(&spec.initramfs, false)?);
+    Ok(Staged { kernel, initramfs, firmware: Some(hold(firmware, false)?), drives })
 }
 
 fn not_qemu() -> Error {

@@ -4,7 +4,7 @@ use super::*;
 use crate::name::{Name, VmId};
 use crate::net::Port;
 use crate::vmm::spec::{Drive, JailSpec};
-use crate::vmm::{Ended, backend};
+use crate::vmm::{Circumstances, Ended, backend};
 use fs_err as fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -264,7 +264,7 @@ fn assert_limited(vm: &Vm, launched: &Launched) {
     let record = fs::read(cgroup::journal(&vm.spec.jail.as_ref().unwrap().root)).unwrap();
     let groups: Vec<PathBuf> = serde_json::from_slice(&record).unwrap();
     // Of each controller the file of cgroup v1, that of v2, and what either holds.
-    let (memory, pids) = ((vm.spec.memory + OVERHEAD).to_string(), (THREADS + 1).to_string());
+    let (memory, pids) = (Budget::of(&vm.spec).total().to_string(), (THREADS + 1).to_string());
     for (controller, v1, v2) in [
         ("memory", ("memory.limit_in_bytes", &*memory), ("memory.max", &*memory)),
         ("pids", ("pids.max", &*pids), ("pids.max", &*pids)),
@@ -286,6 +286,35 @@ fn assert_limited(vm: &Vm, launched: &Launched) {
         let inside = fs::read_to_string(group.join("cgroup.procs")).unwrap();
         assert!(inside.lines().any(|pid| pid == launched.pid.to_string()), "{controller}: {inside}");
     }
+}
+
+#[test]
+fn a_vmm_that_its_groups_limit_kills_is_said_to_have_reached_it() {
+    let Some(mut vm) = vm("starved", true) else { return };
+    vm.spec.memory = 256 << 20;
+    let circumstances = Circumstances::note(&vm.spec);
+    let running = vm.start(None);
+    let record = fs::read(cgroup::journal(&vm.spec.jail.as_ref().unwrap().root)).unwrap();
+    let groups: Vec<PathBuf> = serde_json::from_slice(&record).unwrap();
+    let files = [("memory.usage_in_bytes", "memory.limit_in_bytes"), ("memory.current", "memory.max")];
+    let lowered =
+        groups.iter().flat_map(|group| files.map(|file| (group, file))).find_map(|(group, file)| {
+            let used: u64 = fs::read_to_string(group.join(file.0)).ok()?.trim().parse().ok()?;
+            fs::write(group.join(file.1), (used + (8 << 20)).to_string()).ok()
+        });
+    if lowered.is_none() {
+        crate::testing::skip("no cgroup limits memory here");
+    } else {
+        running.say("fill 150");
+        let mut running = running;
+        let ended = wait(&mut running.launched.monitor);
+        let Ended::Died(death) = ended else { panic!("{ended}") };
+        let cause = circumstances.explain(&death).unwrap();
+        println!("{cause:?}");
+        assert!(cause.words.contains("it reached its own limit of"), "{cause:?}");
+        assert!(cause.words.contains("256 MiB for the guest"), "{cause:?}");
+    }
+    vm.clean();
 }
 
 /// Who holds a lock on any byte of a file: 0 for a descriptor, a pid for a process, whose lock goes with any of its
@@ -404,7 +433,10 @@ fn a_hosts_qemu_opens_only_what_it_is_handed() {
     for path in [public.path(), &script] {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
-    vm.spec.vmm = VmmBinary::QemuPath(script);
+    // Asked, it names the tree's data, whatever else this host has.
+    let firmware = identify(&script).unwrap();
+    assert!(firmware.starts_with(&copied), "{}", firmware.display());
+    vm.spec.vmm = VmmBinary::QemuPath { program: script, firmware };
     let mut running = vm.start(None);
     assert!(running.ask("drives").ends_with("vdd=DRIVE3=drive3=rw"));
     running.say("poweroff");

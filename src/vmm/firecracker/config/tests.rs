@@ -8,7 +8,7 @@ pub(crate) fn spec() -> VmSpec {
     let drive = |role: &str, read_only| spec::Drive { role: role.to_owned(), path: "/x".into(), read_only };
     VmSpec {
         id: VmId::derive(&name("project"), &name("vm")),
-        vmm: VmmBinary::QemuPath("/nowhere".into()),
+        vmm: VmmBinary::QemuPath { program: "/nowhere".into(), firmware: "/nowhere.rom".into() },
         kvm: true,
         kernel: "/store/vmlinux".into(),
         initramfs: "/store/init.cpio.gz".into(),

@@ -67,6 +67,13 @@ fn programs_that_cannot_work_are_named_before_anything_is_built() {
     assert_eq!(code(), "vmm.firecracker-format");
     fs::write(&jailer, elf(62)).unwrap();
     inspect(&firecracker, &jailer).unwrap();
+    let dynamic = crate::vmm::program::tests::dynamic("/lib64/ld-linux-x86-64.so.2", 62);
+    fs::write(&firecracker, &dynamic).unwrap();
+    let error = inspect(&firecracker, &jailer).unwrap_err();
+    assert_eq!(error.code(), "vmm.firecracker-dynamic");
+    assert!(error.to_string().contains("/lib64/ld-linux-x86-64.so.2 is not in a jail"), "{error}");
+    assert!(error.help_text().unwrap().contains("musl"), "{error:?}");
+    fs::write(&firecracker, elf(62)).unwrap();
     let odd = dir.path().join("vmm");
     fs::rename(&firecracker, &odd).unwrap();
     assert_eq!(inspect(&odd, &jailer).unwrap_err().code(), "vmm.firecracker-name");
