@@ -63,9 +63,13 @@ impl Home {
     pub fn apt(&self) -> PathBuf {
         self.store().join("apt")
     }
-    /// A project's VM states.
+    /// The states of all projects, each under its key.
+    pub fn states(&self) -> PathBuf {
+        self.0.join("state")
+    }
+    /// A project's VM states. What lies beside VMs there has a dot in its name, which no name of a VM has.
     pub fn project(&self, project: &Name) -> PathBuf {
-        self.0.join("state").join(project)
+        self.states().join(project)
     }
     /// One VM's state, jail, socket and logs.
     pub fn vm(&self, project: &Name, vm: &Name) -> PathBuf {

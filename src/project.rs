@@ -7,7 +7,7 @@ use crate::home::Home;
 use crate::listing::Listing;
 use crate::lock::{Lock, OciImage};
 use crate::manifest::model::{ImageSource, Manifest, Vm, VmmSource};
-use crate::manifest::{self};
+use crate::manifest::{self, Location};
 use crate::name::Name;
 use crate::net::netns::Netns;
 use crate::plan::{
@@ -19,16 +19,20 @@ use crate::supervise::{self, Drift, Observed, Status};
 use crate::ui::Ui;
 use crate::vmm::probe;
 use fs_err as fs;
-use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+mod claim;
+pub mod identity;
 mod left_out;
 mod pins;
 mod scanning;
+mod sensitive;
 mod vmms;
 
+pub use claim::{Claim, Claimed, Standing, claims};
+pub use identity::{Identity, claimed_at, identify, named};
 pub use left_out::{LeftOut, verdict};
 pub use pins::needs_of;
 pub use vmms::graph_of_any_host;
@@ -39,8 +43,10 @@ pub use crate::lock::FILE_NAME as LOCK_FILE;
 pub struct Project {
     /// The checked manifest, with what this host makes of it.
     pub manifest: Manifest,
-    /// Its name on this host.
+    /// Names its state and volumes on the disk; see [`identity`].
     pub name: Name,
+    /// What people call it.
+    pub label: Name,
     /// Paths.
     pub home: Home,
     /// Objects and records.
@@ -55,6 +61,8 @@ pub struct Project {
     pub tools: Tools,
     /// From before manifest and lock were read.
     read: Texts,
+    /// Its lock was taken: what is said once can be written down.
+    guarded: bool,
 }
 
 /// The bytes of manifest and lock file, to see whether they changed.
@@ -62,9 +70,9 @@ pub struct Project {
 struct Texts([Option<Vec<u8>>; 2]);
 
 impl Texts {
-    fn read(dir: &Path) -> Texts {
+    fn read(at: &Location) -> Texts {
         // What cannot be read is told by whoever parses it.
-        Texts([manifest::FILE_NAME, LOCK_FILE].map(|name| Self::of(&dir.join(name)).ok().flatten()))
+        Texts([at.path(), at.lock_path()].map(|path| Self::of(&path).ok().flatten()))
     }
 
     /// The start of a file, which is all of a valid manifest or lock; nothing of a pipe, which would be waited for.
@@ -81,23 +89,42 @@ impl Texts {
 }
 
 impl Project {
-    /// Opens the project in `dir`: its manifest, its lock, the store.
-    pub fn open(dir: &Path) -> Result<Project> {
-        let project = Self::open_leaving_out(dir)?;
+    /// Opens a project: its manifest, its lock, the store. Says so if it was moved or has another name.
+    pub fn open(at: &Location) -> Result<Project> {
+        let project = Self::open_leaving_out(at)?;
         let left_out = project.left_out;
         verdict(left_out, Project { left_out: Vec::new(), lenient: false, ..project })
     }
 
     /// As [`Self::open`]. VMs whose images are no good are left out, unless all are.
-    pub fn open_leaving_out(dir: &Path) -> Result<Project> {
-        let read = Texts::read(dir);
-        let manifest = manifest::load(dir)?;
-        let name = manifest::project_name(&manifest);
+    pub fn open_leaving_out(at: &Location) -> Result<Project> {
+        let read = Texts::read(at);
+        let manifest = manifest::load_at(at)?;
         let home = Home::from_env()?;
+        let found = identify(&home, &manifest)?;
+        found.news().iter().for_each(|news| Ui::stderr().note(news));
         let store = open_store(&home)?;
         let (manifest, lock, left_out) = complete(manifest, &home, &store)?;
-        let tools = tools();
-        Ok(Project { manifest, name, home, store, lock, left_out, lenient: true, tools, read })
+        let (name, label, tools) = (found.key, found.label, tools());
+        let lenient = true;
+        Ok(Project {
+            manifest,
+            name,
+            label,
+            home,
+            store,
+            lock,
+            left_out,
+            lenient,
+            tools,
+            read,
+            guarded: false,
+        })
+    }
+
+    /// The lock file's name, for messages.
+    pub fn lock_name(&self) -> String {
+        self.manifest.location().lock_name().to_string_lossy().into_owned()
     }
 
     /// What runs of this project, by its state on this host.
@@ -171,17 +198,17 @@ impl Project {
         }
     }
 
-    /// Claims the project's name for this directory and takes its lock; waits for whoever holds it. Then reads
+    /// Claims the project's state for this directory and takes its lock; waits for whoever holds it. Then reads
     /// manifest and lock file again: they may have changed meanwhile.
     pub fn guard(&mut self, ui: &Ui) -> Result<ProjectGuard> {
         loop {
             let guard = take(&self.home, &self.name, ui)?;
-            let read = Texts::read(&self.manifest.dir);
+            let at = self.manifest.location();
+            let read = Texts::read(&at);
             // An image in a directory fills in settings, too, and may be another one by now.
             let local = |vm: &Vm| matches!(vm.image, ImageSource::OciPath { .. });
             if read != self.read || self.manifest.vms.iter().any(local) {
-                let (manifest, lock, left_out) =
-                    complete(manifest::load(&self.manifest.dir)?, &self.home, &self.store)?;
+                let (manifest, lock, left_out) = complete(manifest::load_at(&at)?, &self.home, &self.store)?;
                 if !self.lenient {
                     verdict(left_out, ())?;
                     self.left_out.clear();
@@ -191,21 +218,33 @@ impl Project {
                 (self.manifest, self.lock) = (manifest, lock);
                 self.read = read;
             }
-            let name = manifest::project_name(&self.manifest);
-            if name == self.name {
-                let claimed = self.home.project(&self.name).join("project.json");
-                claim(&claimed, &self.name, &self.manifest.dir)?;
+            let found = identify(&self.home, &self.manifest)?;
+            self.label = found.label;
+            if found.key == self.name {
+                self.claim()?;
+                self.guarded = true;
                 return Ok(guard);
             }
-            // It was given another name, which has a lock of its own.
-            self.name = name;
+            // It was given another name, or somebody took the name: the state there has a lock of its own.
+            self.name = found.key;
         }
+    }
+
+    /// Writes down whose the state is. The caller holds its lock.
+    fn claim(&self) -> Result<()> {
+        let state = self.home.project(&self.name);
+        let claim = Claim::of(&self.manifest);
+        if Claim::load(&state).as_ref() == Some(&claim) {
+            return Ok(());
+        }
+        // What is under its usual key is found by that, too.
+        claim.save(&state, self.name != manifest::project_name(&self.manifest))
     }
 }
 
 /// A manifest with its lock, and with what only this host and the lock know filled in; and the VMs that are left out.
 fn complete(mut manifest: Manifest, home: &Home, store: &Store) -> Result<(Manifest, Lock, Vec<LeftOut>)> {
-    let lock = Lock::load(&manifest.dir.join(LOCK_FILE))?;
+    let lock = Lock::load(&manifest.location().lock_path())?;
     let (root, dir) = (nix::unistd::geteuid().is_root(), manifest.dir.clone());
     let hardware = || probe::kvm().is_usable();
     vmms::decide(&mut manifest, root, hardware, |source| step::proof::auto(store, &lock, home, &dir, source));
@@ -237,43 +276,50 @@ pub fn open_store(home: &Home) -> Result<Store> {
 }
 
 /// Takes a project's lock, whether its manifest can be read or not; says after a second who is waited for.
-pub fn take(home: &Home, name: &Name, ui: &Ui) -> Result<ProjectGuard> {
-    let dir = home.project(name);
-    create_private_dir(&dir)?;
-    let on_wait = |who: &str| ui.note(&format!("waiting for {who}, which works on project {name}"));
-    crate::store::lock_file(&dir.join("lock"), &on_wait).map(ProjectGuard)
+pub fn take(home: &Home, key: &Name, ui: &Ui) -> Result<ProjectGuard> {
+    let dir = home.project(key);
+    let on_wait =
+        |who: &str| ui.note(&format!("waiting for {who}, which works on project {}", label(home, key)));
+    loop {
+        create_private_dir(&dir)?;
+        let (path, old) = (dir.join(PROJECT_LOCK), dir.join(OLD_LOCK));
+        let lock = crate::store::lock_file(&path, &on_wait)?;
+        // Where an older version may be at work, or a VM of that name could not be made.
+        let old = match fs::symlink_metadata(&old) {
+            Ok(meta) if meta.is_file() => {
+                let lock = crate::store::lock_file(&old, &on_wait)?;
+                fs::remove_file(&old)
+                    .or_failed("state.lock", || format!("cannot remove {}", old.display()))?;
+                Some(lock)
+            }
+            _ => None,
+        };
+        // A `down` that removed the last of a project took the file away.
+        if lock.is_at(&path) {
+            return Ok(ProjectGuard { _lock: lock, _old: old });
+        }
+    }
+}
+
+/// The project's lock, in its state. No name of a VM has a dot.
+const PROJECT_LOCK: &str = "project.lock";
+/// What older versions call it.
+const OLD_LOCK: &str = "lock";
+
+/// What people call the project of a key.
+pub fn label(home: &Home, key: &Name) -> Name {
+    Claim::load(&home.project(key)).and_then(|claim| claim.name).unwrap_or_else(|| key.clone())
 }
 
 /// Holds the project's lock until dropped.
-pub struct ProjectGuard(#[expect(dead_code, reason = "held for its Drop")] FileLock);
-
-#[derive(Serialize, Deserialize)]
-struct Claim {
-    directory: PathBuf,
+pub struct ProjectGuard {
+    _lock: FileLock,
+    _old: Option<FileLock>,
 }
 
 /// The directory that a project's state belongs to.
-pub fn claimed_by(project_dir: &Path) -> Option<PathBuf> {
-    let bytes = fs::read(project_dir.join("project.json")).ok()?;
-    Some(serde_json::from_slice::<Claim>(&bytes).ok()?.directory)
-}
-
-fn claim(path: &Path, name: &Name, dir: &Path) -> Result<()> {
-    match path.parent().and_then(claimed_by) {
-        Some(owner) if owner == dir => return Ok(()),
-        // A project that moved takes its name along.
-        Some(owner) if owner.join(manifest::FILE_NAME).exists() => {
-            return Err(Error::usage(
-                "project.claimed",
-                format!("the project name {name} belongs to {}", owner.display()),
-            )
-            .help("Give one of the two another name with `project \"name\"` in its firegopher.kdl."));
-        }
-        _ => {}
-    }
-    let text =
-        serde_json::to_vec(&Claim { directory: dir.to_owned() }).map_err(|e| Error::bug(e.to_string()))?;
-    fs::write(path, text).or_failed("state.create", || format!("cannot claim the project name {name}"))
+pub fn claimed_by(state: &Path) -> Option<PathBuf> {
+    Some(Claim::load(state)?.directory)
 }
 
 /// What this host allows to VMs of this manifest. Making a VM to ask KVM for its worth takes some milliseconds: spared
@@ -318,5 +364,31 @@ impl StoreView for View<'_> {
     }
     fn listing(&self, object: &ObjectDigest) -> Option<Listing> {
         Listing::decode(&self.store.read(object).ok()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_of_older_versions_makes_way_for_a_vm_of_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, key, ui) = (Home::new(dir.path()), Name::new("shop").unwrap(), Ui::stderr().quiet());
+        let old = home.project(&key).join(OLD_LOCK);
+        fs::create_dir_all(home.project(&key)).unwrap();
+        // An older command is at work: it is waited for.
+        let held = crate::store::lock_file(&old, &|_| ()).unwrap();
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| take(&home, &key, &ui).map(drop));
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            assert!(!taking.is_finished());
+            drop(held);
+            taking.join().unwrap().unwrap();
+        });
+        assert!(!old.exists());
+        fs::create_dir(&old).unwrap();
+        drop(take(&home, &key, &ui).unwrap());
+        assert!(old.is_dir(), "a VM of that name");
     }
 }

@@ -1,5 +1,6 @@
 //! `firegopher build`: the pure steps only; needs no privileges.
 
+use super::place::Place;
 use super::{print_json, signals, target};
 use crate::error::Result;
 use crate::plan::Graph;
@@ -7,12 +8,12 @@ use crate::project::{Project, verdict};
 use crate::step::{execute, record_last};
 use crate::ui::Ui;
 use serde::Serialize;
-use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only these VMs.
+    #[arg(add = clap_complete::ArgValueCandidates::new(super::completions::vms))]
     vms: Vec<String>,
     /// Fail rather than change firegopher.lock.
     #[arg(long)]
@@ -41,9 +42,9 @@ struct BuiltStep<'a> {
     path: std::path::PathBuf,
 }
 
-pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open_leaving_out(dir)?;
+    let mut project = Project::open_leaving_out(&place.manifest()?)?;
     let signals = signals::Signals::block(&project.store);
     let guard = project.guard(&ui)?;
     target::select(&mut project, &args.vms)?;

@@ -1,14 +1,15 @@
 //! `firegopher doctor`: what this host can do, shown by doing it.
 
+use super::place::Place;
 use super::{print, print_json};
 use crate::error::Result;
 use crate::home::Home;
 use crate::lock::Lock;
 use crate::manifest::{
-    self,
+    self, Location,
     model::{FirecrackerFrom, VmmSource},
 };
-use crate::project::{self, LOCK_FILE};
+use crate::project;
 use crate::step::proof;
 use crate::ui::Ui;
 use crate::vmm::probe::{self, Check, Status, Vmms};
@@ -33,9 +34,9 @@ struct Document<'a> {
 }
 
 /// What is there to be tried: the Firecracker that was named or that the manifest here names, and the store's QEMU.
-fn vmms(dir: &Path, home: &Home, named: Option<&Path>) -> Vmms {
+fn vmms(at: &Location, home: &Home, named: Option<&Path>) -> Vmms {
     // A doctor may come before the first manifest and the first build; it makes no store either.
-    let manifest = manifest::load(dir)
+    let manifest = manifest::load_at(at)
         .inspect_err(|error| {
             if error.code() != "manifest.missing" {
                 Ui::stderr().warning(&format!("what the manifest names is not looked at: {error}"));
@@ -43,7 +44,7 @@ fn vmms(dir: &Path, home: &Home, named: Option<&Path>) -> Vmms {
         })
         .ok();
     let store = home.store().is_dir().then(|| project::open_store(home).ok()).flatten();
-    let lock = Lock::load(&dir.join(LOCK_FILE)).unwrap_or_default();
+    let lock = Lock::load(&at.lock_path()).unwrap_or_default();
     let of_manifest = || {
         let manifest = manifest.as_ref()?;
         let source = manifest.vms.iter().find_map(|vm| match &vm.vmm {
@@ -63,9 +64,9 @@ fn vmms(dir: &Path, home: &Home, named: Option<&Path>) -> Vmms {
     }
 }
 
-pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let home = Home::from_env()?;
-    let checks = probe::checks(&home, &vmms(dir, &home, args.firecracker.as_deref()));
+    let checks = probe::checks(&home, &vmms(&place.quiet()?, &home, args.firecracker.as_deref()));
     if args.json {
         print_json(&Document { format_version: 1, checks: &checks })?;
     } else {

@@ -1,13 +1,14 @@
 //! `firegopher down`: stops VMs and removes what they used. Works from state, without the manifest.
 
+use super::place::{Place, Wanted};
 use super::target;
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
+use crate::net;
 use crate::project;
 use crate::supervise::{self, STATE_FILE, State, Wish};
 use crate::ui::Ui;
-use crate::{manifest, net};
 use fs_err as fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,32 +20,36 @@ const PATIENCE: Duration = Duration::from_secs(600);
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only these VMs.
+    #[arg(add = clap_complete::ArgValueCandidates::new(super::completions::running_vms))]
     vms: Vec<String>,
+    #[command(flatten)]
+    project: Wanted,
     /// Also delete the volumes and their data.
-    #[arg(long)]
+    #[arg(short, long)]
     volumes: bool,
     /// Kill the VMs at once.
     #[arg(long)]
     kill: bool,
 }
 
-pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
     let home = Home::from_env()?;
-    let name = project_of(dir, &home)?;
+    let project::Identity { key, label, .. } = place.project(&home, &args.project)?;
     if args.volumes && !args.vms.is_empty() {
         return Err(Error::usage("down.volumes", "--volumes deletes the whole project's volumes")
             .help("Leave the VM names away, or leave --volumes away."));
     }
-    let has_volumes = args.volumes && home.volumes(&name).exists();
-    if !has_volumes && !home.project(&name).exists() {
-        ui.note(&format!("Nothing to do: project {name} has no VMs."));
+    let nothing = || format!("Nothing to do: project {label} has no VMs.");
+    let has_volumes = args.volumes && home.volumes(&key).exists();
+    if !has_volumes && !home.project(&key).exists() {
+        ui.note(&nothing());
         return Ok(ExitCode::SUCCESS);
     }
     // Also refuses a home that is somebody else's.
     let _store = project::open_store(&home)?;
-    let _guard = project::take(&home, &name, &ui)?;
-    let observed = supervise::observe(&home, &name)?;
+    let _guard = project::take(&home, &key, &ui)?;
+    let observed = supervise::observe(&home, &key)?;
     for wanted in &args.vms {
         if !observed.iter().any(|o| o.state.vm.as_str() == wanted) {
             return Err(target::unknown_vm(wanted, observed.iter().map(|o| o.state.vm.as_str())));
@@ -55,15 +60,38 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
         .filter(|o| args.vms.is_empty() || args.vms.iter().any(|n| n == o.state.vm.as_str()))
         .collect();
     let names: Vec<&Name> = chosen.iter().map(|o| &o.state.vm).collect();
-    remove_all(&home, &name, &names, args.kill, &ui)?;
+    remove_all(&home, &key, &names, args.kill, &ui)?;
     if chosen.is_empty() {
-        ui.note(&format!("Nothing to do: project {name} has no VMs."));
+        ui.note(&nothing());
     }
     if has_volumes {
-        fs::remove_dir_all(home.volumes(&name)).or_failed("down.volumes", || "cannot delete the volumes")?;
+        fs::remove_dir_all(home.volumes(&key)).or_failed("down.volumes", || "cannot delete the volumes")?;
         ui.note("deleted the project's volumes");
     }
+    if args.vms.is_empty() {
+        forget_if_gone(&home, &key, &ui)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes what is kept of a project whose directory is gone, unless it has volumes: nothing would come back to it. The
+/// caller holds its lock, and none of its VMs is left.
+fn forget_if_gone(home: &Home, key: &Name, ui: &Ui) -> Result<()> {
+    let state = home.project(key);
+    let Some(claim) = project::Claim::load(&state) else { return Ok(()) };
+    if claim.stands() != project::Standing::Gone || claim.directory.exists() {
+        return Ok(());
+    }
+    if home.volumes(key).exists() {
+        ui.note(&format!(
+            "its volumes stay, although {} is gone: `firegopher down --project {key} --volumes` deletes them",
+            claim.directory.display()
+        ));
+        return Ok(());
+    }
+    fs::remove_dir_all(&state).or_failed("down.state", || "cannot remove the project's state")?;
+    ui.note(&format!("forgot the project: its directory {} is gone", claim.directory.display()));
+    Ok(())
 }
 
 /// Removes VMs side by side, so that none waits for another one's end. A failure keeps no other VM up.
@@ -97,23 +125,8 @@ fn remove_all(home: &Home, project: &Name, vms: &[&Name], kill: bool, ui: &Ui) -
 
 /// Why a VM stands still, if it runs and does.
 fn paused(dir: &Path) -> Option<String> {
-    let state = State::load(dir).ok().flatten().filter(State::is_alive)?;
+    let state = State::load(dir).ok().flatten().filter(|state| state.is_alive(dir))?;
     state.paused
-}
-
-/// The project in `dir`: by its manifest, or, when that is gone or broken, by who claimed the directory.
-pub(super) fn project_of(dir: &Path, home: &Home) -> Result<Name> {
-    let error = match manifest::load(dir) {
-        Ok(manifest) => return Ok(manifest::project_name(&manifest)),
-        Err(error) => error,
-    };
-    let Ok(here) = dir.canonicalize() else { return Err(error) };
-    let Ok(projects) = fs::read_dir(home.root().join("state")) else { return Err(error) };
-    projects
-        .flatten()
-        .find(|entry| project::claimed_by(&entry.path()).as_deref() == Some(&here))
-        .and_then(|entry| Name::new(entry.file_name().to_string_lossy().into_owned()).ok())
-        .ok_or(error)
 }
 
 /// Stops a VM if it runs and removes everything it used but its volumes and logs. `wish` is asked all the while.

@@ -1,10 +1,10 @@
 //! `firegopher lock`: pins every asset the manifest names.
 
+use super::place::Place;
 use super::signals;
 use crate::error::Result;
-use crate::project::{LOCK_FILE, Project};
+use crate::project::Project;
 use crate::ui::Ui;
-use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
@@ -14,9 +14,9 @@ pub(super) struct Args {
     locked: bool,
 }
 
-pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open(dir)?;
+    let mut project = Project::open(&place.manifest()?)?;
     let signals = signals::Signals::block(&project.store);
     let guard = project.guard(&ui)?;
     let changed = project.pin_missing(&ui, args.locked, false, true)?;
@@ -26,9 +26,10 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     drop(guard);
     ui.clear();
     drop(signals);
+    let lock_file = project.lock_name();
     ui.note(&match changed {
-        true => format!("Wrote {LOCK_FILE}; check it in."),
-        false => format!("{LOCK_FILE} has every pin already."),
+        true => format!("Wrote {lock_file}; check it in."),
+        false => format!("{lock_file} has every pin already."),
     });
     Ok(ExitCode::SUCCESS)
 }

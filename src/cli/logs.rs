@@ -1,7 +1,8 @@
 //! `firegopher logs`: what a workload wrote, its VM's serial console, or what the VMM says of itself.
 
+use super::place::{Place, Wanted};
 use super::screen::{Look, Screen, Shown};
-use super::{CLOSED, down, print, stdio, target};
+use super::{CLOSED, print, stdio, target};
 use crate::error::{Context, Error, Result};
 use crate::home::Home;
 use crate::name::Name;
@@ -30,7 +31,10 @@ const BATCH: usize = 64 * 1024;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only these VMs.
+    #[arg(add = clap_complete::ArgValueCandidates::new(super::completions::running_vms))]
     vms: Vec<String>,
+    #[command(flatten)]
+    project: Wanted,
     /// Go on as more is written, until the VMs end.
     #[arg(short, long)]
     follow: bool,
@@ -58,10 +62,10 @@ struct Source {
     at_end: bool,
 }
 
-pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let home = Home::from_env()?;
-    let project = down::project_of(dir, &home)?;
-    let chosen = choose(dir, &args.vms, names_with_logs(&home, &project))?;
+    let project = place.project(&home, &args.project)?.key;
+    let chosen = choose(place, &args.vms, names_with_logs(&home, &project))?;
     if args.metrics {
         return metrics(&home, &project, &chosen);
     }
@@ -117,8 +121,13 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
 }
 
 /// The VMs that were named, or all that have logs.
-fn choose(dir: &Path, named: &[String], known: Vec<Name>) -> Result<Vec<Name>> {
-    let of_manifest = || manifest::load(dir).map(|m| m.vms.into_iter().map(|vm| vm.name).collect());
+fn choose(place: &Place, named: &[String], known: Vec<Name>) -> Result<Vec<Name>> {
+    let of_manifest = || {
+        place
+            .quiet()
+            .and_then(|at| manifest::load_at(&at))
+            .map(|m| m.vms.into_iter().map(|vm| vm.name).collect())
+    };
     for wanted in named {
         if !known.iter().any(|name| name.as_str() == wanted) {
             let all: Vec<Name> = of_manifest().unwrap_or_default();

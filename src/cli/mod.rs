@@ -11,6 +11,9 @@ mod gc;
 mod init;
 mod lock;
 mod logs;
+mod man;
+mod mistyped;
+mod place;
 mod plan;
 mod preflight;
 mod ps;
@@ -18,6 +21,7 @@ mod run;
 mod screen;
 mod signals;
 mod sink;
+mod starter;
 mod stdin;
 mod stdio;
 mod store;
@@ -31,6 +35,8 @@ use crate::error::{Error, Result};
 use crate::supervise::{FAILED_CODE, Stream};
 use crate::ui;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use mistyped::Wrong;
+use place::Place;
 use std::any::Any;
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,7 +45,7 @@ use std::process::ExitCode;
 
 /// Runs your app in a microVM, from the firegopher.kdl beside it.
 #[derive(Debug, Parser)]
-#[command(name = "firegopher", version, disable_help_subcommand = true)]
+#[command(name = "firegopher", version, disable_version_flag = true)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 2 changes pending (plan --detailed-exitcode), 64 usage or \
     manifest error, 69 the host lacks something, 70 a bug, 128+N ended by signal N. `run` exits with the workload's own code."
@@ -52,6 +58,12 @@ struct Cli {
     #[arg(long, value_name = "WHEN", global = true, value_enum, default_value_t)]
     #[arg(hide_possible_values = true, display_order = 900)]
     color: color::When,
+    /// Use this manifest; its directory is the project's. [default: firegopher.kdl here or in the nearest directory above]
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Print the version.
+    #[arg(short = 'V', short_alias = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }
@@ -70,7 +82,7 @@ enum Command {
     Run(run::Args),
     /// Stop VMs and remove what they used; volumes stay.
     Down(down::Args),
-    /// List this project's VMs.
+    /// List this project's VMs, or all projects.
     Ps(ps::Args),
     /// Show what a workload wrote.
     Logs(logs::Args),
@@ -88,6 +100,8 @@ enum Command {
     Store(store::Args),
     /// Print a shell's completions; source them, or put them where the shell looks.
     Completions(completions::Args),
+    /// Write a man page for each command.
+    Man(man::Args),
 }
 
 /// Parses the process's arguments, runs the command, returns the exit code.
@@ -97,12 +111,22 @@ pub fn main() -> ExitCode {
         Some(first) if first == crate::supervise::guard::ARGUMENT => return crate::supervise::guard::main(),
         _ => {}
     }
+    completions::answer();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let command = Cli::command().color(color_of_words(&arguments));
     let parsed = command.try_get_matches_from(arguments).and_then(|all| Cli::from_arg_matches(&all));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
+            let words: Vec<String> =
+                std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+            let error = match mistyped::explain(error, &words) {
+                Wrong::Ours(error) => {
+                    report(&error);
+                    return ui::exit_code(&error);
+                }
+                Wrong::Clap(error) => error,
+            };
             // --help and --version are no errors; everything else is EX_USAGE of sysexits.h.
             let code = if error.use_stderr() { 64 } else { 0 };
             // Nothing to be done about a closed terminal.
@@ -160,27 +184,28 @@ fn report(error: &Error) {
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
-    let dir = cli.directory.as_path();
-    if !dir.is_dir() {
-        let text = format!("there is no directory {}", dir.display());
+    let place = Place { dir: cli.directory, file: cli.file };
+    if !place.dir.is_dir() {
+        let text = format!("there is no directory {}", place.dir.display());
         return Err(Error::usage("directory.missing", text).help("`-C DIR` names the project's directory."));
     }
     match cli.command {
-        Command::Init(args) => init::run(dir, &args),
-        Command::Plan(args) => plan::run(dir, &args),
-        Command::Build(args) => build::run(dir, &args),
-        Command::Up(args) => up::run(dir, &args),
-        Command::Run(args) => run::run(dir, &args),
-        Command::Down(args) => down::run(dir, &args),
-        Command::Ps(args) => ps::run(dir, &args),
-        Command::Logs(args) => logs::run(dir, &args),
-        Command::Doctor(args) => doctor::run(dir, &args),
-        Command::Lock(args) => lock::run(dir, &args),
-        Command::Update(args) => update::run(dir, &args),
+        Command::Init(args) => init::run(&place, &args),
+        Command::Plan(args) => plan::run(&place, &args),
+        Command::Build(args) => build::run(&place, &args),
+        Command::Up(args) => up::run(&place, &args),
+        Command::Run(args) => run::run(&place, &args),
+        Command::Down(args) => down::run(&place, &args),
+        Command::Ps(args) => ps::run(&place, &args),
+        Command::Logs(args) => logs::run(&place, &args),
+        Command::Doctor(args) => doctor::run(&place, &args),
+        Command::Lock(args) => lock::run(&place, &args),
+        Command::Update(args) => update::run(&place, &args),
         Command::Gc(args) => gc::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Store(args) => store::run(&args),
         Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&place, &args),
     }
 }
 

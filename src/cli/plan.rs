@@ -1,5 +1,6 @@
 //! `firegopher plan`: what would happen, and why, and what `up` would refuse. Never uses the network, changes nothing.
 
+use super::place::Place;
 use super::preflight::{self, Refusal, Which};
 use super::{print, target};
 use crate::error::Result;
@@ -11,12 +12,12 @@ use crate::step::program;
 use crate::terminal::Stream;
 use crate::ui::Ui;
 use crate::ui::page::{self, Look};
-use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only these VMs.
+    #[arg(add = clap_complete::ArgValueCandidates::new(super::completions::vms))]
     vms: Vec<String>,
     /// Print the plan as JSON.
     #[arg(long, conflicts_with = "graph")]
@@ -43,9 +44,9 @@ fn tell_warnings(plan: &Plan, project: &Project, ui: &Ui) {
     }
 }
 
-pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open_leaving_out(dir)?;
+    let mut project = Project::open_leaving_out(&place.manifest()?)?;
     let selected = target::select(&mut project, &args.vms)?;
     let scan = project.scan(&ui)?;
     let observed = selected.observed(&project)?;

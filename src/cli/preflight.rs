@@ -10,7 +10,7 @@ use crate::name::Name;
 use crate::plan::{Host, Plan, PlannedStep, Scan, StepKind};
 use crate::project::Project;
 use crate::step::{self, boot};
-use crate::supervise::{self, Observed};
+use crate::supervise::{self, Observed, Process, Whereabouts};
 use crate::ui;
 use crate::vmm::firecracker;
 use crate::vmm::jail;
@@ -61,6 +61,13 @@ pub(super) fn refusals(
     // Huge pages that VMs give back, less those that are promised to the ones before.
     let mut pages: i64 = stopped.iter().copied().map(pages_of).sum();
     let mut refusals = Vec::new();
+    if host.root
+        && !candidates.is_empty()
+        && let Err(error) = supervise::project_netns(&project.home, &project.name)
+    {
+        // A network that cannot be joined from here would be found out after the stops.
+        refusals.push(Refusal { vm: None, error });
+    }
     for Candidate { vm, .. } in candidates {
         let mut check = |result: Result<()>| {
             if let Err(error) = result {
@@ -84,7 +91,7 @@ pub(super) fn refusals(
         for port in &vm.ports {
             check(ports::check(vm, port, &stopped, project));
         }
-        let ending: Vec<i32> = stopped.iter().map(|o| o.state.supervisor.pid).collect();
+        let ending: Vec<Process> = stopped.iter().map(|o| o.state.supervisor.clone()).collect();
         for volume in boot::volumes(vm, &project.home, &project.name) {
             check(supervise::check_volumes(&vm.name, std::slice::from_ref(&volume), &ending));
         }
@@ -133,7 +140,7 @@ pub(super) fn givers<'a>(vm: &Vm, stopped: &[&'a Observed], project: &Project) -
     let gives = |old: &&&Observed| {
         let state = &old.state;
         ports::gives(state, vm)
-            || volumes.iter().any(|volume| supervise::has_volume_open(state.supervisor.pid, volume))
+            || volumes.iter().any(|volume| supervise::has_volume_open(&state.supervisor, volume))
             || (vm.tuning.huge_pages == Some(HugePages::Reserved) && pages_of(old) > 0)
     };
     stopped.iter().filter(|old| old.state.vm != vm.name).filter(gives).map(|old| &old.state.vm).collect()
@@ -187,5 +194,8 @@ fn check_memory(project: &Project, plan: &Plan, vm: &Vm) -> Result<()> {
 }
 
 fn pages_of(observed: &Observed) -> i64 {
-    observed.state.vmm.as_ref().map_or(0, |vmm| huge_pages_of(vmm.pid)) as i64
+    match observed.state.vmm.as_ref().map(Process::find) {
+        Some(Whereabouts::Here(pid)) => huge_pages_of(pid) as i64,
+        _ => 0,
+    }
 }

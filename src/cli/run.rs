@@ -2,6 +2,7 @@
 
 use super::attach::{self, Followed, How};
 use super::early::Early;
+use super::place::Place;
 use super::{down, signals, stdin, target, up};
 use crate::error::{Error, Result};
 use crate::manifest::model::{Restart, Vm};
@@ -12,12 +13,12 @@ use crate::step::boot::{self, BootOptions};
 use crate::step::execute;
 use crate::supervise::{FAILED_CODE, Wish};
 use crate::ui::Ui;
-use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The VM of the manifest; may be left away if there is only one.
+    #[arg(add = clap_complete::ArgValueCandidates::new(super::completions::vms))]
     vm: Option<String>,
     /// Run this instead of the manifest's command.
     #[arg(last = true)]
@@ -30,9 +31,9 @@ pub(super) struct Args {
     offline: bool,
 }
 
-pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open_leaving_out(dir)?;
+    let mut project = Project::open_leaving_out(&place.manifest()?)?;
     let signals = signals::Signals::block_all(&project.store);
     let early = Early::begin(&project);
     let guard = project.guard(&ui)?;

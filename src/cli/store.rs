@@ -144,7 +144,7 @@ fn projects(home: &Home) -> Result<Vec<ProjectRow>> {
                 volumes: count as u64,
                 volume_bytes: present(&volumes)?,
                 state_bytes: present(&home.project(&project))?,
-                project,
+                project: project::label(home, &project),
             })
         })
         .collect()

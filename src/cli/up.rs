@@ -2,6 +2,7 @@
 
 use super::attach::{self, Followed, Followings, How};
 use super::early::Early;
+use super::place::Place;
 use super::preflight::{self, Which};
 use super::signals::Signals;
 use super::{down, signals, stdio, target};
@@ -18,12 +19,12 @@ use crate::ui::Ui;
 use crate::vmm::probe;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only these VMs; others stay as they are.
+    #[arg(add = clap_complete::ArgValueCandidates::new(super::completions::vms))]
     vms: Vec<String>,
     /// Return once the workloads run.
     #[arg(short, long)]
@@ -36,9 +37,9 @@ pub(super) struct Args {
     offline: bool,
 }
 
-pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open_leaving_out(dir)?;
+    let mut project = Project::open_leaving_out(&place.manifest()?)?;
     let signals = Signals::block(&project.store);
     let early = Early::begin_unless_running(&project);
     let guard = project.guard(&ui)?;

@@ -1,31 +1,33 @@
 //! `firegopher update`: moves pins to what is served now, and shows the difference.
 
+use super::place::Place;
 use super::{print, print_json, signals};
 use crate::asset::oci;
 use crate::error::{Error, Result};
 use crate::lock::{AssetId, Lock, Pin, Pinned};
 use crate::plan::Need;
-use crate::project::{LOCK_FILE, Project, graph_of_any_host, needs_of};
+use crate::project::{Project, graph_of_any_host, needs_of};
 use crate::ui::Ui;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only these: kernel, vmm, image, workload, tool, or a package, url or reference one of them is named by.
+    #[arg(add = clap_complete::ArgValueCandidates::new(super::completions::assets))]
     assets: Vec<String>,
     /// Print what moved as JSON.
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
+pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     let ui = Ui::stderr();
-    let mut project = Project::open(dir)?;
+    let mut project = Project::open(&place.manifest()?)?;
     let signals = signals::Signals::block(&project.store);
     let guard = project.guard(&ui)?;
+    let lock_file = project.lock_name();
     let graph = graph_of_any_host(&project.manifest);
     let all = needs_of(&graph);
     for wanted in &args.assets {
@@ -46,7 +48,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     if let Some(need) = chosen.iter().find(|need| need.is_blind() && before.pinned(&need.id).is_none()) {
         return Err(Error::usage(
             "lock.no-digest",
-            format!("{} has no `sha256` in the manifest and no pin in {LOCK_FILE} to be moved", need.id),
+            format!("{} has no `sha256` in the manifest and no pin in {lock_file} to be moved", need.id),
         )
         .help(
             "Run `firegopher lock`, which downloads it once and pins what comes, or write sha256=\"…\" as its \
@@ -62,7 +64,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     // Where something failed, the file has what did not.
     let after = match &pinned {
         Ok(()) => project.lock.clone(),
-        Err(_) => Lock::load(&project.manifest.dir.join(LOCK_FILE))?,
+        Err(_) => Lock::load(&project.manifest.location().lock_path())?,
     };
     let changes = changes(&before, &after);
     let shown = match args.json {
@@ -76,8 +78,8 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<ExitCode> {
     }
     shown?;
     ui.note(&match changes.is_empty() {
-        true => format!("{LOCK_FILE} has the newest pins already."),
-        false => format!("Wrote {LOCK_FILE}; check it in."),
+        true => format!("{lock_file} has the newest pins already."),
+        false => format!("Wrote {lock_file}; check it in."),
     });
     Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,7 @@
 //! recording every problem instead of stopping at the first.
 
 use super::diagnostic::{Problem, listed, nearest};
+use super::habits;
 use super::table::{Block, DEBIAN, IMAGE, Kind, LATER, Node, TOP, VM, WORKLOAD, find};
 use kdl::{KdlDocument, KdlEntry, KdlIdentifier, KdlNode, KdlValue};
 use std::cell::RefCell;
@@ -113,6 +114,9 @@ impl<'a> Decoder<'a> {
         let elsewhere = [("", TOP), ("vm", VM), ("workload", WORKLOAD), ("image", IMAGE), ("debian", DEBIAN)]
             .into_iter()
             .find(|(p, nodes)| *p != parent && find(nodes, name).is_some());
+        if let Some(help) = habits::instead(parent, node) {
+            return self.report(problem.help(help));
+        }
         let help = match (nearest(name, table.iter().map(|n| n.name)), elsewhere) {
             (Some(near), _) => format!("did you mean `{near}`?"),
             (None, Some(("", _))) => format!("`{name}` belongs at the top level, outside of every block"),

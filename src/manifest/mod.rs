@@ -7,7 +7,9 @@ mod debian;
 mod decode;
 mod download;
 mod excerpt;
+mod habits;
 mod limits;
+mod location;
 mod path;
 mod place;
 mod prescan;
@@ -22,6 +24,7 @@ mod units;
 mod vm;
 mod workload;
 
+pub use location::Location;
 pub use place::{Place, error_at};
 pub use workload::is_archive;
 
@@ -49,28 +52,35 @@ const SIZE_MAX: u64 = 1 << 20;
 /// Columns of a rendered report that goes to no terminal.
 const REPORT_WIDTH: usize = 100;
 
-/// Reads `dir/firegopher.kdl`.
+/// Reads `dir/firegopher.kdl`; see [`load_at`].
+pub fn load(dir: &Path) -> Result<Manifest> {
+    load_at(&Location::in_dir(dir))
+}
+
+/// Reads a manifest.
 ///
 /// # Errors
 /// `Kind::Usage` if there is no such file, or with a rendered report if it is not valid;
 /// `Kind::Failed` if it cannot be read.
-pub fn load(dir: &Path) -> Result<Manifest> {
-    load_with(dir, false)
+pub fn load_at(at: &Location) -> Result<Manifest> {
+    load_with(at, false)
 }
 
 /// What `load` would say if it looked for the files and directories that the manifest names: each that is missing, with
 /// its place. `None` if all are there.
-pub fn missing_files(dir: &Path) -> Option<Error> {
-    load_with(dir, true).err()
+pub fn missing_files(at: &Location) -> Option<Error> {
+    load_with(at, true).err()
 }
 
-fn load_with(dir: &Path, existing: bool) -> Result<Manifest> {
-    let file = dir.join(FILE_NAME);
-    let text = read(dir, &file)?;
-    let dir = fs::canonicalize(dir)
-        .or_failed("manifest.unreadable", || format!("cannot resolve the directory {}", dir.display()))?;
+fn load_with(at: &Location, existing: bool) -> Result<Manifest> {
+    let file = at.path();
+    let text = read(at)?;
+    let canonical = at.canonical()?;
+    let dir = canonical.dir();
     let shown = file.strip_prefix("./").unwrap_or(&file).display().to_string();
-    parse_with(&text, &shown, &dir, existing).map_err(|diagnostics| {
+    let parsed = parse_with(&text, &shown, dir, existing);
+    let parsed = parsed.map(|manifest| Manifest { file: at.file().to_owned(), ..manifest });
+    parsed.map_err(|diagnostics| {
         let report = rendered(&diagnostics);
         let code = match diagnostics.problems() {
             [only] => only.code,
@@ -89,15 +99,18 @@ fn rendered(diagnostics: &Diagnostics) -> String {
     }
 }
 
-fn read(dir: &Path, file: &Path) -> Result<String> {
+fn read(at: &Location) -> Result<String> {
+    let (dir, file) = (at.dir(), at.path());
     let unreadable = || format!("cannot read {}", file.display());
-    let meta = match fs::metadata(file) {
+    let meta = match fs::metadata(&file) {
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            let error =
-                Error::usage("manifest.missing", format!("there is no {FILE_NAME} in {}", dir.display()));
-            return Err(
-                error.help("`firegopher init` writes one to start from; `-C DIR` names another directory")
-            );
+            if at.file() != FILE_NAME {
+                let text = format!("there is no manifest {}", file.display());
+                return Err(Error::usage("manifest.missing", text).help("`-f FILE` names a manifest"));
+            }
+            let text = format!("there is no {FILE_NAME} in {} or above it", dir.display());
+            return Err(Error::usage("manifest.missing", text)
+                .help("`firegopher init` writes one to start from; `-C DIR` names another directory"));
         }
         meta => meta.or_failed("manifest.unreadable", unreadable)?,
     };
@@ -107,7 +120,7 @@ fn read(dir: &Path, file: &Path) -> Result<String> {
         return Err(error.help("replace it by a text file"));
     }
     let mut bytes = vec![];
-    fs::File::open(file)
+    fs::File::open(&file)
         .and_then(|f| f.take(SIZE_MAX + 1).read_to_end(&mut bytes))
         .or_failed("manifest.unreadable", unreadable)?;
     if bytes.len() as u64 > SIZE_MAX {
@@ -117,7 +130,7 @@ fn read(dir: &Path, file: &Path) -> Result<String> {
         );
         return Err(error.help("a manifest is text of a few kB; is this another file?"));
     }
-    String::from_utf8(bytes).map_err(|e| not_utf8(file, e.as_bytes(), e.utf8_error().valid_up_to()))
+    String::from_utf8(bytes).map_err(|e| not_utf8(&file, e.as_bytes(), e.utf8_error().valid_up_to()))
 }
 
 fn not_utf8(file: &Path, bytes: &[u8], at: usize) -> Error {
@@ -230,14 +243,24 @@ fn from_kdl(error: &kdl::KdlError, text: &str) -> Vec<Problem> {
         .collect()
 }
 
-/// The project's name: as the manifest says, else the directory's name and six digits of its path's hash.
+/// The project's name: as the manifest says, else the directory's name and six digits of its path's hash. A project
+/// that was moved keeps the name it had: `project::identity` knows.
 pub fn project_name(manifest: &Manifest) -> Name {
-    if let Some(name) = &manifest.project {
-        return name.clone();
-    }
+    manifest.project.clone().unwrap_or_else(|| derived_name(manifest, 0))
+}
+
+/// A name for a project that has none, or whose own is taken; each `attempt` gives another one.
+pub fn derived_name(manifest: &Manifest, attempt: u32) -> Name {
     use std::os::unix::ffi::OsStrExt;
-    let path = manifest.dir.as_os_str().as_bytes();
-    let hash = FieldHasher::new("firegopher project name v1").field(path).finish();
+    let mut hasher = FieldHasher::new("firegopher project name v1");
+    hasher.field(manifest.dir.as_os_str().as_bytes());
+    if manifest.file != FILE_NAME {
+        hasher.field(manifest.file.as_bytes());
+    }
+    if attempt > 0 {
+        hasher.field(attempt.to_le_bytes());
+    }
+    let hash = hasher.finish();
     let base = manifest.dir.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     let mut word = String::new();
     for c in base.chars() {

@@ -1,12 +1,14 @@
 //! The typed model of a manifest. Everything here has been checked: later code cannot see a bad value.
 //! Defaults are filled in; spans stay in the decoder.
 
+use super::Location;
 use crate::name::Name;
 use crate::packages::PackageSet;
 use crate::vmm::firecracker::version::Version;
 use crate::vmm::tuning::Tuning;
 use firegopher_protocol::Limit;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,10 +19,19 @@ pub use crate::net::Port;
 pub struct Manifest {
     /// The canonical directory that holds the manifest; relative paths start here.
     pub dir: PathBuf,
+    /// The manifest's name in it.
+    pub file: OsString,
     /// The project's name, if the manifest gives one.
     pub project: Option<Name>,
     /// The VMs in the order of the manifest.
     pub vms: Vec<Vm>,
+}
+
+impl Manifest {
+    /// Where it was read from.
+    pub fn location(&self) -> Location {
+        Location::in_dir(&self.dir).with_file(&self.file)
+    }
 }
 
 /// One microVM.
@@ -207,6 +218,8 @@ pub struct Workload {
     pub keep_modes: bool,
     /// gitignore patterns of what stays out; only for directories.
     pub ignore: Vec<String>,
+    /// A file of such patterns, relative to the manifest; those of its name beneath it count, too, as git has it.
+    pub ignore_from: Option<PathBuf>,
 }
 
 /// Where a workload comes from.

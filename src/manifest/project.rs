@@ -60,6 +60,7 @@ pub(super) fn decode(d: &Decoder<'_>, doc: &KdlDocument) -> Option<Manifest> {
     }
     let mut manifest = Manifest {
         dir: d.dir.to_owned(),
+        file: super::FILE_NAME.into(),
         project: match project {
             Some(name) => Some(name?.value),
             None => None,

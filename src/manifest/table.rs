@@ -213,7 +213,19 @@ pub(super) const VMM: &[Node] = &[
 
 /// The block of a workload.
 pub(super) const WORKLOAD: &[Node] = &[
-    Node { many: true, ..node("ignore", (1, MAX), "patterns", "What stays out, as gitignore patterns") },
+    Node {
+        many: true,
+        props: &[text(
+            "from",
+            "A file of patterns, such as \".gitignore\"; files of that name further down count, too, as git has it",
+        )],
+        ..node(
+            "ignore",
+            (0, MAX),
+            "patterns",
+            "What stays out, as gitignore patterns; they decide before those of a file",
+        )
+    },
     URL,
 ];
 

@@ -65,6 +65,7 @@ fn the_example_means_what_its_comments_say() {
             owner: (1000, 1000),
             keep_modes: true,
             ignore: ["*.pyc", "__pycache__/", "/tests"].map(String::from).to_vec(),
+            ignore_from: Some(".gitignore".into()),
         }
     );
     assert_eq!(web.run, ["python3", "server.py", "--port", "8000"]);

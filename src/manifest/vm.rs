@@ -2,6 +2,7 @@
 
 use super::decode::{Decoder, Setting, Spanned, Wrong, not_yet};
 use super::diagnostic::Problem;
+use super::habits;
 use super::model::{Egress, ImageSource, Port, Restart, Root, Secret, Vm, Volume, Workdir};
 use super::source::{Sources, default_image, default_kernel};
 use super::table::{self, Block};
@@ -287,7 +288,25 @@ impl Decoder<'_> {
     }
 
     fn port(&self, setting: Setting<'_>) -> Option<Spanned<Port>> {
-        let host = self.number_of("a host port", setting.args().next()?, 1, 65535);
+        let host = setting.args().next()?;
+        if let Some(text) = host.value().as_string() {
+            let help = match habits::published(text) {
+                Ok(port) => format!("write `{port}`"),
+                Err(why) => {
+                    format!("{why}: `port 8080 to=80` leads from the host's port 8080 to the guest's 80")
+                }
+            };
+            return self.report(
+                Problem::new(
+                    "manifest.wrong-type",
+                    self.entry_span(host),
+                    "a text, not a number",
+                    "a host port is a number, not a text",
+                )
+                .help(help),
+            );
+        }
+        let host = self.number_of("a host port", host, 1, 65535);
         let guest = match setting.prop("to") {
             Some(entry) => self.number_of("a guest port", entry, 1, 65535).map(Some),
             None => Some(None),

@@ -5,6 +5,7 @@ use super::diagnostic::Problem;
 use super::model::{User, Workload, WorkloadFrom};
 use super::table::WORKLOAD;
 use kdl::KdlValue;
+use std::path::PathBuf;
 
 /// Archives keep their own owners, modes and contents.
 const ARCHIVES: &[&str] = &[
@@ -45,6 +46,7 @@ impl Decoder<'_> {
             None => Some(false),
         };
         let ignore = self.ignored(&block);
+        let ignore_from = self.ignored_from(&block);
         let (archive, file) = match (&source, &source_text) {
             (Some(WorkloadFrom::Url(source)), _) => (is_archive(source.file_name()), true),
             (_, Some(text)) => {
@@ -65,6 +67,7 @@ impl Decoder<'_> {
                 owner: owner?,
                 keep_modes: keep_modes?,
                 ignore: ignore?,
+                ignore_from: ignore_from?,
             },
             span: to_text?.span,
         })
@@ -117,6 +120,51 @@ impl Decoder<'_> {
             }
         }
         patterns
+    }
+
+    /// The pattern file, if there is one.
+    fn ignored_from(&self, block: &[Setting<'_>]) -> Option<Option<PathBuf>> {
+        let mut found: Option<Option<(PathBuf, std::ops::Range<usize>)>> = Some(None);
+        for ignore in block.iter().filter(|s| s.name() == "ignore") {
+            let Some(entry) = ignore.prop("from") else {
+                if ignore.args().next().is_none() {
+                    self.report::<()>(
+                        Problem::new(
+                            "manifest.missing-argument",
+                            ignore.span(),
+                            "ignores nothing",
+                            "`ignore` needs patterns, or a file of them",
+                        )
+                        .help("write patterns behind it, as in `ignore \"*.log\"`, or `ignore from=\".gitignore\"`"),
+                    );
+                }
+                continue;
+            };
+            let span = self.entry_span(entry);
+            let path = self.text_prop(*ignore, "from").and_then(|text| {
+                let docker = text.value.rsplit('/').next() == Some(".dockerignore");
+                let parsed = match docker {
+                    true => Err(Wrong::new(
+                        "of Docker",
+                        "the patterns of a .dockerignore mean something else than git's".to_owned(),
+                        "copy them into `ignore \"…\"`, each with a slash before it where only the top is meant",
+                    )),
+                    false => Ok(()),
+                };
+                self.checked("manifest.bad-pattern", &text.span, parsed)?;
+                self.host_path("`from` of `ignore`", &text, false)
+            });
+            if let Some(Some((_, first))) = &found {
+                self.report::<()>(
+                    Problem::new("manifest.duplicate-node", span.clone(), "again", "`ignore` has two files")
+                        .also(first.clone(), "first here")
+                        .help("keep one: files of its name further down count by themselves"),
+                );
+                continue;
+            }
+            found = path.map(|path| Some((path, span)));
+        }
+        Some(found?.map(|(path, _)| path))
     }
 
     fn only_for_directories(&self, setting: Setting<'_>, what: &str, props: &[&str]) {

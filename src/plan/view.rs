@@ -48,6 +48,8 @@ pub enum ScanId {
         keep_modes: bool,
         /// What is left out, in order.
         ignore: Vec<String>,
+        /// And the file of patterns.
+        ignore_from: Option<PathBuf>,
     },
 }
 
@@ -67,6 +69,7 @@ impl Scan {
             source: workload.source.clone(),
             keep_modes: workload.keep_modes,
             ignore: workload.ignore.clone(),
+            ignore_from: workload.ignore_from.clone(),
         }
     }
 

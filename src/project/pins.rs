@@ -1,6 +1,6 @@
 //! What the lock lacks: which pins a manifest needs, and how they get into `firegopher.lock`.
 
-use super::{LOCK_FILE, Project, fill, offline_error, verdict};
+use super::{Project, fill, offline_error, verdict};
 use crate::asset::{self, Apt};
 use crate::error::{Error, Result};
 use crate::lock::{AssetId, Lock, Pinned};
@@ -15,6 +15,7 @@ impl Project {
     /// `trust` lets a download without a digest in the manifest be pinned to whatever comes.
     pub fn pin_missing(&mut self, ui: &Ui, locked: bool, offline: bool, trust: bool) -> Result<bool> {
         let graph = super::graph_of_any_host(&self.manifest);
+        let lock_file = self.lock_name();
         let mut missing = needs_of(&graph);
         missing.retain(|need| need.pinned(&self.lock).is_none());
         let Some(first) = missing.first() else { return Ok(false) };
@@ -27,14 +28,14 @@ impl Project {
                     None => need.id.to_string(),
                 })
                 .collect();
-            return Err(Error::usage("lock.missing", format!("{LOCK_FILE} lacks: {}", names.join("; ")))
+            return Err(Error::usage("lock.missing", format!("{lock_file} lacks: {}", names.join("; ")))
                 .help("Run `firegopher lock` without --locked and check the file in."));
         }
         if offline {
-            return Err(offline_error(&format!("{LOCK_FILE} lacks {}", first.id)));
+            return Err(offline_error(&format!("{lock_file} lacks {}", first.id)));
         }
         if !trust {
-            check_blind(&missing)?;
+            check_blind(&missing, &lock_file)?;
         }
         match self.pin(&missing, ui) {
             Err(error) if self.lenient => {
@@ -72,7 +73,7 @@ impl Project {
         let mut missing = needs_of(&graph);
         missing.retain(|need| need.pinned(&self.lock).is_none());
         self.check_outdated(&missing)?;
-        check_blind(&missing)
+        check_blind(&missing, &self.lock_name())
     }
 
     fn check_outdated(&self, missing: &[Need<'_>]) -> Result<()> {
@@ -80,7 +81,7 @@ impl Project {
         let outdated: Vec<String> = outdated.map(|need| need.id.to_string()).collect();
         if !outdated.is_empty() {
             let names = outdated.join("; ");
-            return Err(Error::usage("lock.outdated", format!("{LOCK_FILE} has no blake3 for: {names}"))
+            return Err(Error::usage("lock.outdated", format!("{} has no blake3 for: {names}", self.lock_name()))
                 .help("An older firegopher wrote it. Run `firegopher update`, which pins these anew, and check the file in."));
         }
         Ok(())
@@ -91,14 +92,15 @@ impl Project {
     /// # Errors
     /// The first of those that cannot be resolved. The others are pinned all the same.
     pub fn pin(&mut self, wanted: &[Need<'_>], ui: &Ui) -> Result<()> {
+        let lock_file = self.lock_name();
         for need in wanted {
             let trust = if need.is_blind() { ", trusting what comes: check its sha256" } else { "" };
-            ui.note(&format!("pinning {} in {LOCK_FILE}{trust}", need.id));
+            ui.note(&format!("pinning {} in {lock_file}{trust}", need.id));
         }
         let (debian, others): (Vec<&Need<'_>>, Vec<_>) = wanted.iter().partition(|n| n.id.is_debian());
         let debian: Vec<AssetId> = debian.into_iter().map(|need| need.id.clone()).collect();
         let pinning = Pinning {
-            path: self.manifest.dir.join(LOCK_FILE),
+            path: self.manifest.location().lock_path(),
             state: Mutex::new((self.lock.clone(), Vec::new(), 0)),
         };
         let apt = Apt::new(&self.home).in_project(&self.manifest.dir);
@@ -109,14 +111,14 @@ impl Project {
         let (lock, errors, kept) =
             pinning.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         if errors.is_empty() || kept > 0 {
-            lock.save(&self.manifest.dir.join(LOCK_FILE))?;
+            lock.save(&self.manifest.location().lock_path())?;
             self.lock = lock;
         }
         let mut errors = errors.into_iter();
         let Some(first) = errors.next() else { return self.fill_again() };
         ui.clear();
         if kept > 0 {
-            ui.note(&format!("{LOCK_FILE} has {kept} of {} pins; the rest failed", wanted.len()));
+            ui.note(&format!("{lock_file} has {kept} of {} pins; the rest failed", wanted.len()));
         }
         // One of them ends the command; each of the others would be what ends the next one.
         errors.for_each(|error| ui.warning(&error.to_string()));
@@ -137,11 +139,11 @@ impl Project {
 }
 
 /// Refuses downloads of which nothing says what their bytes shall be.
-fn check_blind(missing: &[Need<'_>]) -> Result<()> {
+fn check_blind(missing: &[Need<'_>], lock_file: &str) -> Result<()> {
     if let Some(need) = missing.iter().find(|need| need.is_blind()) {
         return Err(Error::usage(
             "lock.no-digest",
-            format!("{} has no `sha256` in the manifest and no pin in {LOCK_FILE}", need.id),
+            format!("{} has no `sha256` in the manifest and no pin in {lock_file}", need.id),
         )
         .help(
             "Write sha256=\"…\" as its publisher names it behind the url, or run `firegopher lock`, which \

@@ -1,6 +1,6 @@
 //! What the manifest names on this host, hashed and checked.
 
-use super::{Project, local_image};
+use super::{Project, local_image, sensitive};
 use crate::error::{Error, Result};
 use crate::lock::AssetId;
 use crate::manifest;
@@ -10,11 +10,13 @@ use crate::manifest::model::{
 use crate::packages::PackageSet;
 use crate::plan::{Scan, ScannedSource};
 use crate::step;
-use crate::store::scan::{ScanOptions, scan_dir, scan_file};
+use crate::store::scan::{IgnoreFiles, ScanOptions, scan_dir, scan_file};
 use crate::ui::Ui;
 use crate::vmm::firecracker;
 use crate::vmm::spec::firecracker_programs;
+use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// The code for a path that leads nowhere.
@@ -27,7 +29,7 @@ impl Project {
     /// Usage with a report of everything that is not there; else the first thing that cannot be read or used.
     pub fn scan(&self, ui: &Ui) -> Result<Scan> {
         self.scan_all(ui).map_err(|error| match error.code() {
-            NOT_THERE => manifest::missing_files(&self.manifest.dir).unwrap_or(error),
+            NOT_THERE => manifest::missing_files(&self.manifest.location()).unwrap_or(error),
             _ => error,
         })
     }
@@ -96,6 +98,7 @@ impl Project {
                 self.scan_workload(&mut scan, workload, ui)?;
             }
         }
+        self.warn_of_secrets(&scan, ui);
         Ok(scan)
     }
 
@@ -132,7 +135,7 @@ impl Project {
         let Entry::Vacant(entry) = scan.sources.entry(Scan::base_id(path, keep_modes)) else { return Ok(()) };
         let full = self.canonical(path)?;
         let source = if full.is_dir() {
-            self.directory(full, &ScanOptions { ignore: &[], keep_modes }, ui)?
+            self.directory(full, &ScanOptions { keep_modes, ..ScanOptions::default() }, ui)?
         } else if keep_modes {
             return Err(Error::usage(
                 "manifest.unused-property",
@@ -161,12 +164,70 @@ impl Project {
         }
         let path = self.canonical(path)?;
         let source = if path.is_dir() {
-            let options = ScanOptions { ignore: &workload.ignore, keep_modes: workload.keep_modes };
+            let top =
+                workload.ignore_from.as_deref().map(|from| self.pattern_file(from, &path)).transpose()?;
+            let never = self.never_in(&path);
+            let options = ScanOptions {
+                ignore: &workload.ignore,
+                files: top.as_ref().map(|(name, top)| IgnoreFiles { name, top }),
+                never: &never,
+                keep_modes: workload.keep_modes,
+            };
             self.directory(path, &options, ui)?
         } else {
             self.file(&path)?
         };
         scan.sources.insert(id, source);
         Ok(())
+    }
+
+    /// The name of pattern files and the directory of the outermost one, for a workload in `dir`.
+    fn pattern_file(&self, from: &Path, dir: &Path) -> Result<(OsString, PathBuf)> {
+        // The file's own directory, and not where a link leads: git reads patterns where they lie.
+        let file = self.manifest.dir.join(from);
+        let (Some(name), Some(top)) = (file.file_name(), file.parent()) else {
+            return Err(Error::usage("manifest.path", format!("{} is no pattern file", from.display())));
+        };
+        let there = self.canonical(from)?;
+        let top = top.canonicalize().unwrap_or_else(|_| top.to_owned());
+        if !there.is_file() {
+            let text = format!("{} is not a file of patterns", from.display());
+            return Err(Error::usage("manifest.path", text).help("`ignore from=\".gitignore\"` names one"));
+        }
+        if !dir.starts_with(&top) {
+            let text = format!("{} says nothing about {}", from.display(), dir.display());
+            return Err(Error::usage("manifest.path", text)
+                .help("name a pattern file in the workload's directory, or in one above it"));
+        }
+        Ok((name.to_owned(), top))
+    }
+
+    /// What is never part of a workload in `dir`: the project's own files, and this home.
+    fn never_in(&self, dir: &Path) -> Vec<String> {
+        let at = self.manifest.location();
+        let mut own = vec![at.path(), at.lock_path()];
+        own.extend(self.home.root().canonicalize());
+        let within = |path: PathBuf| Some(path.strip_prefix(dir).ok()?.to_str()?.to_owned());
+        own.into_iter().filter_map(within).filter(|path| !path.is_empty()).collect()
+    }
+
+    /// Warns about files of workloads that look like secrets; once for each, if this command has the project's lock.
+    fn warn_of_secrets(&self, scan: &Scan, ui: &Ui) {
+        let mut found = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        for workload in self.manifest.vms.iter().flat_map(|vm| &vm.workloads) {
+            let source = scan.sources.get(&Scan::workload_id(workload));
+            let Some(ScannedSource::Dir { path, listing, digest }) = source else { continue };
+            if seen.insert((path, digest)) {
+                let shown = workload.source.to_string();
+                let shown = shown.trim_end_matches('/');
+                found
+                    .extend(sensitive::find(listing, path).into_iter().map(|path| format!("{shown}/{path}")));
+            }
+        }
+        let new = sensitive::news(&self.home.project(&self.name), found, self.guarded);
+        if !new.is_empty() {
+            ui.warning(&sensitive::warning(&new));
+        }
     }
 }

@@ -12,7 +12,14 @@ use std::path::{Path, PathBuf};
 
 /// Holds a lock file until dropped. The file stays.
 #[derive(Debug)]
-pub struct FileLock(#[expect(dead_code, reason = "held for its flock")] File);
+pub struct FileLock(File);
+
+impl FileLock {
+    /// Whether `path` still leads to the file that is locked.
+    pub fn is_at(&self, path: &Path) -> bool {
+        super::lock::is_at(&self.0, path)
+    }
+}
 
 /// Takes the lock on `path`, made if absent. After a second of waiting `on_wait` is told, once, who has it.
 pub fn lock_file(path: &Path, on_wait: &dyn Fn(&str)) -> Result<FileLock> {
@@ -47,10 +54,9 @@ impl Temps {
     }
 
     fn remove(&self) {
-        let ours = format!("{}-", std::process::id());
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&ours) {
+            if entry.file_name().to_string_lossy().starts_with(temp::owner()) {
                 // Their owners may still be writing; what stays even so is swept by the next command.
                 let path = entry.path();
                 let _ = (0..100).try_for_each(|_| match discard(&path) {

@@ -60,10 +60,10 @@ pub(super) fn name(mut args: impl Iterator<Item = OsString>) -> String {
     }
 }
 
-/// The first argument that is neither an option nor the directory of `-C`.
+/// The first argument that is neither an option nor the value of one that stands before a command.
 fn subcommand(mut args: impl Iterator<Item = OsString>) -> Option<OsString> {
     while let Some(arg) = args.next() {
-        if arg == OsStr::new("-C") {
+        if [OsStr::new("-C"), OsStr::new("-f"), OsStr::new("--file")].contains(&arg.as_os_str()) {
             args.next();
         } else if !arg.as_bytes().starts_with(b"-") {
             return Some(arg);
@@ -90,6 +90,7 @@ mod tests {
     fn a_command_is_named_without_its_arguments() {
         let name = |args: &[&str]| name(args.iter().map(OsString::from));
         assert_eq!(name(&["/usr/bin/firegopher", "-C", "/x", "run", "--", "s3cret"]), "firegopher run");
+        assert_eq!(name(&["firegopher", "-f", "x.kdl", "up"]), "firegopher up");
         assert_eq!(name(&["firegopher", "--version"]), "firegopher");
     }
 

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A directory (0700) on the store's file system, removed with all it holds when dropped.
@@ -44,6 +45,13 @@ impl Drop for TempDir {
     }
 }
 
+/// What the names of this process's temporary directories begin with. The pid is for people: another pid namespace that
+/// shares the store may have the same one.
+pub(super) fn owner() -> &'static str {
+    static OWNER: OnceLock<String> = OnceLock::new();
+    OWNER.get_or_init(|| format!("{}-{:016x}-", std::process::id(), fastrand::u64(..)))
+}
+
 /// This process is ending: whoever still wants a temporary directory waits for that.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
@@ -72,7 +80,7 @@ impl Store {
     /// A new temporary directory, from which outputs are published by renaming.
     pub fn temp_dir(&self) -> Result<TempDir> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{}{}", owner(), COUNT.fetch_add(1, Ordering::Relaxed));
         let failed = |e| write_failed("making a temporary directory in the store", e);
         // Between mkdir and flock the directory looks abandoned; sweeping waits for that (`sweep`).
         let guard = self.dir("tmp.lock");

@@ -40,6 +40,7 @@ pub fn drift(home: &Home, project: &Name, vm: &Observed, namespace: Option<&Netn
         }
     }
     // It may have been on its way down, or into another boot.
-    let still = missing.is_empty() || State::load(&dir)?.is_some_and(|now| steady(&now) && now.is_alive());
+    let still =
+        missing.is_empty() || State::load(&dir)?.is_some_and(|now| steady(&now) && now.is_alive(&dir));
     Ok(if still { missing } else { Vec::new() })
 }

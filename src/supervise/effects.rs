@@ -1,5 +1,6 @@
 //! Disks and ports a VM needs before it boots: volumes, the scratch disk, and the published ports.
 
+use super::process::{Process, Whereabouts};
 use super::spec::{SuperviseSpec, VolumeSpec};
 use crate::error::{Context, Error, Result};
 use crate::image::{Role, create_empty};
@@ -84,7 +85,7 @@ pub(super) fn lock_volumes(spec: &SuperviseSpec) -> Result<Vec<File>> {
 ///
 /// # Errors
 /// `supervise.volume-size` and `supervise.volume-busy`, as a boot would.
-pub fn check_volumes(vm: &Name, volumes: &[VolumeSpec], ending: &[i32]) -> Result<()> {
+pub fn check_volumes(vm: &Name, volumes: &[VolumeSpec], ending: &[Process]) -> Result<()> {
     for volume in volumes {
         let subject = || format!("volume {} of VM {vm}", volume.name);
         let file = match open_volume(volume) {
@@ -93,7 +94,7 @@ pub fn check_volumes(vm: &Name, volumes: &[VolumeSpec], ending: &[i32]) -> Resul
             other => other.or_failed("supervise.volume", || format!("cannot open {}", subject()))?,
         };
         check_size(&file, volume, &subject)?;
-        if !lock_volume(&file, &subject)? && !ending.iter().any(|pid| has_open(*pid, &file)) {
+        if !lock_volume(&file, &subject)? && !ending.iter().any(|process| has_open(process, &file)) {
             return Err(busy(&subject));
         }
     }
@@ -137,14 +138,20 @@ fn busy(subject: &dyn Fn() -> String) -> Error {
 }
 
 /// Whether a supervisor holds a volume.
-pub fn has_volume_open(supervisor: i32, volume: &VolumeSpec) -> bool {
+pub fn has_volume_open(supervisor: &Process, volume: &VolumeSpec) -> bool {
     open_volume(volume).is_ok_and(|file| has_open(supervisor, &file))
 }
 
 /// Whether a process has this file open; false too for one that is gone or another user's. Only a supervisor that has
 /// locked a volume keeps it open. (/proc/locks would name the holder, but misses some while others come and go.)
-fn has_open(pid: i32, file: &File) -> bool {
+fn has_open(process: &Process, file: &File) -> bool {
     use std::os::unix::fs::MetadataExt;
+    let pid = match process.find() {
+        Whereabouts::Here(pid) => pid,
+        Whereabouts::Gone => return false,
+        // Nobody can look at its files from here; the boot itself finds out.
+        Whereabouts::Hidden => return true,
+    };
     let (Ok(own), Ok(open)) = (file.metadata(), std::fs::read_dir(format!("/proc/{pid}/fd"))) else {
         return false;
     };
@@ -155,7 +162,8 @@ fn has_open(pid: i32, file: &File) -> bool {
 /// Makes a volume under another name first, so that one that exists is whole.
 fn create_volume(path: &Path, size: u64) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
+    // Not by pid: another pid namespace may have the same.
+    name.push(format!(".{:016x}.tmp", fastrand::u64(..)));
     let tmp = path.with_file_name(name);
     remove_file(&tmp).or_failed("supervise.volume", || format!("cannot replace {}", tmp.display()))?;
     create_empty(&tmp, size, Role::Volume)
@@ -223,11 +231,16 @@ mod tests {
         let held = File::open(dir.path().join("data.ext4")).unwrap();
         held.try_lock().unwrap();
         let mut holder = Command::new("sleep").arg("60").stdin(held).spawn().unwrap();
-        let holds = holder.id() as i32;
-        let busy = |ending: &[i32]| check_volumes(&vm, &[volume(4096)], ending).map_err(|e| e.code());
+        let holds = Process::of(holder.id() as i32).unwrap();
+        let other = Process::of(1).unwrap();
+        let busy = |ending: &[Process]| check_volumes(&vm, &[volume(4096)], ending).map_err(|e| e.code());
         assert_eq!(busy(&[]), Err("supervise.volume-busy"));
-        assert_eq!(busy(&[1]), Err("supervise.volume-busy"), "held by one that stays");
-        assert_eq!(busy(&[1, holds]), Ok(()), "held by one that ends before");
+        assert_eq!(
+            busy(std::slice::from_ref(&other)),
+            Err("supervise.volume-busy"),
+            "held by one that stays"
+        );
+        assert_eq!(busy(&[other.clone(), holds.clone()]), Ok(()), "held by one that ends before");
         std::os::unix::fs::symlink("data.ext4", dir.path().join("link")).unwrap();
         let link = VolumeSpec { path: dir.path().join("link"), ..volume(4096) };
         assert_eq!(check_volumes(&vm, &[link], &[holds]).unwrap_err().code(), "supervise.volume");

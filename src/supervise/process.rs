@@ -4,9 +4,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 pub(crate) use crate::syscall::{pidfd_open, pidfd_send_signal as send};
+
+/// The inode of the host's own pid namespace (PROC_PID_INIT_INO of linux/proc_ns.h): from there every process is seen.
+const INITIAL_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// A process: its pid, when it started and in which boot of the host. A pid alone is reused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +21,20 @@ pub struct Process {
     pub start_time: u64,
     /// /proc/sys/kernel/random/boot_id at the time of recording.
     pub boot_id: String,
+    /// The pid namespace in which `pid` means this process; unknown of those that older versions recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<u64>,
+}
+
+/// Where a recorded process is, as seen from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// It runs, and this is its pid here.
+    Here(i32),
+    /// It has ended.
+    Gone,
+    /// It was started in a pid namespace that cannot be seen from here: nothing is known of it.
+    Hidden,
 }
 
 impl Process {
@@ -26,7 +44,7 @@ impl Process {
         if matches!(state, b'Z' | b'X') {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         }
-        Ok(Process { pid, start_time, boot_id: boot_id()? })
+        Ok(Process { pid, start_time, boot_id: boot_id()?, namespace: own_namespace() })
     }
 
     /// The calling process.
@@ -35,23 +53,58 @@ impl Process {
         Process::of(std::process::id() as i32)
     }
 
-    /// Whether this very process still runs. A zombie does not.
-    pub fn is_alive(&self) -> bool {
-        Process::of(self.pid).is_ok_and(|now| now == *self)
+    /// Looks for this very process. A pid means something only in the namespace that it was recorded in; from an
+    /// enclosing one the process is found by the pids that the kernel lists for it.
+    pub fn find(&self) -> Whereabouts {
+        if !boot_id().is_ok_and(|now| now == self.boot_id) {
+            return Whereabouts::Gone;
+        }
+        let own = own_namespace();
+        if self.namespace.is_none_or(|recorded| own == Some(recorded)) && pids_are_ours() {
+            return match self.started_as(self.pid) {
+                true => Whereabouts::Here(self.pid),
+                false => Whereabouts::Gone,
+            };
+        }
+        match self.namespace.filter(|_| pids_are_ours()).and_then(|namespace| self.find_within(namespace)) {
+            Some(pid) => Whereabouts::Here(pid),
+            None if own == Some(INITIAL_NAMESPACE) => Whereabouts::Gone,
+            None => Whereabouts::Hidden,
+        }
     }
 
-    /// A pidfd of this very process, `None` if it is gone.
+    /// The pid here of a process in an inner namespace.
+    fn find_within(&self, namespace: u64) -> Option<i32> {
+        let pids = std::fs::read_dir("/proc").ok()?.flatten();
+        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.find(|pid| {
+            namespace_of(&pid.to_string()) == Some(namespace)
+                && innermost_pid(*pid) == Some(self.pid)
+                && self.started_as(*pid)
+        })
+    }
+
+    /// Whether the process with this pid started when this one did. A zombie does not run.
+    fn started_as(&self, pid: i32) -> bool {
+        stat(pid).is_ok_and(|(state, start)| !matches!(state, b'Z' | b'X') && start == self.start_time)
+    }
+
+    /// Whether this very process still runs and can be seen from here. A zombie does not. What cannot be seen may
+    /// live all the same: ask a lock.
+    pub fn is_alive(&self) -> bool {
+        matches!(self.find(), Whereabouts::Here(_))
+    }
+
+    /// A pidfd of this very process, `None` if it is gone or cannot be seen.
     pub fn pidfd(&self) -> io::Result<Option<OwnedFd>> {
-        if !self.is_alive() {
-            return Ok(None);
-        }
-        let fd = match pidfd_open(self.pid) {
+        let Whereabouts::Here(pid) = self.find() else { return Ok(None) };
+        let fd = match pidfd_open(pid) {
             Ok(fd) => fd,
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
             Err(e) => return Err(e),
         };
         // The pid may have been reused between the two calls; the descriptor now pins it, so one look decides.
-        Ok(self.is_alive().then_some(fd))
+        Ok(self.started_as(pid).then_some(fd))
     }
 
     /// Sends a signal to this very process; `false` if it is gone.
@@ -68,6 +121,27 @@ impl Process {
         send(&fd, signal)?;
         wait(&fd, timeout)
     }
+}
+
+/// The pid namespace of the calling process.
+fn own_namespace() -> Option<u64> {
+    namespace_of("self")
+}
+
+fn namespace_of(process: &str) -> Option<u64> {
+    Some(std::fs::metadata(format!("/proc/{process}/ns/pid")).ok()?.ino())
+}
+
+/// Whether /proc shows the pids of this process's own namespace: a new one may have been entered without mounting it.
+fn pids_are_ours() -> bool {
+    let own = std::process::id().to_string();
+    std::fs::read_link("/proc/self").is_ok_and(|shown| shown.as_os_str() == own.as_str())
+}
+
+/// The last of the pids that a process has, from this namespace inwards (`NSpid` in proc_pid_status(5)).
+fn innermost_pid(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last()?.parse().ok())
 }
 
 /// Waits until the process behind a pidfd has ended; `false` on timeout.
@@ -113,6 +187,8 @@ mod tests {
         assert!(me.is_alive());
         assert!(!Process { start_time: me.start_time + 1, ..me.clone() }.is_alive());
         assert!(!Process { boot_id: "other".into(), ..me.clone() }.is_alive());
+        // As older versions recorded it.
+        assert!(Process { namespace: None, ..me.clone() }.is_alive());
         // Signal 0 only asks.
         assert!(me.signal(0).unwrap());
         assert!(!Process { start_time: 1, ..me }.signal(libc::SIGKILL).unwrap());
@@ -125,5 +201,55 @@ mod tests {
         assert!(process.signal_and_wait(libc::SIGKILL, Duration::from_secs(5)).unwrap());
         assert!(!process.is_alive());
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_pid_of_another_namespace_means_nobody_here() {
+        let me = Process::current().unwrap();
+        let elsewhere = Process { namespace: Some(1), ..me.clone() };
+        let seen = elsewhere.find();
+        let all_seen = me.namespace == Some(INITIAL_NAMESPACE);
+        assert_eq!(seen, if all_seen { Whereabouts::Gone } else { Whereabouts::Hidden });
+        assert!(!elsewhere.signal(libc::SIGKILL).unwrap(), "nobody is killed for it");
+        // A boot of the host ends every namespace.
+        assert_eq!(Process { boot_id: "other".into(), ..elsewhere }.find(), Whereabouts::Gone);
+        assert_eq!(innermost_pid(me.pid), Some(me.pid));
+    }
+
+    #[test]
+    fn a_process_in_an_inner_namespace_is_found_from_outside() {
+        // Prints what the process calls itself, then waits.
+        let script = "stat -L -c %i /proc/self/ns/pid; exec cat";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command
+            .args(["sh", "-c", script])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
+        let Ok(mut child) = command.spawn() else {
+            crate::testing::skip("no unshare");
+            return;
+        };
+        let mut line = String::new();
+        let out = child.stdout.take().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
+        let Ok(namespace) = line.trim().parse::<u64>() else {
+            crate::testing::skip("no pid namespaces for this user");
+            child.wait().unwrap();
+            return;
+        };
+        let inner = (1..).find_map(|_| {
+            let pids = std::fs::read_dir("/proc").unwrap().flatten();
+            let mut pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+            pids.find(|pid| {
+                namespace_of(&pid.to_string()) == Some(namespace) && innermost_pid(*pid) == Some(1)
+            })
+        });
+        let seen = Process::of(inner.unwrap()).unwrap();
+        let recorded = Process { pid: 1, namespace: Some(namespace), ..seen.clone() };
+        assert_eq!(recorded.find(), Whereabouts::Here(seen.pid));
+        assert!(recorded.signal_and_wait(libc::SIGKILL, Duration::from_secs(30)).unwrap());
+        child.wait().unwrap();
+        assert!(!recorded.is_alive());
     }
 }

@@ -3,9 +3,10 @@
 use super::client::Client;
 use super::effects::remove_file;
 use super::host::Host;
-use super::journal::{JOURNAL_FILE, Journal};
+use super::journal::{Effect, JOURNAL_FILE, Journal};
 use super::machine::Platform;
 use super::outcome::{Outcome, Reason};
+use super::process::Whereabouts;
 use super::state::{STATE_FILE, State, Status};
 use super::supervisor;
 use super::{clock, wire};
@@ -49,7 +50,7 @@ pub fn observe(home: &Home, project: &Name) -> Result<Vec<Observed>> {
             continue;
         }
         if let Some(state) = State::load(&entry.path())? {
-            found.push(Observed { alive: state.is_alive(), state });
+            found.push(Observed { alive: state.is_alive(&entry.path()), state });
         }
     }
     found.sort_by(|a, b| a.state.vm.cmp(&b.state.vm));
@@ -64,7 +65,12 @@ pub fn observe(home: &Home, project: &Name) -> Result<Vec<Observed>> {
 pub fn reclaim(home: &Home, project: &Name, vm: &Name) -> Result<()> {
     let dir = home.vm(project, vm);
     // A tap that outlives its VMM is removed where the project's other VMs live.
-    reclaim_with(&Host::new(project_netns(home, project)?), &dir, vm)?;
+    let netns = match project_netns(home, project) {
+        // The others' namespace cannot be entered from here; a tap ends with the process that holds it.
+        Err(e) if e.code() == HIDDEN => None,
+        other => other?,
+    };
+    reclaim_with(&Host::new(netns), &dir, vm)?;
     // Others keep their address from boot to boot; an ephemeral VM never boots again.
     if !dir.exists() {
         address::release(&home.project(project), vm)?;
@@ -76,7 +82,7 @@ pub fn reclaim(home: &Home, project: &Name, vm: &Name) -> Result<()> {
 pub fn is_lost(home: &Home, project: &Name, vm: &Name) -> Result<bool> {
     let dir = home.vm(project, vm);
     match State::load(&dir)? {
-        Some(state) if state.is_alive() => Ok(false),
+        Some(state) if state.is_alive(&dir) => Ok(false),
         // One that ends for good leaves no directory either.
         Some(state) if state.ephemeral || !state.status.is_final() => Ok(true),
         _ => Ok(!Journal::open(&dir)?.is_empty()),
@@ -97,7 +103,10 @@ pub(super) fn reclaim_with(platform: &dyn Platform, dir: &Path, vm: &Name) -> Re
         return Err(Error::failed("supervise.running", format!("VM {vm} is held by a live supervisor"))
             .help("stop it first: firegopher down"));
     };
-    Journal::open(dir)?.undo(|_| true, |e| platform.undo(e))?;
+    let mut journal = Journal::open(dir)?;
+    // A uid is free for others only once nothing of its VM is left.
+    journal.undo(|e| !matches!(e, Effect::Uid { .. }), |e| platform.undo(e))?;
+    journal.undo(|_| true, |e| platform.undo(e))?;
     for file in [JOURNAL_FILE, STATE_FILE] {
         replace::sweep(&dir.join(file)).or_failed("supervise.remove", || "cannot remove half a state")?;
     }
@@ -126,7 +135,7 @@ fn lock_of_the_dead(dir: &Path) -> Result<Option<impl Sized + use<>>> {
         if let Some(lock) = supervisor::lock(dir)? {
             return Ok(Some(lock));
         }
-        let lives = State::load(dir)?.is_some_and(|state| state.is_alive());
+        let lives = State::load(dir)?.is_some_and(|state| state.is_alive(dir));
         if lives || Instant::now() >= until {
             return Ok(None);
         }
@@ -147,6 +156,8 @@ pub enum Wish {
 
 /// The code of the error about a VM whose end was not waited for.
 pub const LEFT: &str = "supervise.left";
+/// The code of the error about a project whose network cannot be reached from here.
+pub const HIDDEN: &str = "supervise.hidden";
 /// How long a wish may go unheard.
 const SLICE: Duration = Duration::from_millis(50);
 /// What a supervisor may take to kill its VM and to clean up, and what the kernel may take to end a supervisor.
@@ -212,21 +223,73 @@ pub fn stop_while(
                 break;
             }
         }
+    } else if state.is_alive(&dir) {
+        stop_unseen(&dir, vm, timeout, wish)?;
     }
     reclaim(home, project, vm)?;
     Ok(State::load(&dir)?.and_then(|s| s.outcome()))
 }
 
+/// Stops a VM whose supervisor runs in a pid namespace that cannot be seen from here: by its socket, and its end is
+/// that of its lock.
+fn stop_unseen(dir: &Path, vm: &Name, timeout: Duration, wish: &dyn Fn() -> Wish) -> Result<()> {
+    let mut until = Instant::now() + timeout;
+    let (mut asked, mut hurried) = (false, false);
+    while supervisor::is_locked(dir) {
+        let wished = wish();
+        let kill = wished == Wish::Kill && !hurried;
+        if (!asked || kill)
+            && let Some(client) = Client::connect(dir)?
+        {
+            client.stop(kill)?;
+            asked = true;
+        }
+        if kill {
+            hurried = true;
+            until = until.min(Instant::now() + ENDING);
+        }
+        if wished == Wish::Leave {
+            return Err(Error::failed(LEFT, format!("VM {vm} has not ended yet")));
+        }
+        if Instant::now() >= until {
+            let text = format!("VM {vm} does not end, and its supervisor runs in another pid namespace");
+            return Err(Error::failed("supervise.stop", text)
+                .help("run `firegopher down --kill` where it was started: from here it cannot be killed"));
+        }
+        std::thread::sleep(SLICE);
+    }
+    Ok(())
+}
+
 /// The network namespace of a project, as held by any of its live supervisors.
+///
+/// # Errors
+/// [`HIDDEN`] if all of those that hold it run in pid namespaces that cannot be seen from here.
 pub fn project_netns(home: &Home, project: &Name) -> Result<Option<Netns>> {
-    for observed in observe(home, project)? {
+    let mut hidden = None;
+    for observed in observe(home, project)?.into_iter().filter(|observed| observed.alive) {
         let Some(fd) = observed.state.netns_fd else { continue };
-        let path = format!("/proc/{}/fd/{fd}", observed.state.supervisor.pid);
-        let Ok(file) = std::fs::File::open(&path) else { continue };
+        let supervisor = &observed.state.supervisor;
+        let pid = match supervisor.find() {
+            Whereabouts::Here(pid) => pid,
+            Whereabouts::Hidden => {
+                hidden = Some(observed.state.vm);
+                continue;
+            }
+            Whereabouts::Gone => continue,
+        };
+        let Ok(file) = std::fs::File::open(format!("/proc/{pid}/fd/{fd}")) else { continue };
         // Only now is it certain that the descriptor was that supervisor's.
-        if observed.state.is_alive() {
+        if supervisor.is_alive() {
             return Ok(Some(Netns::from_fd(OwnedFd::from(file))));
         }
     }
-    Ok(None)
+    match hidden {
+        None => Ok(None),
+        Some(vm) => {
+            let text = format!("VM {vm} runs in another pid namespace, which has the network of its project");
+            Err(Error::failed(HIDDEN, text)
+                .help("run this where the VM was started, or stop the project's VMs first: firegopher down"))
+        }
+    }
 }

@@ -2,7 +2,8 @@
 
 use super::clock::Stamp;
 use super::outcome::{Outcome, Reason};
-use super::process::Process;
+use super::process::{Process, Whereabouts};
+use super::supervisor;
 use crate::digest::{ObjectDigest, StepKey};
 use crate::error::{Context, Error, Result};
 use crate::manifest::model::Port;
@@ -154,9 +155,11 @@ impl State {
         Some(Outcome { reason, exit: self.exit.clone(), message: self.error.clone() })
     }
 
-    /// Whether its supervisor still runs.
-    pub fn is_alive(&self) -> bool {
-        self.supervisor.is_alive()
+    /// Whether its supervisor still runs: it holds the lock in the VM's directory, here `dir`, for its life. From
+    /// another pid namespace nothing but the lock can be seen.
+    pub fn is_alive(&self, dir: &Path) -> bool {
+        // Whoever cleans up after a dead one holds the lock for a while, too.
+        supervisor::is_locked(dir) && self.supervisor.find() != Whereabouts::Gone
     }
 }
 

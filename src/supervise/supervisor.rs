@@ -45,21 +45,41 @@ pub(super) struct Prepared {
     taken: Taken,
 }
 
+/// The file that a supervisor keeps locked for its life, in its VM's directory.
+const LOCK_FILE: &str = "lock";
+/// Who only looks whether the lock is held (`is_locked`) has it for an instant.
+const GLANCE: Duration = Duration::from_millis(500);
+
 /// Takes the VM's lock; `None` if somebody holds it.
 pub(super) fn lock(dir: &Path) -> Result<Option<File>> {
     let file = fs_err::OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
-        .open(dir.join("lock"))
+        .open(dir.join(LOCK_FILE))
         .or_failed("supervise.lock", || format!("cannot lock {}", dir.display()))?
         .into_file();
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(e)) => {
-            Err(Error::failed("supervise.lock", format!("cannot lock {}", dir.display())).because(e))
+    let until = std::time::Instant::now() + GLANCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(std::fs::TryLockError::WouldBlock) if std::time::Instant::now() >= until => return Ok(None),
+            Err(std::fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+            Err(std::fs::TryLockError::Error(e)) => {
+                return Err(
+                    Error::failed("supervise.lock", format!("cannot lock {}", dir.display())).because(e)
+                );
+            }
         }
+    }
+}
+
+/// Whether somebody holds the VM's lock. What cannot be looked at counts as held: it may be in use.
+pub(super) fn is_locked(dir: &Path) -> bool {
+    match File::open(dir.join(LOCK_FILE)) {
+        // Shared, so that two who look do not see each other.
+        Ok(file) => file.try_lock_shared().is_err(),
+        Err(e) => e.kind() != std::io::ErrorKind::NotFound,
     }
 }
 

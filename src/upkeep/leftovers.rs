@@ -43,7 +43,10 @@ pub fn reclaim(home: &Home, ui: &Ui) -> Result<Vec<Lost>> {
             Ok(()) => done.push(Lost { project, vm }),
             // A throw-away VM's own command removes it, too.
             Err(_) if !supervise::is_lost(home, &project, &vm)? => {}
-            Err(e) => ui.warning(&format!("could not clean up after VM {vm} of project {project}: {e}")),
+            Err(e) => {
+                let label = project::label(home, &project);
+                ui.warning(&format!("could not clean up after VM {vm} of project {label}: {e}"));
+            }
         }
     }
     Ok(done)

@@ -19,7 +19,7 @@ use std::path::Path;
 
 /// The projects that have state in a home, sorted.
 pub fn projects(home: &Home) -> Result<Vec<Name>> {
-    names(&home.root().join("state"))
+    names(&home.states())
 }
 
 /// The projects that have volumes in a home, sorted.

@@ -6,10 +6,10 @@ use crate::name::Name;
 use crate::store::Store;
 use crate::store::gc::{Needed, User};
 use crate::supervise::State;
-use crate::{lock, manifest, project};
+use crate::{manifest, project};
 use fs_err as fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Larger lock files are none.
 const LOCK_MAX: u64 = 16 << 20;
@@ -20,13 +20,14 @@ pub fn roots(home: &Home, store: &Store) -> Result<Needed> {
     for name in super::projects(home)? {
         let known = Known::find(home, &name);
         if let Some(known) = &known {
-            let path = known.dir.join(lock::FILE_NAME);
+            let path = known.lock.clone();
             if let Some(text) = read_some(&path) {
                 needed.lock(path, &text);
             }
         }
         for vm in super::vms(home, &name)? {
-            if let Some(state) = State::load(&home.vm(&name, &vm))?.filter(State::is_alive) {
+            let dir = home.vm(&name, &vm);
+            if let Some(state) = State::load(&dir)?.filter(|state| state.is_alive(&dir)) {
                 for object in state.objects {
                     needed.object(object, User::Running { project: name.clone(), vm: vm.clone() });
                 }
@@ -55,26 +56,29 @@ fn built(needed: &mut Needed, store: &Store, project: &Name, vm: &Name) {
 
 /// A project whose directory still is one.
 struct Known {
-    dir: std::path::PathBuf,
+    /// Its lock file.
+    lock: PathBuf,
     /// The VMs of its manifest; `None` if that cannot be read now, and any VM may be one of them.
     vms: Option<Vec<Name>>,
 }
 
 impl Known {
-    fn find(home: &Home, name: &Name) -> Option<Known> {
-        let dir = project::claimed_by(&home.project(name))?;
+    fn find(home: &Home, key: &Name) -> Option<Known> {
+        let at = project::Claim::load(&home.project(key))?.location();
         // What cannot be looked at, as on a disk that does not answer, is there for all we know.
-        let there = |file: &str| dir.join(file).try_exists().unwrap_or(true);
-        if !there(manifest::FILE_NAME) && !there(lock::FILE_NAME) {
+        let there = |file: &Path| file.try_exists().unwrap_or(true);
+        if !there(&at.path()) && !there(&at.lock_path()) {
             return None;
         }
-        let vms = match manifest::load(&dir) {
-            // It goes by another name now, which has a state of its own.
-            Ok(manifest) if manifest::project_name(&manifest) != *name => return None,
+        let vms = match manifest::load_at(&at) {
+            // Another project has taken its place there.
+            Ok(manifest) if project::identify(home, &manifest).is_ok_and(|found| found.key != *key) => {
+                return None;
+            }
             Ok(manifest) => Some(manifest.vms.into_iter().map(|vm| vm.name).collect()),
             Err(_) => None,
         };
-        Some(Known { dir, vms })
+        Some(Known { lock: at.lock_path(), vms })
     }
 
     fn has(&self, vm: &Name) -> bool {

@@ -67,10 +67,16 @@ fn vms_that_left_the_manifest_need_nothing() {
 }
 
 #[test]
-fn a_project_that_is_gone_or_has_another_name_needs_nothing() {
+fn a_project_that_is_gone_needs_nothing_and_one_with_another_name_needs_what_it_did() {
     let s = scratch();
     let dir = project(&s, "shop", &[("web", 1)]);
     fs::write(dir.join("firegopher.kdl"), "project \"market\"\nvm \"web\" { run \"true\" }\n").unwrap();
+    assert_eq!(objects(&s), [1, 101].map(object));
+    // Older versions began anew under the new name: what they left is of no use.
+    let claim = s.store.home().project(&name("shop")).join("project.json");
+    let newer = s.store.home().project(&name("market"));
+    fs::create_dir_all(&newer).unwrap();
+    fs::copy(claim, newer.join("project.json")).unwrap();
     assert!(objects(&s).is_empty());
     fs::remove_dir_all(&dir).unwrap();
     assert!(objects(&s).is_empty());

@@ -11,16 +11,16 @@ use crate::name::{Name, VmId};
 use fs_err as fs;
 use nix::unistd::geteuid;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// It takes some 50 ms, and a second or two where QEMU emulates a busy host's CPU.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// In the arguments that the guest prints.
 const PROOF: &str = "firegopher.end=";
-/// Then the pid, its start and a number.
+/// Then a number by chance.
 const PREFIX: &str = ".firegopher-trial-";
 /// Of leases.
 const PROJECT: &str = "trial";
@@ -53,13 +53,10 @@ fn place(home: &Home) -> PathBuf {
 }
 
 fn trial(vmm: VmmBinary, kvm: bool, stub: Stub, home: &Home) -> Result<Trial> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let pid = std::process::id();
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let start = started(pid).unwrap_or_default();
-    let base = place(home).join(format!("{PREFIX}{pid}-{start}-{number}"));
+    let (base, _lock) = claim(&place(home)).or_failed("vmm.trial", || "cannot prepare a trial of the VMM")?;
     let name = |text: &str| Name::new(text).map_err(Error::bug);
-    let (project, vm) = (name(PROJECT)?, name(&format!("p{pid}-{number}"))?);
+    let (project, vm) =
+        (name(PROJECT)?, lease_name(&base).ok_or_else(|| Error::bug("a trial without a number"))?);
     let uid = geteuid().is_root().then(|| lease::lease(home, &project, &vm)).transpose()?;
     let jail = uid.map(|uid| JailSpec { root: base.join("jail"), uid, gid: uid });
     let spec = VmSpec {
@@ -76,7 +73,6 @@ fn trial(vmm: VmmBinary, kvm: bool, stub: Stub, home: &Home) -> Result<Trial> {
         jail: jail.clone(),
     };
     let prepare = || {
-        std::fs::DirBuilder::new().mode(0o700).create(&base)?;
         for (path, bytes) in [(&spec.kernel, stub.elf()), (&spec.initramfs, vec![0; 512])] {
             fs::write(path, bytes)?;
             fs::set_permissions(path, PermissionsExt::from_mode(0o444))?;
@@ -88,6 +84,24 @@ fn trial(vmm: VmmBinary, kvm: bool, stub: Stub, home: &Home) -> Result<Trial> {
     let cleaned = remove(&base);
     let released = lease::release(home, &project, &vm);
     result.and_then(|trial| cleaned.and(released).map(|()| trial))
+}
+
+/// Makes a trial's directory. Its lock tells a sweep, in whichever pid namespace, that the trial goes on.
+fn claim(place: &Path) -> std::io::Result<(PathBuf, std::fs::File)> {
+    loop {
+        let base = place.join(format!("{PREFIX}{:016x}", fastrand::u64(..)));
+        std::fs::DirBuilder::new().mode(0o700).create(&base)?;
+        // A sweep may have found it before it was locked.
+        let Ok(dir) = std::fs::File::open(&base) else { continue };
+        if dir.try_lock().is_ok() && base.symlink_metadata().is_ok() {
+            return Ok((base, dir));
+        }
+    }
+}
+
+/// Under which name the trial of a directory leases its uid.
+fn lease_name(base: &Path) -> Option<Name> {
+    Name::new(format!("t-{}", base.file_name()?.to_str()?.strip_prefix(PREFIX)?)).ok()
 }
 
 fn run(spec: &VmSpec) -> Result<Trial> {
@@ -140,21 +154,18 @@ pub fn sweep(home: &Home) -> Result<usize> {
     for dir in home.root().ancestors() {
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
-            let Some(of) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
-            let mut numbers = of.split('-').map(str::parse::<u64>);
-            let (Some(Ok(pid)), Some(Ok(start))) = (numbers.next(), numbers.next()) else { continue };
+            if !name.as_bytes().starts_with(PREFIX.as_bytes()) {
+                continue;
+            }
             // A directory that others could have put here is not ours to remove.
             let ours = std::fs::symlink_metadata(&path).is_ok_and(|meta| {
                 meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o077 == 0
             });
-            let runs = u32::try_from(pid).ok().and_then(started) == Some(start);
-            if !ours || runs {
-                continue;
-            }
+            let lock = ours.then(|| std::fs::File::open(&path).ok()).flatten();
+            let Some(_lock) = lock.filter(|lock| lock.try_lock().is_ok()) else { continue };
             remove(&path)?;
-            if let (Ok(project), Some(Ok(number)), true) =
-                (Name::new(PROJECT), numbers.next(), geteuid().is_root())
-                && let Ok(vm) = Name::new(format!("p{pid}-{number}"))
+            if let (Ok(project), Some(vm), true) =
+                (Name::new(PROJECT), lease_name(&path), geteuid().is_root())
             {
                 lease::release(home, &project, &vm)?;
             }
@@ -162,13 +173,6 @@ pub fn sweep(home: &Home) -> Result<usize> {
         }
     }
     Ok(swept)
-}
-
-/// When a process started, in ticks since the host's boot; `None` if there is none.
-fn started(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 22; the second may hold spaces and parentheses (proc(5)).
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -235,16 +239,13 @@ mod tests {
             std::fs::DirBuilder::new().mode(mode).create(&path).unwrap();
             path
         };
-        let me = (std::process::id(), started(std::process::id()).unwrap());
-        let dead = private(format!("{PREFIX}{}-{}-0", me.0, me.1 + 1), 0o700);
+        let dead = private(format!("{PREFIX}0123"), 0o700);
         fs::create_dir(dead.join("jail")).unwrap();
         fs::write(dead.join("jail/file"), "x").unwrap();
-        let kept = [
-            private(format!("{PREFIX}{}-{}-1", me.0, me.1), 0o700),
-            private(format!("{PREFIX}1999999-5-0"), 0o755),
-            private(".firegopher-other".to_owned(), 0o700),
-        ];
-        std::os::unix::fs::symlink(&kept[2], dir.path().join(format!("{PREFIX}1999999-6-0"))).unwrap();
+        let (alive, _lock) = claim(dir.path()).unwrap();
+        let kept =
+            [alive, private(format!("{PREFIX}4567"), 0o755), private(".firegopher-other".to_owned(), 0o700)];
+        std::os::unix::fs::symlink(&kept[2], dir.path().join(format!("{PREFIX}89ab"))).unwrap();
         assert_eq!(sweep(&home).unwrap(), 1);
         assert!(!dead.exists() && kept.iter().all(|path| path.exists()));
         assert_eq!(sweep(&home).unwrap(), 0);

@@ -11,6 +11,7 @@ mod downloads;
 mod examples;
 mod faults;
 mod harness;
+mod identity;
 mod inside;
 mod isolation;
 mod kernels;

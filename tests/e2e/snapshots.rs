@@ -46,6 +46,7 @@ fn help_of_every_command() {
         "verify",
         "store",
         "completions",
+        "man",
     ];
     let pages: Vec<String> = names.iter().map(|name| shown(&project, &[name, "--help"])).collect();
     insta::assert_snapshot!(pages.join("\n"));
@@ -188,17 +189,43 @@ fn doctor_says_the_same_in_words_and_as_json() {
 }
 
 #[test]
-fn completions_know_every_command_in_every_shell() {
+fn completions_know_commands_options_and_the_names_of_the_moment() {
     let project = Project::empty();
+    project.manifest("vm \"web\" { run \"true\" }\nvm \"db\" { run \"true\" }");
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = project.ok(&["completions", shell]).stdout;
-        for word in ["plan", "completions", "detailed-exitcode", "offline"] {
-            assert!(script.contains(word), "{word} is not in {shell}'s");
-        }
+        assert!(script.contains("FIREGOPHER_COMPLETE"), "{shell}: {script}");
     }
     // Bash takes it as a script.
     let script = project.ok(&["completions", "bash"]).stdout;
     let checked = std::process::Command::new("bash").args(["-n", "-c", &script]).status().unwrap();
     assert!(checked.success());
     project.run(&["completions", "tcsh"]).expect(64).says("[possible values: bash");
+    // As fish asks: what could stand at the end of the line.
+    let dir = project.path().to_str().unwrap();
+    let offered = |line: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_firegopher"));
+        command.env("FIREGOPHER_COMPLETE", "fish").env("FIREGOPHER_HOME", project.home());
+        command.args(["--", "firegopher", "-C", dir]).args(line);
+        let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        said.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let has = |line: &[&str], words: &[&str]| {
+        let offered = offered(line);
+        assert!(words.iter().all(|word| offered.iter().any(|o| o == word)), "{line:?}: {offered:?}");
+    };
+    has(&[""], &["up", "completions", "help"]);
+    has(&["plan", "--"], &["--detailed-exitcode", "--json"]);
+    has(&["up", ""], &["web", "db"]);
+    has(&["run", "w"], &["web"]);
+    has(&["update", ""], &["kernel", "image", "qemu"]);
+}
+
+#[test]
+fn every_command_has_a_man_page() {
+    let project = Project::empty();
+    project.ok(&["man", "pages/man1"]).says("man pages into ");
+    let page = project.read("pages/man1/firegopher-down.1");
+    assert!(page.contains("volumes") && page.contains("Stop VMs"), "{page}");
+    assert!(project.path().join("pages/man1/firegopher.1").exists());
 }

@@ -56,13 +56,20 @@ fn taken(vm: &Vm, port: &Port, by: &Listener, project: &Project) -> Error {
         }
         let dir = project::claimed_by(&project.home.project(&other));
         let (place, stop) = match dir {
+            Some(dir) if !dir.exists() => (
+                format!(" in {}, which is gone", dir.display()),
+                format!("stop it with `firegopher down --project {other} {holder}`"),
+            ),
             Some(dir) => (
                 format!(" in {}", dir.display()),
                 format!("stop it with `firegopher -C {} down {holder}`", dir.display()),
             ),
             None => (String::new(), "stop it".to_owned()),
         };
-        let text = format!("{subject} is held by VM {holder} of the project {other}{place}");
+        let text = format!(
+            "{subject} is held by VM {holder} of the project {}{place}",
+            project::label(&project.home, &other)
+        );
         return Error::failed(TAKEN, text).help(format!("{stop}, or {another}"));
     }
     match by.program() {

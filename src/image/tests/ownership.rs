@@ -124,7 +124,7 @@ fn a_directory_keeps_contents_and_links_and_gets_its_owner() {
     assert_eq!(error.code(), "scan.special-file", "devices are no part of a directory: {error}");
     std::fs::remove_dir_all(root.join("devices")).unwrap();
     for keep_modes in [false, true] {
-        let scanned = scan_dir(&store, &root, &ScanOptions { ignore: &[], keep_modes }).unwrap();
+        let scanned = scan_dir(&store, &root, &ScanOptions { keep_modes, ..ScanOptions::default() }).unwrap();
         assert!(scanned.warnings.iter().any(|w| w.contains("set-user-ID")), "{:?}", scanned.warnings);
         let source = WorkloadSource::Dir { root: &root, listing: &scanned.listing };
         let image = workload(&bench, source, (4_294_967_294, 77));

@@ -42,7 +42,8 @@ fn a_base_from_a_directory_keeps_contents_and_links_and_is_roots() {
     std::fs::remove_dir_all(root.join("devices")).unwrap();
     let store = Store::open(Home::new(bench.path("home"))).unwrap();
     for keep_modes in [false, true] {
-        let listing = scan_dir(&store, &root, &ScanOptions { ignore: &[], keep_modes }).unwrap().listing;
+        let listing =
+            scan_dir(&store, &root, &ScanOptions { keep_modes, ..ScanOptions::default() }).unwrap().listing;
         let source = BaseSource::Dir { root: &root, listing: &listing };
         let image = base(&bench, &format!("out-{keep_modes}"), source);
         let wanted: Facts = wanted

@@ -109,19 +109,23 @@ fn a_path_that_looks_like_a_pattern_is_a_scan_of_its_own() {
 
 fn workload() -> impl Strategy<Value = Workload> {
     let text = "[ab !/]{0,4}";
-    (text, any::<bool>(), prop::collection::vec(text, 0..3)).prop_map(|(path, keep_modes, ignore)| Workload {
-        source: WorkloadFrom::Path(path.into()),
-        to: "/".to_owned(),
-        owner: (0, 0),
-        keep_modes,
-        ignore,
-    })
+    let from = prop::option::of(text.prop_map(Into::into));
+    (text, any::<bool>(), prop::collection::vec(text, 0..3), from).prop_map(
+        |(path, keep_modes, ignore, ignore_from)| Workload {
+            source: WorkloadFrom::Path(path.into()),
+            to: "/".to_owned(),
+            owner: (0, 0),
+            keep_modes,
+            ignore,
+            ignore_from,
+        },
+    )
 }
 
 proptest! {
     #[test]
     fn two_workloads_share_a_scan_only_if_they_see_the_same(a in workload(), b in workload()) {
-        let seen = |w: &Workload| (w.source.clone(), w.keep_modes, w.ignore.clone());
+        let seen = |w: &Workload| (w.source.clone(), w.keep_modes, w.ignore.clone(), w.ignore_from.clone());
         prop_assert_eq!(Scan::workload_id(&a) == Scan::workload_id(&b), seen(&a) == seen(&b));
     }
 

@@ -56,7 +56,7 @@ impl Exclusive<'_> {
         }
         // No directory is made for it: a full disk may have no room for one. What a kill leaves in tmp/ is swept.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let away = self.dir("tmp").join(format!("{}-gc-{name}", std::process::id()));
+        let away = self.dir("tmp").join(format!("{}gc-{name}", super::super::temp::owner()));
         std::fs::rename(path, &away)?;
         remove_tree(&away)
     }

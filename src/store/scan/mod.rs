@@ -2,7 +2,7 @@
 //!
 //! A scan walks the directory in parallel, beneath its root and never through a link, then takes digests from
 //! the stat cache where it can be trusted and from the contents elsewhere. `.git` (directory or file) is left
-//! out at every depth unless a pattern such as `!.git` puts it back; nothing else is left out by itself.
+//! out at every depth unless a pattern such as `!.git` puts it back.
 
 mod cache;
 mod clock;
@@ -10,6 +10,8 @@ mod content;
 mod getdents;
 mod ignored;
 mod walk;
+
+pub use ignored::IgnoreFiles;
 
 use super::Store;
 use super::uses::touch;
@@ -28,6 +30,10 @@ use std::path::{Path, PathBuf};
 pub struct ScanOptions<'a> {
     /// Patterns as in a `.gitignore` at the root, in order; the last that matches decides.
     pub ignore: &'a [String],
+    /// Pattern files of the tree; `ignore` decides before them.
+    pub files: Option<IgnoreFiles<'a>>,
+    /// Paths from the root that are left out whatever patterns say, with all beneath.
+    pub never: &'a [String],
     /// Keep permission bits instead of 0755 and 0644 by the owner's executable bit. Set-user-ID, set-group-ID
     /// and sticky bits are dropped either way, since owners are not kept either.
     pub keep_modes: bool,
@@ -60,12 +66,12 @@ const SPECIAL: u32 = 0o7000;
 /// socket, pipe or device), `scan.name` (not UTF-8), `scan.changing` (written to all the while), `scan.read`.
 pub fn scan_dir(store: &Store, root: &Path, options: &ScanOptions<'_>) -> Result<Scanned> {
     let dir = open_root(root)?;
-    let ignored = ignored::Ignored::new(options.ignore)?;
+    let ignored = ignored::Ignored::new(options.never, options.ignore, options.files, root)?;
     let clock = Clock::start(store, &dir, root)?;
     let mut found = walk::walk(&dir, root, &ignored)?;
     found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
 
-    let cache_path = cache_path(store, "dir", root, options.ignore)?;
+    let cache_path = cache_path(store, "dir", root, options)?;
     let cache = Cache::load(&cache_path);
     let digests = content::digests(&dir, root, &mut found, &cache, &clock)?;
     if !digests.stale {
@@ -123,7 +129,7 @@ pub fn scan_file(store: &Store, path: &Path) -> Result<ScannedFile> {
         return Err(Error::usage("scan.not-a-file", format!("{} is not a regular file", path.display())));
     }
     let real = std::fs::canonicalize(path).or_failed("scan.read", || cannot_read(path))?;
-    let cache_path = cache_path_of(store, "file", &real, &[]);
+    let cache_path = cache_path_of(store, "file", &real, &ScanOptions::default());
     let cached = Cache::load(&cache_path).get_only(&stat);
     let (stat, digest) = match cached {
         Some(digest) => {
@@ -168,17 +174,20 @@ fn cannot_read(path: &Path) -> String {
 }
 
 /// One cache for each root and set of patterns: two workloads that share a root do not push each other out.
-fn cache_path(store: &Store, kind: &str, root: &Path, ignore: &[String]) -> Result<PathBuf> {
+fn cache_path(store: &Store, kind: &str, root: &Path, options: &ScanOptions<'_>) -> Result<PathBuf> {
     let real = std::fs::canonicalize(root).or_failed("scan.read", || cannot_read(root))?;
-    Ok(cache_path_of(store, kind, &real, ignore))
+    Ok(cache_path_of(store, kind, &real, options))
 }
 
 /// `cache_path` of a canonical path.
-fn cache_path_of(store: &Store, kind: &str, real: &Path, ignore: &[String]) -> PathBuf {
+fn cache_path_of(store: &Store, kind: &str, real: &Path, options: &ScanOptions<'_>) -> PathBuf {
     let mut name = FieldHasher::new("firegopher stat cache v1");
     name.field(kind).field(real.as_os_str().as_bytes());
-    for pattern in ignore {
+    for pattern in options.ignore {
         name.field(pattern);
+    }
+    if let Some(files) = options.files {
+        name.field("files").field(files.name.as_bytes()).field(files.top.as_os_str().as_bytes());
     }
     store.dir("stat").join(&name.finish().to_hex()[..32])
 }

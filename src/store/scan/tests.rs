@@ -1,5 +1,6 @@
 use super::*;
 use crate::store::testing::{Scratch, scratch};
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime};
 
@@ -40,7 +41,7 @@ impl Workload {
 
     fn paths(&self, ignore: &[&str]) -> Vec<String> {
         let ignore: Vec<String> = ignore.iter().map(|&p| p.to_owned()).collect();
-        let options = ScanOptions { ignore: &ignore, keep_modes: false };
+        let options = ScanOptions { ignore: &ignore, ..ScanOptions::default() };
         self.scan_with(&options).unwrap().listing.entries.into_iter().map(|e| e.path).collect()
     }
 
@@ -207,7 +208,8 @@ fn patterns_work_as_in_gitignore() {
     );
     assert_eq!(w.paths(&["# a comment", "", "src", "build"]), ["a.log", "keep.log"]);
     for bad in ["a[", "[z-a]"] {
-        let error = w.scan_with(&ScanOptions { ignore: &[bad.to_owned()], keep_modes: false }).unwrap_err();
+        let error =
+            w.scan_with(&ScanOptions { ignore: &[bad.to_owned()], ..ScanOptions::default() }).unwrap_err();
         assert_eq!(error.code(), "scan.pattern");
     }
 }
@@ -256,7 +258,7 @@ fn kept_modes_are_kept_and_special_bits_warned_about() {
     w.chmod("a", 0o4711);
     w.chmod("b", 0o2750);
     w.chmod("c", 0o400);
-    let kept = w.scan_with(&ScanOptions { ignore: &[], keep_modes: true }).unwrap();
+    let kept = w.scan_with(&ScanOptions { keep_modes: true, ..ScanOptions::default() }).unwrap();
     assert_eq!(kept.listing.entries.iter().map(|e| e.mode).collect::<Vec<_>>(), [0o711, 0o750, 0o400]);
     assert_eq!(kept.warnings.len(), 1);
     assert!(kept.warnings[0].ends_with("app/a and 1 other"), "{:?}", kept.warnings);
@@ -317,4 +319,94 @@ fn other_file_systems_below_the_root_are_not_trusted_when_fresh() {
     assert!(!clock.trusts(&stat));
     let old = (stat.mtime.0 - 3600, 0);
     assert!(clock.trusts(&Stat { mtime: old, ctime: old, ..stat }));
+}
+
+/// What git would not ignore in a tree, of files; `None` without git.
+fn by_git(root: &Path, top: &Path) -> Option<Vec<String>> {
+    let git = |args: &[&str]| {
+        let mut git = std::process::Command::new("git");
+        git.arg("-C")
+            .arg(root)
+            .args(args)
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_SYSTEM", "/dev/null");
+        git.output().ok().filter(|output| output.status.success())
+    };
+    let init = std::process::Command::new("git").args(["init", "-q"]).arg(top).status();
+    if !init.is_ok_and(|status| status.success()) {
+        crate::testing::skip("no git");
+        return None;
+    }
+    let listed = git(&["ls-files", "-z", "--others", "--exclude-per-directory=.gitignore"]).unwrap();
+    let mut names: Vec<String> =
+        String::from_utf8(listed.stdout).unwrap().split_terminator('\0').map(str::to_owned).collect();
+    names.sort();
+    Some(names)
+}
+
+#[test]
+fn pattern_files_are_read_as_git_reads_them() {
+    let w = workload(&[
+        (".gitignore", "*.log\n/build/\nnode_modules/\n# comment\n!keep.log\n\\#odd\ntrailing \n"),
+        ("a.log", ""),
+        ("keep.log", ""),
+        ("#odd", ""),
+        ("trailing", ""),
+        ("build/out", ""),
+        ("src/build/x", ""),
+        ("node_modules/x/y", ""),
+        ("src/node_modules/z", ""),
+        ("src/.gitignore", "!a.log\n/only-here\nsecret?\n"),
+        ("src/a.log", ""),
+        ("src/b.log", ""),
+        ("src/only-here", ""),
+        ("src/deep/only-here", ""),
+        ("src/deep/secret1", ""),
+        ("src/deep/.gitignore", "*\n!.gitignore\n!kept\n"),
+        ("src/deep/kept", ""),
+        ("src/deep/gone", ""),
+        ("other/.gitignore", "[\n**/nested/*.tmp\n"),
+        ("other/nested/x.tmp", ""),
+        ("other/a/nested/x.tmp", ""),
+        ("other/nested/a/x.tmp", ""),
+    ]);
+    std::os::unix::fs::symlink("../.gitignore", w.root.join("linked-ignore")).unwrap();
+    fs_err::write(w.s.dir.path().join(".gitignore"), "/app/other/nested/a\nkeep.log\n").unwrap();
+    for top in [w.root.as_path(), w.s.dir.path()] {
+        let files = IgnoreFiles { name: OsStr::new(".gitignore"), top };
+        let options = ScanOptions { files: Some(files), ..ScanOptions::default() };
+        let seen = w.scan_with(&options).unwrap().listing.entries;
+        let seen = seen.into_iter().filter(|entry| entry.kind != ListedKind::Dir).map(|entry| entry.path);
+        let seen: Vec<String> = seen.collect();
+        assert!(seen.contains(&"src/a.log".to_owned()) && !seen.contains(&"a.log".to_owned()), "{seen:?}");
+        // The rule above says so, and the one in the tree takes it back.
+        assert!(seen.contains(&"keep.log".to_owned()), "{seen:?}");
+        assert_eq!(seen.contains(&"other/nested/a/x.tmp".to_owned()), top == w.root, "{seen:?}");
+        if let Some(expected) = by_git(&w.root, top) {
+            assert_eq!(seen, expected, "{}", top.display());
+        }
+        let _ = fs_err::remove_dir_all(top.join(".git"));
+    }
+}
+
+#[test]
+fn patterns_of_the_manifest_decide_before_those_of_files() {
+    let w = workload(&[
+        (".gitignore", "*.log\n!.git\n"),
+        ("a.log", ""),
+        ("b.log", ""),
+        ("c", ""),
+        (".git/x", ""),
+    ]);
+    let files = IgnoreFiles { name: OsStr::new(".gitignore"), top: &w.root };
+    let paths = |ignore: &[&str], never: &[&str]| {
+        let [ignore, never] =
+            [ignore, never].map(|all| all.iter().map(|&p| p.to_owned()).collect::<Vec<_>>());
+        let options = ScanOptions { ignore: &ignore, never: &never, files: Some(files), keep_modes: false };
+        let listing = w.scan_with(&options).unwrap().listing;
+        listing.entries.into_iter().map(|e| e.path).collect::<Vec<_>>()
+    };
+    assert_eq!(paths(&[], &[]), [".gitignore", "c"]);
+    assert_eq!(paths(&["!a.log", "c"], &[]), [".gitignore", "a.log"]);
+    assert_eq!(paths(&["!a.log", "!c"], &["c", "a.log"]), [".gitignore"], "never is never");
 }

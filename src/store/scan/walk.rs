@@ -2,7 +2,7 @@
 
 use super::cache::Stat;
 use super::getdents::Lister;
-use super::ignored::Ignored;
+use super::ignored::{Ignored, Rules};
 use crate::error::{Error, Result};
 use crate::syscall::open_beneath;
 use nix::errno::Errno;
@@ -36,19 +36,22 @@ pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8))
 }
 
+/// A directory that waits to be read, with the rules of the one around it.
+type Waiting = (String, Rules);
+
 /// Directories that wait to be read, and how many are waiting or being read.
 struct Queue {
-    state: Mutex<(Vec<String>, usize)>,
+    state: Mutex<(Vec<Waiting>, usize)>,
     changed: Condvar,
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, (Vec<String>, usize)> {
+    fn lock(&self) -> MutexGuard<'_, (Vec<Waiting>, usize)> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next directory, or None once all are done.
-    fn take(&self) -> Option<String> {
+    fn take(&self) -> Option<Waiting> {
         let mut state = self.lock();
         loop {
             if state.1 == 0 {
@@ -62,7 +65,7 @@ impl Queue {
     }
 
     /// Adds what a directory held and counts it as done.
-    fn done(&self, subdirs: &mut Vec<String>) {
+    fn done(&self, subdirs: &mut Vec<Waiting>) {
         let mut state = self.lock();
         state.1 = state.1 + subdirs.len() - 1;
         state.0.append(subdirs);
@@ -72,16 +75,22 @@ impl Queue {
 }
 
 /// Everything beneath `dir`, in no order. The first problem in path order is the error.
-pub(super) fn walk(dir: &File, root: &Path, ignored: &Ignored) -> Result<Vec<Found>> {
-    let queue = Queue { state: Mutex::new((vec![String::new()], 1)), changed: Condvar::new() };
+pub(super) fn walk(dir: &File, root: &Path, ignored: &Ignored<'_>) -> Result<Vec<Found>> {
+    let first = (String::new(), ignored.outermost());
+    let queue = Queue { state: Mutex::new((vec![first], 1)), changed: Condvar::new() };
     let worker = || {
         let mut reader = Reader { root_dir: dir, root, ignored, found: Vec::new(), problems: Vec::new() };
         let mut lister = Lister::new();
         let mut subdirs = Vec::new();
-        while let Some(path) = queue.take() {
-            if let Err(e) = reader.read(&mut lister, &path, &mut subdirs) {
-                let error = failed(&root.join(&path), e);
-                reader.problems.push((path, error));
+        while let Some((path, outer)) = queue.take() {
+            match ignored.enter(dir, &path, root, outer) {
+                Ok(rules) => {
+                    if let Err(e) = reader.read(&mut lister, &path, &rules, &mut subdirs) {
+                        let error = failed(&root.join(&path), e);
+                        reader.problems.push((path, error));
+                    }
+                }
+                Err(error) => reader.problems.push((path, error)),
             }
             queue.done(&mut subdirs);
         }
@@ -108,14 +117,20 @@ pub(super) fn walk(dir: &File, root: &Path, ignored: &Ignored) -> Result<Vec<Fou
 struct Reader<'a> {
     root_dir: &'a File,
     root: &'a Path,
-    ignored: &'a Ignored,
+    ignored: &'a Ignored<'a>,
     found: Vec<Found>,
     problems: Vec<(String, Error)>,
 }
 
 impl Reader<'_> {
     /// Reads one directory. Problems with its entries are noted, not returned: the others may have earlier ones.
-    fn read(&mut self, lister: &mut Lister, path: &str, subdirs: &mut Vec<String>) -> nix::Result<()> {
+    fn read(
+        &mut self,
+        lister: &mut Lister,
+        path: &str,
+        rules: &Rules,
+        subdirs: &mut Vec<Waiting>,
+    ) -> nix::Result<()> {
         let dir = open_beneath(self.root_dir, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
         lister.list(dir.as_fd(), |name, listed| {
             let Ok(text) = std::str::from_utf8(name) else {
@@ -129,13 +144,13 @@ impl Reader<'_> {
             let full = if path.is_empty() { text.to_owned() } else { [path, text].join("/") };
             // The listing's own type saves a stat of what is left out; not every file system gives it.
             let listed_dir = (listed != nix::libc::DT_UNKNOWN).then_some(listed == nix::libc::DT_DIR);
-            if listed_dir.is_some_and(|is_dir| self.ignored.leaves_out(&full, text, is_dir)) {
+            if listed_dir.is_some_and(|is_dir| self.ignored.leaves_out(rules, &full, text, is_dir)) {
                 return Ok(());
             }
-            match self.examine(dir.as_fd(), name, text, &full, listed_dir) {
+            match self.examine(dir.as_fd(), name, text, &full, rules, listed_dir) {
                 Ok(Some((stat, node))) => {
                     if matches!(node, Node::Dir) {
-                        subdirs.push(full.clone());
+                        subdirs.push((full.clone(), rules.clone()));
                     }
                     self.found.push(Found { path: full, stat, node });
                 }
@@ -153,6 +168,7 @@ impl Reader<'_> {
         name: &[u8],
         text: &str,
         full: &str,
+        rules: &Rules,
         listed_dir: Option<bool>,
     ) -> Result<Option<(Stat, Node)>> {
         let path = || self.root.join(full);
@@ -163,7 +179,7 @@ impl Reader<'_> {
         };
         let kind = stat.mode & nix::libc::S_IFMT;
         let is_dir = kind == nix::libc::S_IFDIR;
-        if listed_dir != Some(is_dir) && self.ignored.leaves_out(full, text, is_dir) {
+        if listed_dir != Some(is_dir) && self.ignored.leaves_out(rules, full, text, is_dir) {
             return Ok(None);
         }
         let node = match kind {

@@ -114,21 +114,14 @@ pub fn claims(home: &Path) -> Vec<(PathBuf, PathBuf)> {
 /// Stops what runs of a project and removes its state, whatever became of its directory.
 pub fn remove_project(exe: &Path, home: &Path, state: &Path) {
     let name = state.file_name().unwrap().to_string_lossy();
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(
-        dir.path().join("firegopher.kdl"),
-        format!("project \"{name}\"\nvm \"x\" {{ run \"x\" }}\n"),
-    )
-    .unwrap();
     let mut command = std::process::Command::new(exe);
-    command.arg("-C").arg(dir.path()).args(["down", "--volumes", "--kill"]).env("FIREGOPHER_HOME", home);
+    command.args(["down", "--project", &name, "--volumes", "--kill"]).env("FIREGOPHER_HOME", home);
     // Homes are used by their owners alone.
     if let Ok(meta) = std::fs::metadata(home) {
         use std::os::unix::fs::MetadataExt;
         use std::os::unix::process::CommandExt;
         if meta.uid() != nix::unistd::geteuid().as_raw() {
-            super::chown_tree(dir.path(), meta.uid());
-            command.uid(meta.uid()).gid(meta.gid());
+            command.uid(meta.uid()).gid(meta.gid()).current_dir("/");
         }
     }
     match command.output() {
