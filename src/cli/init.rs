@@ -25,7 +25,8 @@ pub(super) fn run(place: &Place, _: &Args) -> Result<ExitCode> {
     })?;
     let (text, kind) = starter(path.parent().unwrap_or(Path::new(".")));
     file.write_all(text.as_bytes()).or_failed("init.write", || format!("cannot write {}", path.display()))?;
+    let shown = path.strip_prefix("./").unwrap_or(&path);
     let kind = kind.map(|kind| format!(" for {kind}")).unwrap_or_default();
-    Ui::stderr().note(&format!("Wrote {}{kind}. Edit it, then: firegopher up", path.display()));
+    Ui::stderr().note(&format!("Wrote {}{kind}. Edit it, then: firegopher up", shown.display()));
     Ok(ExitCode::SUCCESS)
 }

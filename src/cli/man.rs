@@ -12,11 +12,12 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Where to write them, such as ~/.local/share/man/man1; made if it is not there.
-    directory: PathBuf,
+    #[arg(value_name = "DIR")]
+    into: PathBuf,
 }
 
 pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
-    let dir = place.dir.join(&args.directory);
+    let dir = place.dir.join(&args.into);
     let pages = pages().or_failed("man.write", || "cannot write the man pages")?;
     fs::create_dir_all(&dir).or_failed("man.write", || format!("cannot make {}", dir.display()))?;
     for (name, text) in &pages {

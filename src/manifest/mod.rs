@@ -108,7 +108,10 @@ fn read(at: &Location) -> Result<String> {
                 let text = format!("there is no manifest {}", file.display());
                 return Err(Error::usage("manifest.missing", text).help("`-f FILE` names a manifest"));
             }
-            let text = format!("there is no {FILE_NAME} in {} or above it", dir.display());
+            let text = match dir == Path::new(".") {
+                true => format!("there is no {FILE_NAME} here or in a directory above"),
+                false => format!("there is no {FILE_NAME} in {} or above it", dir.display()),
+            };
             return Err(Error::usage("manifest.missing", text)
                 .help("`firegopher init` writes one to start from; `-C DIR` names another directory"));
         }

@@ -71,7 +71,9 @@ fn wrong_usage_exits_with_64() {
 
 #[test]
 fn a_directory_without_a_manifest_is_wrong_usage() {
-    let project = Project::empty();
+    // Where there are projects elsewhere, their list is named.
+    let own = tempfile::tempdir().unwrap();
+    let project = Project::empty().with_home(&own.path().join("home"));
     insta::assert_snapshot!(all(&project, &[&["plan"], &["up"], &["ps"], &["down"], &["logs"]]));
 }
 
@@ -218,7 +220,7 @@ fn completions_know_commands_options_and_the_names_of_the_moment() {
     has(&["plan", "--"], &["--detailed-exitcode", "--json"]);
     has(&["up", ""], &["web", "db"]);
     has(&["run", "w"], &["web"]);
-    has(&["update", ""], &["kernel", "image", "qemu"]);
+    has(&["update", ""], &["kernel", "image", "linux-image-cloud-amd64"]);
 }
 
 #[test]
