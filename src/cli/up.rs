@@ -336,8 +336,8 @@ mod tests {
     #[test]
     fn the_notice_about_emulation_comes_once_and_names_its_vms() {
         let text = "vm \"a\" { run \"x\" }\nvm \"b\" { run \"x\" }\nvm \"c\" { run \"x\"; vmm \"qemu\" }\n";
-        let manifest =
-            crate::manifest::parse(text, "test", Path::new("/")).unwrap_or_else(|_| panic!("{text}"));
+        let manifest = crate::manifest::parse(text, "test", std::path::Path::new("/"))
+            .unwrap_or_else(|_| panic!("{text}"));
         let told = |names: &[&str], host: Host| {
             let vms: Vec<&Vm> = manifest.vms.iter().filter(|vm| names.contains(&vm.name.as_str())).collect();
             notices(&vms, host, || None)
