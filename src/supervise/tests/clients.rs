@@ -307,9 +307,10 @@ fn a_vm_that_is_asked_to_end_says_that_it_is_ending() {
     wait_for(&mut client, Phase::Running);
     client.stop(false).unwrap();
     wait_for(&mut client, Phase::Stopping);
-    let state = State::load(&home.path().join("state/test/web")).unwrap().unwrap();
+    let dir = home.path().join("state/test/web");
+    let state = State::load(&dir).unwrap().unwrap();
     assert_eq!(state.status, Status::Stopping);
-    assert!(!state.status.is_final() && state.is_alive());
+    assert!(!state.status.is_final() && state.is_alive(&dir));
     listen(&mut client);
     thread.join().unwrap();
 }
