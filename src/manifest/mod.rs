@@ -164,8 +164,9 @@ pub fn report_at_run(
     message: &str,
     help: &str,
 ) -> Option<String> {
-    let file = dir.join(FILE_NAME);
-    let text = read(dir, &file).ok()?;
+    let at = Location::in_dir(dir);
+    let file = at.path();
+    let text = read(&at).ok()?;
     let document = kdl::KdlDocument::parse_v2(&prescan::prescan(&text).ok()?).ok()?;
     let first = |node: &kdl::KdlNode| {
         node.entries().iter().find(|entry| entry.name().is_none())?.value().as_string().map(str::to_owned)
