@@ -1,7 +1,7 @@
 //! Errors that are found out after a manifest was read, shown at their place in it.
 
 use super::diagnostic::{Diagnostics, Problem};
-use super::{FILE_NAME, prescan, read, rendered};
+use super::{Location, prescan, read, rendered};
 use crate::error::Error;
 use crate::name::Name;
 use kdl::{KdlDocument, KdlNode};
@@ -40,8 +40,9 @@ fn report(
     label: &str,
     help: &str,
 ) -> Option<String> {
-    let file = dir.join(FILE_NAME);
-    let text = read(dir, &file).ok()?;
+    let at = Location::in_dir(dir);
+    let file = at.path();
+    let text = read(&at).ok()?;
     let clean = prescan::prescan(&text).ok()?;
     let doc = KdlDocument::parse_v2(&clean).ok()?;
     let is_it = |node: &&KdlNode| {

@@ -183,7 +183,7 @@ fn an_image_is_built_where_openat2_is_refused() {
         let store =
             crate::store::Store::open(crate::home::Home::new(bench.path(&format!("home-{name}")))).unwrap();
         let out = bench.make_dir(name);
-        let options = crate::store::scan::ScanOptions { ignore: &[], keep_modes: false };
+        let options = crate::store::scan::ScanOptions::default();
         let scanned = crate::store::scan::scan_dir(&store, &root, &options).unwrap();
         build_base(BaseSource::Dir { root: &root, listing: &scanned.listing }, &out, &bench.make_dir("tmp"))
             .unwrap();

@@ -1,8 +1,8 @@
 //! Which entries a scan leaves out: `.git`, what is never part of a workload, the user's patterns, and the pattern files
 //! of the tree, as git reads them.
 
-use super::walk::open_beneath;
 use crate::error::{Context, Error, Result};
+use crate::syscall::open_beneath;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
