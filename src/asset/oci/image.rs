@@ -81,11 +81,18 @@ pub(super) fn for_this_platform<'a>(entries: &'a [Descriptor], subject: &str) ->
         let variant = entry.platform().as_ref().and_then(|p| p.variant().as_deref());
         matches!(variant, None | Some("" | "v1"))
     };
-    if let Some(entry) = entries.iter().filter(runs).find(plain).or_else(|| entries.iter().find(runs)) {
+    // Signatures and other things about an image are listed beside it, and say what they are.
+    let of_image = |entry: &&Descriptor| entry.artifact_type().is_none();
+    let of_image: Vec<&Descriptor> = entries.iter().filter(of_image).collect();
+    let runnable = || of_image.iter().copied().filter(runs);
+    if let Some(entry) = runnable().find(plain).or_else(|| runnable().next()) {
         return Ok(entry);
     }
-    if let [only] = entries
-        && only.platform().is_none()
+    let named = |p: &oci_spec::image::Platform| {
+        !p.os().to_string().is_empty() || !p.architecture().to_string().is_empty()
+    };
+    if let [only] = of_image.as_slice()
+        && !only.platform().as_ref().is_some_and(named)
     {
         // The configuration will tell.
         return Ok(only);

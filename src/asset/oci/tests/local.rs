@@ -222,6 +222,27 @@ fn attestation_of(image: &Value) -> Value {
         "platform": { "os": "unknown", "architecture": "unknown" } })
 }
 
+#[test]
+fn what_an_index_says_of_artifacts_and_leaves_empty_keeps_nobody_from_the_image() {
+    let (s, dir) = bench();
+    let mut layout = Layout::default();
+    let (signature, image) =
+        (layout.image("amd64", json!({}), &[b"sig"]), layout.image("amd64", json!({}), &[b"image"]));
+    let wanted = image["digest"].as_str().unwrap().to_owned();
+    let mut open = |name: &str, manifests: Vec<Value>| {
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests });
+        let index = layout.blob(INDEX, index.to_string().as_bytes());
+        layout.index(&[index]);
+        open_local(&s.store, &layout.dir(&dir.path().join(name)), None).unwrap().pin.manifest
+    };
+    let artifact = json!({ "mediaType": MANIFEST, "digest": signature["digest"], "size": signature["size"],
+        "platform": signature["platform"], "artifactType": "application/vnd.dev.cosign" });
+    assert_eq!(open("beside", vec![artifact, image.clone()]), wanted);
+    let mut unnamed = image;
+    unnamed["platform"] = json!({ "os": "", "architecture": "" });
+    assert_eq!(open("empty", vec![unnamed]), wanted);
+}
+
 /// What `docker save` before version 25 wrote, with the second image's layer being a link to the first one's.
 fn docker_archive() -> Vec<u8> {
     let mut layout = Layout::default();
