@@ -363,6 +363,24 @@ fn one_that_fails_ends_the_others_and_keeps_what_they_have() {
 }
 
 #[test]
+fn a_chain_that_comes_back_brings_no_password_back() {
+    let s = scratch();
+    let back = Arc::new(std::sync::OnceLock::<String>::new());
+    let to = Arc::clone(&back);
+    let stranger = Server::start(move |_| Reply::redirect(to.get().unwrap().clone()));
+    let away = stranger.url("/x");
+    let server = Server::start(move |r| match r.target.as_str() {
+        "/back" => Reply::ok(*b"right"),
+        _ => Reply::redirect(away.clone()),
+    });
+    back.set(server.url("/back")).unwrap();
+    get(&s, pinned(format!("http://me:hunter2@{}/x", server.address()), b"right")).unwrap();
+    let sent: Vec<bool> = server.seen().iter().map(|r| r.header("authorization").is_some()).collect();
+    assert_eq!(sent, [true, false]);
+    assert!(stranger.seen().iter().all(|r| r.header("authorization").is_none()));
+}
+
+#[test]
 fn passwords_are_sent_to_whom_they_are_for_and_never_shown() {
     let s = scratch();
     let other = Server::start(|_| Reply::status(404));
