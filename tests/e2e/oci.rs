@@ -466,6 +466,8 @@ fn an_image_that_says_little_runs_and_a_bad_one_stops_only_the_vms_that_use_it()
         config["Cmd"] = json!(["/bin/sh", "/bin/main", "one two"]);
         config["User"] = json!("app:");
         config["ExposedPorts"] = json!({ "http/tcp": {}, "80/tcp": {} });
+        // What was built before is told once: this is never the same image.
+        config["Labels"] = json!({ "run": format!("{:?}", std::time::SystemTime::now()) });
     };
     let lie =
         |config: &mut Value| config["rootfs"]["diff_ids"][0] = json!(format!("sha256:{}", "1".repeat(64)));
