@@ -414,6 +414,9 @@ impl<'s, 't> Runner<'s, 't> {
         if reads(name) {
             return Flow::Next(None);
         }
+        if makes_bytecode(name, args.iter().cloned()) {
+            return Flow::Next(Some(true));
+        }
         self.program(words, asked)
     }
 
@@ -835,6 +838,23 @@ fn reads(name: &str) -> bool {
     READERS.contains(&name)
 }
 
+/// Python makes bytecode again where it lacks, or does without.
+fn makes_bytecode(program: &str, mut words: impl Iterator<Item = String>) -> bool {
+    let base = program.rsplit('/').next().unwrap_or(program);
+    base.starts_with("python3")
+        && words.any(|word| {
+            let word = word.trim_end_matches(".py");
+            ["py_compile", "compileall"].iter().any(|name| word.ends_with(name))
+        })
+}
+
+fn literals(simple: &Simple) -> impl Iterator<Item = String> {
+    simple.words.iter().filter_map(|word| match word.as_slice() {
+        [Part::Text(text, _)] => Some(text.clone()),
+        _ => None,
+    })
+}
+
 fn name_of(simple: &Simple) -> Option<String> {
     match simple.words.first()?.as_slice() {
         [Part::Text(name, _)] => Some(name.clone()),
@@ -859,6 +879,7 @@ fn is_harmless(command: &Command) -> bool {
                 simple.output.is_none()
                     && (is_silent(&name)
                         || reads(&name)
+                        || makes_bytecode(&name, literals(simple))
                         || matches!(name.as_str(), "exit" | "return" | "db_get"))
             }
             None => false,

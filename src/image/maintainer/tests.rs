@@ -324,6 +324,10 @@ fn what_changes_nothing_is_not_named() {
         "deb-systemd-helper unmask 'x.service' >/dev/null || true\n",
         "find /etc/absent -type f -delete || true\n",
         "py3compile -p python3-x\nldconfig\n",
+        "files=$(dpkg -L x | sed -n '/py$/p')\nif [ -n \"$files\" ]; then\n\
+         /usr/bin/python3.11 -E /usr/lib/python3.11/py_compile.py $files\n\
+         if grep -sq '^x' /etc/x; then /usr/bin/python3.11 -O /usr/lib/py_compile.py $files; fi\n\
+         else echo none >&2; fi\n",
     ] {
         assert_eq!(follow(&mut tree(&[]), script), NOTHING, "{script}");
     }
