@@ -158,8 +158,9 @@ impl<'s, 't> Runner<'s, 't> {
     fn searched(&mut self, from: &Command, grep: &Simple) -> Option<bool> {
         let words = self.words(&grep.words).ok()?;
         let [name, options @ .., text] = words.as_slice() else { return None };
-        let known =
-            |option: &String| matches!(option.as_str(), "-q" | "--quiet" | "-w" | "-qw" | "-wq" | "-F");
+        let known = |option: &String| {
+            matches!(option.as_str(), "-q" | "-qs" | "--quiet" | "-w" | "-qw" | "-wq" | "-F")
+        };
         let plain = !text.is_empty() && !text.contains(['*', '[', '\\', '^', '$']);
         if name != "grep" || !options.iter().all(known) || options.is_empty() || !plain {
             return None;
@@ -652,6 +653,8 @@ impl<'s, 't> Runner<'s, 't> {
                 let value = self.shared.alternatives.value(name).ok_or_else(unknown)?;
                 Ok(format!("Name: {name}\nStatus: auto\nBest: {value}\nValue: {value}"))
             }
+            // None has any before a script gives it some.
+            ["getcap", path] if self.root().exists(path) => Ok(String::new()),
             ["readlink", path] => Ok(self.root().link_at(path).unwrap_or_default()),
             ["dpkg-divert" | "dpkg-statoverride", "--list", ..] => Ok(String::new()),
             ["cat", path] => {

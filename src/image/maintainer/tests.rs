@@ -328,6 +328,7 @@ fn what_changes_nothing_is_not_named() {
          /usr/bin/python3.11 -E /usr/lib/python3.11/py_compile.py $files\n\
          if grep -sq '^x' /etc/x; then /usr/bin/python3.11 -O /usr/lib/py_compile.py $files; fi\n\
          else echo none >&2; fi\n",
+        "if getcap /etc/passwd | grep -qs \"/etc/passwd\"; then setcap -r /etc/passwd; fi\n",
     ] {
         assert_eq!(follow(&mut tree(&[]), script), NOTHING, "{script}");
     }
