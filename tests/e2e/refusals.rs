@@ -55,8 +55,11 @@ fn hostile_archives_publish_nothing() {
 #[test]
 fn a_vm_with_less_memory_than_its_kernel_starts_in_is_refused_and_told_what_boots() {
     let Some(_guests) = guests(1) else { return };
-    let vm =
-        |memory: &str| format!("vm \"a\" {{\n    memory \"{memory}\"\n    run \"echo\" \"booted\"\n}}\n");
+    let vm = |memory: &str| {
+        format!(
+            "vm \"a\" {{\n    memory \"{memory}\"\n    boot-timeout \"180s\"\n    run \"echo\" \"booted\"\n}}\n"
+        )
+    };
     let project = Project::new(&vm("64MiB"));
     for command in ["build", "plan", "up"] {
         let refused = project.run(&[command]).expect(64);

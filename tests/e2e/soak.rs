@@ -9,7 +9,7 @@ const LONG: &str = "FIREGOPHER_TEST_SOAK";
 /// Every `ls` is translated anew: with a buffer for code that is not bounded, an emulated VM of 256 MiB used up its
 /// limit after 165 of them.
 const SHORT: &str = r#"
-vm "short" { run "sh" "-c" "i=0; while [ $i -lt 260 ]; do ls >/dev/null; i=$((i+1)); done; echo forked $i"; }
+vm "short" { boot-timeout "180s"; run "sh" "-c" "i=0; while [ $i -lt 260 ]; do ls >/dev/null; i=$((i+1)); done; echo forked $i"; }
 "#;
 
 /// Shell loops in the smallest usual VM; a compiler and Python's subprocesses in a larger one with two CPUs.
