@@ -26,6 +26,19 @@ fn vms(output: &Output) -> Vec<String> {
         .collect()
 }
 
+/// `logs` once it shows this.
+fn wait_log(project: &Project, dir: &Path, text: &str) -> Output {
+    let begun = std::time::Instant::now();
+    loop {
+        let logs = at(project, dir, &["logs"]);
+        if logs.stdout.contains(text) {
+            return logs;
+        }
+        assert!(begun.elapsed() < crate::harness::PATIENCE, "{text:?} never came: {logs:?}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
+
 fn as_root_and_not(test: impl Fn(&Project)) {
     let Some(_turn) = guests(1) else { return };
     let users: &[Option<u32>] =
@@ -70,7 +83,7 @@ fn a_project_that_was_moved_renamed_or_removed_keeps_its_vms_and_volumes() {
         assert!(!ps.stderr.contains("came along"), "said once it is written down: {ps:?}");
 
         project.write("market/firegopher.kdl", format!("project \"market\"\n{SHOP}"));
-        at(project, &market, &["logs"]).expect(0).says("was called shop-").prints("boot");
+        wait_log(project, &market, "boot\n").says("was called shop-");
         at(project, &market, &["up", "-d", "--offline"]).expect(0);
         let ps = at(project, &market, &["ps", "--json"]).expect(0);
         assert_eq!((vms(&ps), pid(&ps)), (running().to_vec(), first), "nothing was restarted");
@@ -86,11 +99,7 @@ fn a_project_that_was_moved_renamed_or_removed_keeps_its_vms_and_volumes() {
         // Another boot finds what the first one wrote.
         at(project, &market, &["down"]).expect(0).says("lock is down");
         at(project, &market, &["up", "-d", "--offline"]).expect(0);
-        let begun = std::time::Instant::now();
-        while !at(project, &market, &["logs"]).stdout.contains("boot\nboot\n") {
-            assert!(begun.elapsed() < crate::harness::PATIENCE);
-            std::thread::sleep(std::time::Duration::from_millis(200));
-        }
+        wait_log(project, &market, "boot\nboot\n");
 
         // From anywhere, also when the directory is gone.
         let root = Path::new("/");
