@@ -128,6 +128,7 @@ pub(super) async fn run(
         paused: Paused::default(),
         resume: watch.resume,
         seen: Condition::default(),
+        monitor_closed: None,
         held: None,
         warnings: 0,
         deaf: false,
@@ -236,6 +237,8 @@ struct Session<'a> {
     resume: mpsc::Sender<()>,
     /// The condition as it was told.
     seen: Condition,
+    /// When the VMM's monitor closed, until that is told.
+    monitor_closed: Option<Instant>,
     /// What is left until the deadline of a guest that stands still.
     held: Option<Duration>,
     /// The guest's own, so far.

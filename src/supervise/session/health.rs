@@ -10,6 +10,9 @@ use tokio::time::Instant;
 /// What is left to a guest that stands still although it was asked to end.
 const LAST_LOOK: Duration = Duration::from_secs(2);
 
+/// A VMM that ends closes its monitor first: one that still runs after this long has lost it.
+const MONITOR_GRACE: Duration = Duration::from_secs(5);
+
 impl Session<'_> {
     /// The VMM reports something new.
     pub(super) fn condition(&mut self, now: Condition) {
@@ -27,7 +30,7 @@ impl Session<'_> {
             self.tell("the host's memory has failed, and the failure hit this VM".to_owned());
         }
         if now.silent && !self.seen.silent {
-            self.tell("the VMM's monitor has closed: a pause of the guest will not be seen".to_owned());
+            self.monitor_closed = Some(Instant::now());
         }
         if now.pauses != self.seen.pauses || now.paused != self.seen.paused {
             match now.paused.clone() {
@@ -91,14 +94,20 @@ impl Session<'_> {
         self.kill();
     }
 
-    /// Whether something waits for the host's disk.
+    /// Whether something waits for time to pass: for space on the host's disk, or for an end that may follow.
     pub(super) fn is_waiting(&self) -> bool {
-        self.paused.is_pending() || self.recorder.is_unsaved() || self.hub.is_waiting()
+        self.monitor_closed.is_some()
+            || self.paused.is_pending()
+            || self.recorder.is_unsaved()
+            || self.hub.is_waiting()
     }
 
-    /// Looks whether the host's disk has space again.
+    /// Looks whether the host's disk has space again, and whether a VMM has outlived its monitor.
     pub(super) fn second(&mut self) {
         let now = Instant::now();
+        if self.monitor_closed.take_if(|closed| now - *closed >= MONITOR_GRACE).is_some() {
+            self.tell("the VMM's monitor has closed: a pause of the guest will not be seen".to_owned());
+        }
         if self.paused.may_go_on(now) {
             self.let_go_on();
         }

@@ -176,6 +176,26 @@ fn what_the_host_failed_to_do_is_told_once_a_drive() {
 }
 
 #[test]
+fn a_monitor_that_closes_is_told_only_where_its_vmm_lives_on() {
+    let warnings_after = |rest: Duration| {
+        let home = tempfile::tempdir().unwrap();
+        let fake = Fake::new(move |mut guest| {
+            guest.start();
+            guest.condition.send_modify(|c| c.silent = true);
+            std::thread::sleep(rest);
+            guest.exit(0);
+        });
+        let (mut client, thread) = start(with_scratch(home.path(), home.path()), &fake).unwrap();
+        let told = listen(&mut client);
+        thread.join().unwrap();
+        told.warnings
+    };
+    assert_eq!(warnings_after(Duration::ZERO), [""; 0]);
+    let told = warnings_after(Duration::from_secs(8));
+    assert!(told.len() == 1 && told[0].contains("monitor has closed"), "{told:?}");
+}
+
+#[test]
 fn a_full_disk_takes_the_states_of_a_vm_that_runs() {
     on_small_disk(1 << 20, |disk| {
         let spec = spec(disk);
