@@ -100,7 +100,12 @@ fn a_mounted_image_is_refused_and_taken_once_it_is_unmounted() {
     std::fs::write(at.join("file"), "x").unwrap();
     nix::unistd::syncfs(std::fs::File::open(&at).unwrap()).unwrap();
     let error = build_base(BaseSource::Ext4(&image), &bench.make_dir("out"), &bench.scratch());
-    assert!(Command::new("umount").arg(&at).status().unwrap().success());
+    // A child that another test has just forked may hold it for a moment.
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !Command::new("umount").arg(&at).status().unwrap().success() {
+        assert!(std::time::Instant::now() < end, "{} stays mounted", at.display());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
     assert_eq!(error.unwrap_err().code(), "image.ext4-dirty");
     build_base(BaseSource::Ext4(&image), &bench.path("out"), &bench.scratch()).unwrap();
 }
