@@ -6,7 +6,9 @@ use crate::asset::Progress;
 use crate::color;
 use crate::plan::render::escape;
 use crate::terminal::Stream;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 use std::collections::HashMap;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -106,6 +108,14 @@ impl Drop for Step<'_> {
     }
 }
 
+/// How long the rest will take at the rate so far; nothing as long as nothing has arrived.
+fn time_left(state: &ProgressState, to: &mut dyn std::fmt::Write) {
+    if state.pos() > 0 && state.per_sec() > 0.0 {
+        // Writing to a line in memory does not fail.
+        let _ = write!(to, "{:#}", HumanDuration(state.eta()));
+    }
+}
+
 impl Progress for Ui {
     fn start(&self, what: &str, total: Option<u64>) {
         let Some(bars) = &self.bars else {
@@ -118,12 +128,11 @@ impl Progress for Ui {
         });
         let template = match total {
             // The message gives way where the terminal is narrow, never the figures.
-            Some(_) => "  {wide_msg} {bar:12} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            Some(_) => "  {wide_msg} {bar:12} {bytes}/{total_bytes} {bytes_per_sec} {left}",
             None => "  {spinner} {wide_msg} {elapsed:>4}",
         };
-        bar.set_style(
-            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style.with_key("left", time_left));
         bar.set_message(escape(what));
         // Rate and time left go on while nothing arrives, and whoever waits sees that it is waited.
         bar.enable_steady_tick(TICK);

@@ -144,7 +144,7 @@ fn a_guest_that_does_not_end_keeps_no_other_one_up() {
         assert!(begun.elapsed() < PATIENCE, "second waits for deaf");
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(project.ps("deaf").unwrap()["status"], "running");
+    assert_eq!(project.ps("deaf").unwrap()["status"], "stopping");
     // Whoever waits may be sent away; the VM goes on ending, and can be hurried.
     down.signal(libc::SIGINT);
     down.wait(PATIENCE).says("second is down");

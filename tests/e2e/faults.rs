@@ -177,14 +177,16 @@ fn a_taken_port_is_named_and_nothing_is_started_or_stopped_for_it() {
     };
     let project = Project::new(&vms(other, port));
     let output = project.run(&["up"]).expect(1);
-    output.says(&format!("port 127.0.0.1:{port} of VM b is taken")).says("help:");
+    let holder = std::process::id();
+    let taken_by = format!("port 127.0.0.1:{port} of VM b is held by ");
+    output.says(&taken_by).says(&format!("(process {holder})")).says("help:");
     assert_eq!((project.ps("a"), project.ps("b")), (None, None));
     assert_clean(&project);
     // A VM that runs is not given up for a replacement that could not start.
     project.up(&["-d", "a"]);
     let before = project.state("a")["supervisor"].clone();
     project.manifest(&vms(port, other));
-    project.run(&["up", "-d"]).expect(1).says(&format!("port 127.0.0.1:{port} of VM a is taken"));
+    project.run(&["up", "-d"]).expect(1).says(&format!("port 127.0.0.1:{port} of VM a is held by "));
     assert_eq!(project.ps("a").unwrap()["status"], "running");
     assert_eq!(project.state("a")["supervisor"], before);
     drop(taken);
