@@ -32,7 +32,7 @@ mod sensitive;
 mod vmms;
 
 pub use claim::{Claim, Claimed, Standing, claims};
-pub use identity::{Identity, claimed_at, identify, named};
+pub use identity::{Identity, Naming, claimed_at, identify, named};
 pub use left_out::{LeftOut, verdict};
 pub use pins::needs_of;
 pub use vmms::graph_of_any_host;

@@ -79,10 +79,9 @@ pub(super) fn running_vms() -> Vec<CompletionCandidate> {
 
 /// The projects of the home.
 pub(super) fn projects() -> Vec<CompletionCandidate> {
-    let home = Home::from_env().ok();
-    candidates(
-        home.into_iter().flat_map(|home| project::claims(&home)).map(|claimed| claimed.label().clone()),
-    )
+    let all = Home::from_env().map(|home| project::claims(&home)).unwrap_or_default();
+    let naming = |claimed: &project::Claimed| project::Naming::among(&all, &claimed.key).to_string();
+    all.iter().map(|claimed| CompletionCandidate::new(naming(claimed))).collect()
 }
 
 /// What `update` takes: kinds of assets, and those of the manifest by name.

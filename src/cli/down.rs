@@ -84,8 +84,9 @@ fn forget_if_gone(home: &Home, key: &Name, ui: &Ui) -> Result<()> {
     }
     if home.volumes(key).exists() {
         ui.note(&format!(
-            "its volumes stay, although {} is gone: `firegopher down --project {key} --volumes` deletes them",
-            claim.directory.display()
+            "its volumes stay, although {} is gone: `firegopher down --project {} --volumes` deletes them",
+            claim.directory.display(),
+            project::Naming::of(home, key)
         ));
         return Ok(());
     }

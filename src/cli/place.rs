@@ -3,8 +3,7 @@
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::manifest::{self, Location};
-use crate::name::Name;
-use crate::project::{self, Identity};
+use crate::project::{self, Identity, Naming};
 use crate::ui::Ui;
 use clap_complete::ArgValueCandidates;
 use std::path::PathBuf;
@@ -22,12 +21,8 @@ pub(super) struct Place {
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Wanted {
     /// This project, wherever its directory is or was; `ps --all` lists them.
-    #[arg(long, value_name = "NAME", value_parser = name, add = ArgValueCandidates::new(super::completions::projects))]
-    project: Option<Name>,
-}
-
-fn name(text: &str) -> Result<Name, String> {
-    Name::new(text)
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(super::completions::projects))]
+    project: Option<Naming>,
 }
 
 impl Place {

@@ -41,8 +41,12 @@ pub fn try_bind(address: SocketAddr) -> io::Result<()> {
 
 /// Whether two listeners would be in each other's way.
 pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && (any || one.ip() == other.ip())
+    // Of IPv6, the address that is none in particular takes connections by IPv4, too.
+    let covers = |any: IpAddr, one: IpAddr| {
+        any.is_unspecified() && (any.is_ipv6() || one.is_ipv4() || one.is_unspecified())
+    };
+    let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
+    one.port() == other.port() && (a == b || covers(a, b) || covers(b, a))
 }
 
 /// The listeners that are in the way of `address`.
@@ -119,6 +123,33 @@ mod tests {
         }
         drop(held);
         try_bind(address).unwrap();
+    }
+
+    #[test]
+    fn any_address_of_ipv4_is_in_the_way_of_ipv4_alone() {
+        let overlap = |one: &str, other: &str| {
+            let both = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(super::overlap(both.0, both.1), super::overlap(both.1, both.0), "{one} {other}");
+            super::overlap(both.0, both.1)
+        };
+        for (one, other) in [
+            ("0.0.0.0:80", "127.0.0.1:80"),
+            ("0.0.0.0:80", "[::]:80"),
+            ("0.0.0.0:80", "[::ffff:127.0.0.1]:80"),
+            ("[::]:80", "127.0.0.1:80"),
+            ("[::]:80", "[::1]:80"),
+            ("127.0.0.1:80", "127.0.0.1:80"),
+        ] {
+            assert!(overlap(one, other), "{one} {other}");
+        }
+        for (one, other) in [
+            ("0.0.0.0:80", "[::1]:80"),
+            ("127.0.0.1:80", "[::1]:80"),
+            ("127.0.0.1:80", "127.0.0.2:80"),
+            ("[::]:80", "[::]:81"),
+        ] {
+            assert!(!overlap(one, other), "{one} {other}");
+        }
     }
 
     #[test]

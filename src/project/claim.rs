@@ -141,6 +141,13 @@ impl Claim {
         Ok(())
     }
 
+    /// Whether the claim is on the directory that has `inode`, wherever that is now. A snapshot of a file system has the
+    /// inodes of the original, births included, on another device: it is a copy while the original is there.
+    pub fn is_on(&self, inode: &Inode) -> bool {
+        self.inode.is_some_and(|then| then.is(inode))
+            && Inode::of(&self.directory).is_none_or(|now| now.device == inode.device || !now.is(inode))
+    }
+
     /// Whether the directory is where the claim says, or a bind mount of it is.
     pub fn stands(&self) -> Standing {
         let path = self.location().path();

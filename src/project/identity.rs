@@ -11,7 +11,9 @@ use crate::home::Home;
 use crate::manifest::model::Manifest;
 use crate::manifest::{self, derived_name};
 use crate::name::Name;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// A project as found in a home.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +77,7 @@ pub fn claimed_at(home: &Home, dir: &Path) -> Option<Identity> {
     let all = claims(home);
     let known = |dir: &Path| {
         let inode = super::claim::Inode::of(dir);
-        let by_inode = |c: &&Claimed| c.claim.inode.zip(inode).is_some_and(|(a, b)| a.is(&b));
+        let by_inode = |c: &&Claimed| inode.is_some_and(|now| c.claim.is_on(&now));
         all.iter().find(by_inode).or_else(|| all.iter().find(|c| c.claim.directory == dir))
     };
     let found = dir.ancestors().find_map(known)?;
@@ -87,13 +89,64 @@ pub fn claimed_at(home: &Home, dir: &Path) -> Option<Identity> {
     })
 }
 
-/// The project that goes by a name, wherever it is: by what it is called, else by its key.
+/// What names a project on a command line, wherever the project is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Naming {
+    /// What it is called, else its key: `NAME`.
+    Usual(Name),
+    /// Its key alone, which may be what another one is called by now: `key:NAME`.
+    Key(Name),
+}
+
+/// What is before a key in a [`Naming`]. No name has a colon.
+const BY_KEY: &str = "key:";
+
+impl FromStr for Naming {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix(BY_KEY) {
+            Some(key) => Name::new(key).map(Naming::Key),
+            None => Name::new(text).map(Naming::Usual),
+        }
+    }
+}
+
+impl fmt::Display for Naming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Naming::Usual(name) => f.pad(name.as_str()),
+            Naming::Key(key) => write!(f, "{BY_KEY}{key}"),
+        }
+    }
+}
+
+impl Naming {
+    /// What names the project of a key and no other one: its label, unless others are called so, too.
+    pub fn of(home: &Home, key: &Name) -> Naming {
+        Naming::among(&claims(home), key)
+    }
+
+    /// As [`Self::of`], of all the claims of a home.
+    pub fn among(all: &[Claimed], key: &Name) -> Naming {
+        let label = all.iter().find(|c| c.key == *key).map_or(key, Claimed::label);
+        match all.iter().any(|c| c.label() == label && c.key != *key) {
+            true => Naming::Key(key.clone()),
+            false => Naming::Usual(label.clone()),
+        }
+    }
+}
+
+/// The project that is named so, wherever it is.
 ///
 /// # Errors
 /// `project.unknown`, with those that there are.
-pub fn named(home: &Home, wanted: &Name) -> Result<Identity> {
+pub fn named(home: &Home, naming: &Naming) -> Result<Identity> {
     let all = claims(home);
-    let mut by_label: Vec<&Claimed> = all.iter().filter(|c| c.label() == wanted).collect();
+    let (wanted, labels) = match naming {
+        Naming::Usual(name) => (name, true),
+        Naming::Key(key) => (key, false),
+    };
+    let mut by_label: Vec<&Claimed> = all.iter().filter(|c| labels && c.label() == wanted).collect();
     // A directory that is gone may have left its name to another one.
     by_label.sort_by_key(|c| c.claim.stands() == Standing::Gone);
     let identity = |key: &Name, label: &Name| Identity {
@@ -109,12 +162,12 @@ pub fn named(home: &Home, wanted: &Name) -> Result<Identity> {
     if home.project(wanted).is_dir() || home.volumes(wanted).is_dir() {
         return Ok(identity(wanted, wanted));
     }
-    let known: Vec<&str> = all.iter().map(|c| c.label().as_str()).collect();
+    let known: Vec<String> = all.iter().map(|c| Naming::among(&all, &c.key).to_string()).collect();
     let help = match known.as_slice() {
         [] => "This home has no projects.".to_owned(),
         known => format!("There are: {}. `firegopher ps --all` lists them.", known.join(", ")),
     };
-    Err(Error::usage("project.unknown", format!("there is no project {wanted} in {}", home.root().display()))
+    Err(Error::usage("project.unknown", format!("there is no project {naming} in {}", home.root().display()))
         .help(help))
 }
 
@@ -146,10 +199,8 @@ impl<'a> Search<'a> {
     /// The claims on this very manifest. Inodes are stronger than paths: two directories may have been swapped.
     fn mine(&self, here: &Claim) -> Vec<&'a Claimed> {
         let same_file = self.claims.iter().filter(|c| c.claim.manifest == here.manifest);
-        let by_inode: Vec<&Claimed> = same_file
-            .clone()
-            .filter(|c| c.claim.inode.zip(here.inode).is_some_and(|(then, now)| then.is(&now)))
-            .collect();
+        let by_inode: Vec<&Claimed> =
+            same_file.clone().filter(|c| here.inode.is_some_and(|now| c.claim.is_on(&now))).collect();
         if by_inode.is_empty() {
             return same_file.filter(|c| c.claim.directory == here.directory).collect();
         }
@@ -177,7 +228,7 @@ impl<'a> Search<'a> {
             (None, Some(owner)) => Ok(self.identity(owner, here, None)),
             (Some(chosen), Some(owner)) if (self.holds)(&owner.key) => match (self.holds)(&chosen.key) {
                 false => Ok(self.identity(owner, here, None)),
-                true => Err(ambiguous(name, chosen, owner)),
+                true => Err(ambiguous(name, chosen, owner, &Naming::among(self.claims, &owner.key))),
             },
             (Some(chosen), _) => Ok(self.identity(chosen, here, Some(name.clone()))),
         }
@@ -246,7 +297,7 @@ fn claimed(name: &Name, owner: &Claim) -> Error {
         .help("Give one of the two another name with `project \"name\"` in its firegopher.kdl.")
 }
 
-fn ambiguous(name: &Name, here: &Claimed, owner: &Claimed) -> Error {
+fn ambiguous(name: &Name, here: &Claimed, owner: &Claimed, naming: &Naming) -> Error {
     let text = format!(
         "this directory's project, called {} until now, and the project {name} that was in {} both have VMs or volumes",
         here.label(),
@@ -254,9 +305,8 @@ fn ambiguous(name: &Name, here: &Claimed, owner: &Claimed) -> Error {
     );
     Error::usage("project.ambiguous", text).help(format!(
         "Keep the name {}, or give another one that is free. If what {name} has is of no use any more: \
-         firegopher down --project {} --volumes",
+         firegopher down --project {naming} --volumes",
         here.label(),
-        owner.key
     ))
 }
 

@@ -248,7 +248,7 @@ fn ports_move_within_a_project_and_whoever_else_has_one_is_named() {
     let held = format!("is held by VM right of the project {name} in {}", place.display());
     for command in ["plan", "up"] {
         let refused = other.run(&[command]).expect(64).says(&held).says("$FIREGOPHER_TEST_UNSET");
-        refused.says(&format!("firegopher -C {} down right", place.display()));
+        refused.says(&format!("firegopher down --project {name} right"));
     }
     let json = other.run(&["plan", "--json"]).expect(64).json();
     let codes: Vec<&str> =

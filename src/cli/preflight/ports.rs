@@ -55,17 +55,14 @@ fn taken(vm: &Vm, port: &Port, by: &Listener, project: &Project) -> Error {
                 .help(format!("stop it with `firegopher down {holder}`, or name it too: `firegopher up`"));
         }
         let dir = project::claimed_by(&project.home.project(&other));
-        let (place, stop) = match dir {
-            Some(dir) if !dir.exists() => (
-                format!(" in {}, which is gone", dir.display()),
-                format!("stop it with `firegopher down --project {other} {holder}`"),
-            ),
-            Some(dir) => (
-                format!(" in {}", dir.display()),
-                format!("stop it with `firegopher -C {} down {holder}`", dir.display()),
-            ),
-            None => (String::new(), "stop it".to_owned()),
+        let place = match dir {
+            Some(dir) if !dir.exists() => format!(" in {}, which is gone", dir.display()),
+            Some(dir) => format!(" in {}", dir.display()),
+            None => String::new(),
         };
+        // Its directory may hold several manifests.
+        let naming = project::Naming::of(&project.home, &other);
+        let stop = format!("stop it with `firegopher down --project {naming} {holder}`");
         let text = format!(
             "{subject} is held by VM {holder} of the project {}{place}",
             project::label(&project.home, &other)

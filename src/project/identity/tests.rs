@@ -200,3 +200,86 @@ fn what_changed_is_said_in_one_line() {
         assert!([moved, was].into_iter().flatten().all(|word| news.contains(word)), "{news}");
     }
 }
+
+#[test]
+fn what_names_a_project_leads_to_it_and_to_no_other_that_is_called_as_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::new(dir.path());
+    for (key, claim) in [
+        // It was called shop, and another one is now.
+        ("shop", claim("/market", 1, Some("market"))),
+        ("new-1", claim("/shop", 2, Some("shop"))),
+        // Two that are called the same.
+        ("web", claim("/a", 3, None)),
+        ("new-2", claim("/b", 4, Some("web"))),
+        ("last", claim("/last", 5, None)),
+    ] {
+        fs_err::create_dir_all(home.project(&name(key))).unwrap();
+        claim.save(&home.project(&name(key)), false).unwrap();
+    }
+    // State whose claim was lost, of a key that another one is called by.
+    fs_err::create_dir_all(home.project(&name("lost"))).unwrap();
+    let naming = |key| Naming::of(&home, &name(key)).to_string();
+    for (key, shown) in [
+        ("shop", "market"),
+        ("new-1", "shop"),
+        ("web", "key:web"),
+        ("new-2", "key:new-2"),
+        ("last", "last"),
+        ("lost", "lost"),
+    ] {
+        assert_eq!(naming(key), shown);
+        assert_eq!(named(&home, &shown.parse().unwrap()).unwrap().key, name(key), "{shown}");
+    }
+    claim("/c", 6, Some("lost")).save(&home.project(&name("last")), false).unwrap();
+    assert_eq!(naming("lost"), "key:lost");
+    assert_eq!(named(&home, &"key:lost".parse().unwrap()).unwrap().key, name("lost"));
+    let unknown = named(&home, &"key:market".parse().unwrap()).unwrap_err();
+    assert_eq!(unknown.code(), "project.unknown");
+    assert!(unknown.help_text().unwrap().contains("market"), "{unknown:?}");
+    assert!("key:".parse::<Naming>().is_err() && "other:web".parse::<Naming>().is_err());
+}
+
+#[test]
+fn the_state_in_question_is_named_so_that_no_other_is_deleted() {
+    let world = World::default()
+        .with("dir-0", claim("/here", 1, None))
+        .with("web", claim("/gone", 2, Some("shop")))
+        // It is called as the key of the one that is gone.
+        .with("dir-7", claim("/live", 3, Some("web")))
+        .stands("/here", Some("shop"))
+        .stands("/live", Some("web"))
+        .holds("web")
+        .holds("dir-0");
+    let refused = world.decide(&claim("/here", 1, Some("shop"))).unwrap_err();
+    assert!(refused.help_text().unwrap().contains("down --project shop --volumes"), "{refused:?}");
+}
+
+#[test]
+fn a_snapshot_of_a_file_system_is_a_copy_while_the_original_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let original = dir.path().join("shop");
+    fs_err::create_dir(&original).unwrap();
+    let Some(Inode { device, number, born: Some(born) }) = Inode::of(&original) else {
+        eprintln!("skipped: this file system knows no births");
+        return;
+    };
+    let there = Claim { inode: Inode::of(&original), ..claim(original.to_str().unwrap(), 1, None) };
+    // As under /snapshots: all is the same but the device.
+    let copied = Inode { device: device + 1, number, born: Some(born) };
+    let snapshot = Claim { inode: Some(copied), ..claim("/snapshots/shop", 1, None) };
+    let path: &'static str = original.to_str().unwrap().to_owned().leak();
+    let world = World::default().with("web", there.clone()).stands(path, None);
+    let key = |claim: &Claim| world.found(claim).0;
+    assert_eq!(key(&snapshot), "dir-0");
+    assert_eq!(key(&there), "web");
+    // By a bind mount, and by a boot that gave the device another number.
+    let bound = Claim { directory: "/bound".into(), ..there.clone() };
+    assert_eq!(key(&bound), "web");
+    let rebooted = Claim { inode: Some(copied), ..there.clone() };
+    let world = World::default().with("web", rebooted);
+    assert_eq!(world.found(&there).0, "web");
+    // The original is gone: it was moved there for all that can be seen.
+    fs_err::remove_dir(&original).unwrap();
+    assert!(there.is_on(&copied));
+}
