@@ -4,6 +4,11 @@
 //! while too much is on its way, and the sink's threads write. So a reader that stops makes the workload of `run` wait
 //! (through supervisor and guest, each with a bound of its own), and a signal still gets through.
 
+mod ends;
+mod output;
+
+use self::ends::{Patience, Requests, asks_for_the_end};
+use self::output::Shape;
 use super::screen::{Look, Screen, Shown};
 use super::signals::{self, Signals};
 use super::sink::{Gate, Sink};
@@ -12,7 +17,6 @@ use crate::color;
 use crate::error::{Error, Result};
 use crate::manifest::model::Port;
 use crate::name::Name;
-use crate::plan::render::escape;
 use crate::supervise::logs::{Colours, Escaper};
 use crate::supervise::{Client, Event, Outcome, Phase, Reason, Stream};
 use nix::sys::signal::Signal;
@@ -20,11 +24,6 @@ use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
-
-/// After a signal that asks for the end, a reader that takes nothing for this long loses what it has not read.
-const READER_PATIENCE: Duration = Duration::from_secs(2);
-/// A workload that still runs this long after Ctrl-C: it is told how to end it.
-const HINT: Duration = Duration::from_secs(2);
 
 /// A VM that is followed.
 pub(super) struct Followed {
@@ -84,14 +83,6 @@ impl Followings {
     }
 }
 
-/// What output looks like.
-enum Shape {
-    /// Lines, escaped.
-    Lines(Screen),
-    /// Bytes as they come; an escaper for each output that is a terminal.
-    Bytes([Option<Escaper>; 2]),
-}
-
 /// Follows the VMs.
 pub(super) fn follow(vms: Vec<Followed>, how: How, signals: Option<&Signals>) -> Result<Followings> {
     let (sender, messages) = channel();
@@ -143,8 +134,8 @@ pub(super) fn follow(vms: Vec<Followed>, how: How, signals: Option<&Signals>) ->
         caret: false,
         unread: [false; 2],
         detached: false,
-        stops: 0,
-        urgent: None,
+        asked: Requests::default(),
+        patience: Patience::default(),
         hint: None,
         end: Followings {
             outcomes: Vec::new(),
@@ -233,9 +224,9 @@ struct Follower {
     /// The VMs are left to themselves.
     detached: bool,
     /// How often somebody asked for the end.
-    stops: u32,
-    /// Somebody asked for the end at this time: a reader that takes nothing is not waited for.
-    urgent: Option<Instant>,
+    asked: Requests,
+    /// With those who read, once somebody asked for the end.
+    patience: Patience,
     /// When to tell how to end a workload that ignores its signal.
     hint: Option<Instant>,
     end: Followings,
@@ -260,7 +251,11 @@ impl Follower {
         }
         self.say_goodbye();
         // All is said; it has yet to be read.
-        let begun = self.stops;
+        let begun = self.asked.count();
+        let now = Instant::now();
+        if !self.patience.is_begun() && self.asked.stand(now) {
+            self.patience.begin(now);
+        }
         while !self.sink.wait_idle(Duration::from_millis(50)) {
             while let Ok(message) = messages.try_recv() {
                 match message {
@@ -268,7 +263,7 @@ impl Follower {
                     Message::Signal(signal) if asks_for_the_end(signal) => {
                         self.ask(signal);
                         // A second one is in a hurry.
-                        if self.stops > begun.max(1) {
+                        if self.asked.count() > begun.max(1) {
                             return Ok(());
                         }
                     }
@@ -298,23 +293,17 @@ impl Follower {
             next = screen.flush_quiet(&mut shown);
             self.write(shown, 0);
         }
-        if let Some(since) = self.urgent {
-            let left = (since + READER_PATIENCE).saturating_duration_since(now);
-            if left.is_zero() {
-                self.urgent = None;
-                if self.sink.give_up(since) {
-                    self.say("warning: output that nobody reads is dropped");
-                }
-            } else {
-                next = Some(next.map_or(left, |next| next.min(left)));
-            }
+        let mut patience = std::mem::take(&mut self.patience);
+        if let Some(left) = patience.check(now, self) {
+            next = Some(next.map_or(left, |next| next.min(left)));
         }
+        self.patience = patience;
         if let Some(at) = self.hint {
             let left = at.saturating_duration_since(now);
             if left.is_zero() {
                 self.hint = None;
                 if io::stderr().is_terminal() {
-                    self.say("The workload still runs; press Ctrl-C again to kill its VM.");
+                    self.say("The workload still runs; press Ctrl-C twice to kill its VM.");
                 }
             } else {
                 next = Some(next.map_or(left, |next| next.min(left)));
@@ -334,7 +323,7 @@ impl Follower {
             Message::Signal(signal) if self.how == How::InPlace => self.pass_on(signal)?,
             // A closed terminal kills nothing.
             Message::Signal(Signal::SIGHUP) => {
-                self.urgent = Some(Instant::now());
+                self.patience.begin(Instant::now());
                 self.detached = true;
             }
             Message::Signal(signal) => self.interrupt(signal)?,
@@ -383,181 +372,6 @@ impl Follower {
         }
         self.outcomes[vm] = Some(outcome);
     }
-
-    fn output(&mut self, vm: usize, stream: Stream, bytes: &[u8]) {
-        let mut shown = Shown::default();
-        match &mut self.shape {
-            Shape::Lines(screen) => screen.push(vm, stream, "", bytes, &mut shown),
-            Shape::Bytes(escapers) => {
-                let index = usize::from(stream == Stream::Stderr);
-                let bytes = match &mut escapers[index] {
-                    None => bytes.to_vec(),
-                    Some(escaper) => {
-                        let mut text = String::new();
-                        escaper.push(bytes, &mut text);
-                        text.into_bytes()
-                    }
-                };
-                if let Some(last) = bytes.last() {
-                    self.at_line_start = *last == b'\n';
-                }
-                shown.0.push((stream, bytes));
-            }
-        }
-        self.write(shown, bytes.len());
-    }
-
-    /// Hands on what is to be written; `charge` came through the gate for it.
-    fn write(&self, shown: Shown, charge: usize) {
-        let mut charge = charge;
-        for (stream, bytes) in shown.0 {
-            self.sink.write(stream, bytes, std::mem::take(&mut charge));
-        }
-        self.sink.write(Stream::Stdout, Vec::new(), charge);
-    }
-
-    fn finish_lines(&mut self, vm: usize) {
-        let mut shown = Shown::default();
-        match &mut self.shape {
-            Shape::Lines(screen) => screen.finish(vm, &mut shown),
-            Shape::Bytes(escapers) => {
-                for (stream, escaper) in [Stream::Stdout, Stream::Stderr].into_iter().zip(escapers) {
-                    let Some(escaper) = escaper else { continue };
-                    let mut text = String::new();
-                    escaper.finish(&mut text);
-                    if !escaper.active().is_empty() {
-                        text.push_str("\x1b[0m");
-                    }
-                    if !text.is_empty() {
-                        shown.0.push((stream, text.into_bytes()));
-                    }
-                }
-            }
-        }
-        self.write(shown, 0);
-    }
-
-    /// Something worth knowing. `run` shows its workload's output and nothing else.
-    fn note(&mut self, text: &str) {
-        if self.how != How::InPlace {
-            self.say(text);
-        }
-    }
-
-    /// Lines of this command's own.
-    fn say(&mut self, text: &str) {
-        let mut shown = Shown::default();
-        let mut own = String::new();
-        let mut within = std::mem::take(&mut self.caret);
-        match &mut self.shape {
-            Shape::Lines(screen) => {
-                screen.break_line(Stream::Stderr, &mut shown);
-                within &= shown.len() == 0;
-            }
-            Shape::Bytes(_) => within |= !std::mem::replace(&mut self.at_line_start, true),
-        }
-        if within && io::stderr().is_terminal() {
-            own.push('\n');
-        }
-        // Line by line: an error may bring the end of a console along.
-        text.lines().for_each(|line| own += &format!("{}\n", escape(line)));
-        shown.0.push((Stream::Stderr, own.into_bytes()));
-        self.write(shown, 0);
-    }
-
-    /// Nobody reads an output any more, or it takes no more.
-    fn unwritable(&mut self, stream: Stream, error: Option<io::Error>) {
-        let error = error.filter(|e| !stdio::is_closed(stream, e));
-        let streams: &[Stream] = if self.together { &[Stream::Stdout, Stream::Stderr] } else { &[stream] };
-        for stream in streams {
-            let index = usize::from(*stream == Stream::Stderr);
-            if std::mem::replace(&mut self.unread[index], true) {
-                continue;
-            }
-            self.sink.close(*stream);
-            match self.how {
-                // What writes there is told, as it would be without a VM in between. One that cannot be reached any
-                // more has ended.
-                How::InPlace => self.commands.iter().for_each(|vm| drop(vm.close_output(*stream))),
-                How::Attached if *stream == Stream::Stdout => {
-                    self.end.closed = error.is_none();
-                    self.detached = true;
-                }
-                How::Attached | How::Detached => {}
-            }
-        }
-        if let Some(error) = error {
-            let name = match stream {
-                Stream::Stdout => "standard output",
-                Stream::Stderr => "standard error",
-            };
-            self.end.unwritten = true;
-            self.say(&format!("error: cannot write to {name}: {error}"));
-        }
-    }
-
-    /// What those who were left to themselves come to.
-    fn say_goodbye(&mut self) {
-        let left = (0..self.names.len()).any(|vm| self.outcomes[vm].is_none());
-        if self.how == How::Attached && left && (self.end.closed || self.end.unwritten) {
-            self.note("The VMs run on. `firegopher down` stops them.");
-        }
-    }
-
-    fn ask(&mut self, signal: Signal) {
-        self.end.interrupted.get_or_insert(signal);
-        self.caret = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
-        self.urgent = Some(Instant::now());
-        if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
-            self.stops += 1;
-        }
-        if self.stops > 1 {
-            self.sink.give_up(Instant::now());
-        }
-    }
-
-    /// `up`: the first Ctrl-C stops what this command started, in reverse order, the second kills it.
-    fn interrupt(&mut self, signal: Signal) -> Result<()> {
-        let open: Vec<usize> =
-            (0..self.names.len()).filter(|&n| self.ours[n] && self.outcomes[n].is_none()).collect();
-        self.end.early |= open.iter().any(|&n| !self.settled[n]);
-        self.ask(signal);
-        if open.is_empty() {
-            self.note("Detached; the VMs run on. `firegopher down` stops them.");
-            self.detached = true;
-            return Ok(());
-        }
-        let kill = self.stops > 1;
-        if !kill {
-            self.note("Stopping; press Ctrl-C again to kill.");
-        }
-        open.iter().rev().try_for_each(|&vm| self.commands[vm].stop(kill))
-    }
-
-    /// `run`: the signal is the workload's. A second Ctrl-C or SIGTERM kills its VM.
-    fn pass_on(&mut self, signal: Signal) -> Result<()> {
-        let runs = self.settled.iter().all(|s| *s);
-        if asks_for_the_end(signal) {
-            self.ask(signal);
-            // Before there is a workload, the boot ends.
-            self.end.early |= !runs;
-            if !runs || self.stops > 1 {
-                return self.commands.iter().try_for_each(|vm| vm.stop(self.stops > 1));
-            }
-            self.hint = matches!(signal, Signal::SIGINT | Signal::SIGTERM).then(|| Instant::now() + HINT);
-        }
-        if runs {
-            self.commands.iter().try_for_each(|vm| vm.signal(signal as i32))?;
-        }
-        if signal == Signal::SIGTSTP {
-            signals::suspend();
-        }
-        Ok(())
-    }
-}
-
-fn asks_for_the_end(signal: Signal) -> bool {
-    matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)
 }
 
 /// `web runs: 127.0.0.1:8080 (guest port 8000)`.
