@@ -5,7 +5,7 @@ use super::image::{invalid, other_platform};
 use crate::error::Result;
 use crate::lock::{FIRST_PUBLISHED, MOST_ITEMS, MOST_PUBLISHED, OciConfig, is_digest};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 #[derive(Deserialize)]
 struct Document {
@@ -23,22 +23,24 @@ struct RootFs {
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "PascalCase")]
 struct Said {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
+    entrypoint: Option<Words>,
+    cmd: Option<Words>,
     env: Option<Vec<String>>,
     user: Option<String>,
     working_dir: Option<String>,
     exposed_ports: Option<Value>,
-    volumes: Option<Map<String, Value>>,
+    volumes: Option<Value>,
     stop_signal: Option<String>,
     // Docker's, which the specification of images does not know.
-    healthcheck: Option<Healthcheck>,
+    healthcheck: Option<Value>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default, rename_all = "PascalCase")]
-struct Healthcheck {
-    test: Option<Vec<String>>,
+/// A command: a list, or one word, which Docker takes for a list of one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Words {
+    List(Vec<String>),
+    One(String),
 }
 
 fn read(bytes: &[u8], subject: &str) -> Result<Document> {
@@ -84,8 +86,24 @@ pub(super) fn config(bytes: &[u8], digest: String, subject: &str) -> Result<OciC
 }
 
 /// A command. `[""]`, which resets it for Docker and containerd, is none.
-fn words(said: Option<Vec<String>>) -> Vec<String> {
-    said.filter(|words| words.iter().any(|word| !word.is_empty())).unwrap_or_default()
+fn words(said: Option<Words>) -> Vec<String> {
+    let words = match said {
+        Some(Words::List(words)) => words,
+        Some(Words::One(word)) => vec![word],
+        None => Vec::new(),
+    };
+    if words.iter().all(String::is_empty) { Vec::new() } else { words }
+}
+
+/// What stands in a set: in a map whose values mean nothing, or in a list, which some builders write.
+fn items(set: Option<&Value>) -> Vec<String> {
+    let text = |item: &Value| item.as_str().map_or_else(|| item.to_string(), str::to_owned);
+    match set {
+        Some(Value::Object(map)) => map.keys().cloned().collect(),
+        Some(Value::Array(list)) => list.iter().map(text).collect(),
+        None | Some(Value::Null) => Vec::new(),
+        Some(other) => vec![text(other)],
+    }
 }
 
 /// `USER[:GROUP]`, either of which may be empty: no group is the user's own, no user is root.
@@ -122,20 +140,20 @@ pub(super) fn left_out(config: &[u8]) -> Vec<String> {
     let said = serde_json::from_slice::<Document>(config).ok().and_then(|document| document.config);
     let Some(said) = said else { return Vec::new() };
     let mut left = Ports::of(&said).left_out();
-    if let Some(volumes) = said.volumes.filter(|volumes| !volumes.is_empty()) {
-        let paths: Vec<&str> = volumes.keys().map(String::as_str).collect();
+    let volumes = items(said.volumes.as_ref());
+    if !volumes.is_empty() {
         left.push(format!(
             "what is written to {} goes with the VM, unless the manifest has a `volume` there, which takes over what \
              the image has in it",
-            paths.join(", ")
+            volumes.join(", ")
         ));
     }
     let signal = said.stop_signal.unwrap_or_default();
     if !matches!(signal.as_str(), "" | "15" | "TERM" | "SIGTERM") {
         left.push(format!("its stop signal {signal} is not sent: a VM is stopped by SIGTERM"));
     }
-    let test = said.healthcheck.and_then(|check| check.test).unwrap_or_default();
-    if !test.is_empty() && test != ["NONE"] {
+    let test = items(said.healthcheck.as_ref().and_then(|check| check.get("Test")));
+    if test.iter().any(|word| !word.is_empty()) && test != ["NONE"] {
         left.push("its health check is not run".to_owned());
     }
     left
@@ -156,26 +174,22 @@ struct Ports {
 impl Ports {
     fn of(said: &Said) -> Ports {
         let mut ports = Ports::default();
-        // A map whose values mean nothing; some builders write a list.
-        let texts: Vec<String> = match &said.exposed_ports {
-            Some(Value::Object(map)) => map.keys().cloned().collect(),
-            Some(Value::Array(list)) => list
-                .iter()
-                .map(|port| port.as_str().map_or_else(|| port.to_string(), str::to_owned))
-                .collect(),
-            None | Some(Value::Null) => Vec::new(),
-            Some(other) => vec![other.to_string()],
-        };
-        for text in texts {
+        let mut tcp = Vec::new();
+        for text in items(said.exposed_ports.as_ref()) {
             let (range, protocol) = text.split_once('/').unwrap_or((&text, "tcp"));
             match (range_of(range), protocol.to_ascii_lowercase().as_str()) {
-                (Some(range), "tcp" | "") => ports.tcp.extend(range),
+                (Some(range), "tcp" | "") => tcp.push(range),
                 (Some(_), "udp" | "sctp") => ports.other_protocols.push(text),
                 _ => ports.nonsense.push(text),
             }
         }
-        ports.tcp.sort_unstable();
-        ports.tcp.dedup();
+        // Ranges may overlap a million times: each port is counted once.
+        tcp.sort_unstable_by_key(|range| *range.start());
+        for range in tcp {
+            let next = ports.tcp.last().map_or(Some(0), |last| last.checked_add(1));
+            let Some(next) = next else { break };
+            ports.tcp.extend(next.max(*range.start())..=*range.end());
+        }
         ports.count = ports.tcp.len();
         if ports.count > MOST_ITEMS {
             ports.tcp.clear();
@@ -276,6 +290,38 @@ mod tests {
         assert_eq!(argv(json!(["/x"]), json!([""])), ["/x"]);
         assert_eq!(argv(json!([""]), json!([""])), [""; 0]);
         assert_eq!(argv(json!(["/x", ""]), json!(["", "y"])), ["/x", "", "", "y"], "arguments may be empty");
+    }
+
+    #[test]
+    fn one_word_is_a_command_and_what_is_told_only_may_have_any_shape() {
+        let config = with(&json!({ "Entrypoint": "/bin/app", "Cmd": "serve" }));
+        assert_eq!(config.argv(), ["/bin/app", "serve"]);
+        assert_eq!(with(&json!({ "Entrypoint": "", "Cmd": ["/x"] })).argv(), ["/x"]);
+        let said = json!({ "Cmd": ["/x"], "Volumes": ["/data", "/log"], "Healthcheck": { "Test": "curl localhost" } });
+        assert_eq!(with(&said).argv(), ["/x"]);
+        let left = left_out(json!({ "config": said }).to_string().as_bytes());
+        assert!(left[0].contains("written to /data, /log goes"), "{left:?}");
+        assert_eq!(left[1], "its health check is not run");
+        for nothing in [
+            json!({ "Volumes": [], "Healthcheck": { "Test": "" } }),
+            json!({ "Volumes": {}, "Healthcheck": { "Test": "NONE" } }),
+            json!({ "Healthcheck": { "Test": ["NONE"] } }),
+            json!({ "Healthcheck": true }),
+        ] {
+            with(&nothing);
+            assert_eq!(left_out(json!({ "config": nothing }).to_string().as_bytes()), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn ranges_of_ports_that_overlap_are_counted_once() {
+        let list: Vec<String> = (0..1000).map(|n| format!("{}-65535", n + 1)).collect();
+        let said: Said = serde_json::from_value(json!({ "ExposedPorts": list })).unwrap();
+        let ports = Ports::of(&said);
+        assert_eq!(ports.count, 65_535);
+        assert!(ports.tcp.capacity() <= 1 << 17, "{}", ports.tcp.capacity());
+        let said = json!({ "ExposedPorts": ["3000-3004", "3002", "3001-3006/tcp", "3009"] });
+        assert_eq!(with(&said).ports, [3000, 3001, 3002, 3003, 3004, 3005, 3006, 3009]);
     }
 
     #[test]

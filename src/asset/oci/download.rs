@@ -64,7 +64,8 @@ impl Download<'_> {
             let before = intake.got();
             let received = self.receive(intake).await;
             intake.flush()?;
-            let Err(trouble) = received else { return Ok(()) };
+            // A part that is less than the rest is no trouble: the next one is asked for.
+            let Err(trouble) = received else { continue };
             if intake.got() > before {
                 // It does move: only standing still uses the tries up.
                 tried = 1;
@@ -74,7 +75,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Receives what is missing, in one answer.
+    /// Receives what one answer has of what is missing.
     async fn receive(&mut self, intake: &mut Intake<'_>) -> Result<(), Trouble> {
         let Download { registry, place, layer, .. } = *self;
         let rest = format!("blobs/{}", layer.digest);
@@ -88,18 +89,31 @@ impl Download<'_> {
             let message = format!("the registry {} cannot go on with {}", place.registry(), place.shown());
             return Err(Trouble::passing(Error::failed("oci.unreachable", message)));
         }
-        if intake.got() > 0 && !continues(&response, intake.got()) {
-            intake.restart().map_err(Trouble::lasting)?;
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let total = if partial {
+            let Some(range) = Range::of(&response).filter(|range| range.first == intake.got()) else {
+                intake.restart().map_err(Trouble::lasting)?;
+                let message = format!(
+                    "the registry {} sends another part of a layer of {} than was asked for",
+                    place.registry(),
+                    place.shown()
+                );
+                return Err(Trouble::passing(Error::failed("oci.unreachable", message)));
+            };
+            // It may be a shorter range than was asked for (RFC 9110, 15.3.7): only what it says of the whole counts.
+            range.total
+        } else {
+            if intake.got() > 0 {
+                intake.restart().map_err(Trouble::lasting)?;
+            }
+            response.content_length()
+        };
+        match total {
+            Some(total) if total > layer.size => return Err(self.too_long(intake)),
+            Some(total) if total < layer.size => return Err(self.too_short(intake, total)),
+            _ => {}
         }
-        let length = response.content_length();
-        if length.is_some_and(|length| !intake.fits(length)) {
-            return Err(self.too_long(intake));
-        }
-        if let Some(size) = length.and_then(|length| length.checked_add(intake.got()))
-            && size < layer.size
-        {
-            return Err(self.too_short(intake, size));
-        }
+        let before = intake.got();
         while let Some(chunk) = response.chunk().await.map_err(|e| Trouble::of_client(e, place))? {
             if !intake.fits(chunk.len() as u64) {
                 return Err(self.too_long(intake));
@@ -107,7 +121,7 @@ impl Download<'_> {
             intake.take(chunk).map_err(Trouble::lasting)?;
             self.tell(intake);
         }
-        if intake.got() < layer.size {
+        if intake.got() < layer.size && !(partial && intake.got() > before) {
             let message =
                 format!("the registry {} breaks off a layer of {}", place.registry(), place.shown());
             return Err(Trouble::passing(
@@ -161,9 +175,18 @@ fn whole(response: &reqwest::Response) -> Option<u64> {
     range.trim().strip_prefix("bytes */")?.parse().ok()
 }
 
-/// Whether an answer begins at `offset`.
-fn continues(response: &reqwest::Response, offset: u64) -> bool {
-    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    response.status() == StatusCode::PARTIAL_CONTENT
-        && range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-")))
+/// What an answer of 206 has: `bytes FIRST-LAST/TOTAL`.
+struct Range {
+    first: u64,
+    /// None where the server does not know it (`*`).
+    total: Option<u64>,
+}
+
+impl Range {
+    fn of(response: &reqwest::Response) -> Option<Range> {
+        let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+        let (part, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
+        let first = part.split_once('-')?.0.trim().parse().ok()?;
+        Some(Range { first, total: total.trim().parse().ok() })
+    }
 }

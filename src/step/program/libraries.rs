@@ -58,6 +58,12 @@ pub(super) fn judge(look: &Look<'_>, path: &str, elf: Elf) -> mkext4::Result<Ver
     }
     search.lists()?;
     DEFAULTS.iter().for_each(|dir| search.dirs.push((*dir).to_owned()));
+    // glibc's loader has its own directory compiled in, as Nix and Guix use it. What others one elsewhere has, nobody
+    // knows.
+    for path in [&look.absolute(&loader), &real] {
+        search.add(directory(path), "")?;
+    }
+    search.unknown |= !DEFAULTS.contains(&directory(&real));
     search.known.insert(loader.rsplit('/').next().unwrap_or_default().to_owned());
     search.run(path, elf)
 }

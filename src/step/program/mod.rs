@@ -366,7 +366,11 @@ impl<'a> Look<'a> {
             })),
             Lookup::File(at, entry) if !name.contains('/') => match at == absolute {
                 true => Ok(None),
-                false => self.judge(&at, entry, left),
+                // It has execvp(3) run it, which has the shell run what the kernel makes nothing of.
+                false => {
+                    let fault = self.judge(&at, entry, left)?;
+                    Ok(fault.filter(|fault| fault.code != "program.format"))
+                }
             },
             _ => Ok(None),
         }

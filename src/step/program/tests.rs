@@ -190,6 +190,10 @@ fn what_no_kernel_executes_is_told_before_the_boot() {
         ("app/ruby", b"#!/usr/bin/ruby -w\n"),
         ("app/env-ruby", b"#!/usr/bin/env ruby\n"),
         ("app/nested", b"#!/app/ruby\n"),
+        ("usr/bin/tool", b"echo hello\n"),
+        ("usr/bin/by-tool", b"#!/usr/bin/tool\n"),
+        ("app/env-text", b"#!/usr/bin/env tool\n"),
+        ("app/env-by-text", b"#!/usr/bin/env by-tool\n"),
         ("app/sh", b"#! /bin/sh -e\n"),
         ("app/env", b"#!/usr/bin/env python3\n"),
         ("app/env-s", b"#!/usr/bin/env -S whatever -x\n"),
@@ -212,7 +216,8 @@ fn what_no_kernel_executes_is_told_before_the_boot() {
     fails("nested", &["/usr/bin/ruby, is not in the image"]);
     fails("plain", &["program.not-executable", "chmod +x"]);
     fails("arm", &["program.machine", "aarch64", "x86_64"]);
-    for name in ["sh", "env", "env-s", "relative", "i386"] {
+    // What no kernel executes, `env` gives to /bin/sh.
+    for name in ["sh", "env", "env-s", "env-text", "env-by-text", "relative", "i386"] {
         world.passes(&format!("run \"/app/{name}\""));
     }
 }
@@ -258,13 +263,30 @@ fn libraries_are_found_where_loaders_find_them_and_missed_nowhere_else() {
     // One for another machine is passed over.
     tar = program(tar, "app/foreign", &elf(&dynamic(&["libarm.so"])));
     tar = program(tar, "usr/lib/libarm.so", &elf(&Parts { machine: 183, ..Parts::default() }));
+    // A loader looks into its own directory, too, and of one elsewhere nobody knows where besides.
+    const NIX: &str = "/nix/store/0a-glibc-2.40/lib/ld-linux-x86-64.so.2";
+    tar = program(tar, &NIX[1..], &library(&[]));
+    tar = program(tar, "nix/store/0a-glibc-2.40/lib/libnix.so.6", &library(&[]));
+    tar = program(tar, "app/nix", &elf(&Parts { loader: Some(NIX), ..dynamic(&["libnix.so.6"]) }));
+    tar = program(tar, "app/nix-more", &elf(&Parts { loader: Some(NIX), ..dynamic(&["libpq.so.5"]) }));
+    tar = tar.symlink("opt/glibc/ld-linux-x86-64.so.2", "/lib64/ld-linux-x86-64.so.2");
+    tar = program(tar, "opt/glibc/libnear.so", &library(&[]));
+    let linked = |needed| elf(&Parts { loader: Some("/opt/glibc/ld-linux-x86-64.so.2"), ..dynamic(needed) });
+    tar = program(tar, "app/near", &linked(&["libnear.so", "libc.so.6"]));
+    tar = program(tar, "app/not-near", &linked(&["libnear.so", "libpq.so.5"]));
+    tar = tar.symlink("opt/linked/ld-linux-x86-64.so.2", NIX);
+    let away = Parts { loader: Some("/opt/linked/ld-linux-x86-64.so.2"), ..dynamic(&["libpq.so.5"]) };
+    tar = program(tar, "app/away", &elf(&away));
     let world = World::new(tar);
-    for name in ["plain", "bin/origin", "bin/rpath", "platform", "conf", "called"] {
+    for name in
+        ["plain", "bin/origin", "bin/rpath", "platform", "conf", "called", "nix", "nix-more", "near", "away"]
+    {
         world.passes(&format!("run \"/app/{name}\""));
     }
     // A program is where its links lead, whatever it was called by.
     world.passes("run \"linked\"");
     world.fails("run \"/app/missing\"", &["program.library", "libpq.so.5", "apt-file search"]);
+    world.fails("run \"/app/not-near\"", &["program.library", "libpq.so.5"]);
     world.fails("run \"/app/deep\"", &["libtwo.so (for /lib/libone.so)"]);
     world.fails("run \"/app/foreign\"", &["libarm.so"]);
     world.passes("env { LD_LIBRARY_PATH \"/app\" }; run \"/app/plain\"");

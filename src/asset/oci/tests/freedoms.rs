@@ -124,6 +124,51 @@ fn a_layer_that_was_cut_short_in_the_registry_is_named_as_that() {
 }
 
 #[test]
+fn a_part_that_is_shorter_than_was_asked_for_is_gone_on_from() {
+    let is_layer = |request: &Request| request.path.ends_with(&digest_of(&layer()));
+    // The first answer breaks off; from then on at most 30,000 bytes come at once.
+    let parts = |total: &'static str| {
+        let asked = AtomicUsize::new(0);
+        from(move |request, mut reply| {
+            if !is_layer(request) {
+                return reply;
+            }
+            if reply.status == 200 {
+                let again = asked.fetch_add(1, Ordering::Relaxed) > 0;
+                assert!(!again, "what was fetched is not thrown away");
+                reply.body.truncate(10_000);
+                return reply;
+            }
+            reply.body.truncate(30_000);
+            let first =
+                request.headers["range"]["bytes=".len()..].trim_end_matches('-').parse::<usize>().unwrap();
+            Reply::new(206, &reply.body[..])
+                .header("Content-Range", format!("bytes {first}-{}/{total}", first + reply.body.len() - 1))
+        })
+    };
+    assert_eq!(parts("100000").unwrap(), layer());
+    assert_eq!(parts("*").unwrap(), layer());
+    for (total, words) in
+        [("60000", "only 60000 of the 100000 bytes"), ("100001", "more than the 100000 bytes")]
+    {
+        let error = parts(total).unwrap_err();
+        assert_eq!(error.code(), "oci.size", "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // Another part than was asked for is no part of the layer: the whole is asked for again.
+    let asked = AtomicUsize::new(0);
+    let pulled = from(move |request, mut reply| match (is_layer(request), request.headers.get("range")) {
+        (true, Some(_)) => Reply::new(206, &layer()[5..]).header("Content-Range", "bytes 5-99999/100000"),
+        (true, None) if asked.fetch_add(1, Ordering::Relaxed) == 0 => {
+            reply.body.truncate(1000);
+            reply
+        }
+        _ => reply,
+    });
+    assert_eq!(pulled.unwrap(), layer());
+}
+
+#[test]
 fn challenges_and_tokens_are_read_however_they_are_written() {
     let cases: &[(&str, &str, &str)] = &[
         (
