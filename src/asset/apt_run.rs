@@ -2,7 +2,7 @@
 
 use super::apt_error::Complaints;
 use super::parse::download_percent;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -12,10 +12,16 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+/// Of what a child says on its stderr, so many of the last bytes are kept: scripts of packages may say anything.
+const KEPT: usize = 1 << 20;
+/// More on its stdout is an error: what is read there counts as a whole.
+const MOST: u64 = 256 << 20;
+
 /// What a child said.
 pub(super) struct Said {
     pub status: ExitStatus,
     pub stdout: String,
+    /// The end of it, if it was long.
     pub stderr: String,
     pub complaints: Complaints,
 }
@@ -63,8 +69,8 @@ pub(super) fn hear(
             }
             full
         });
-        let out = scope.spawn(|| out.map(drain).unwrap_or_default());
-        let err = scope.spawn(|| err.map(drain).unwrap_or_default());
+        let out = scope.spawn(|| out.map_or_else(|| Some(String::new()), |out| whole(out, MOST)));
+        let err = scope.spawn(|| err.map(end).unwrap_or_default());
         if let Some(read) = status_read {
             for line in BufReader::new(File::from(read)).lines().map_while(Result::ok) {
                 if let Some(percent) = download_percent(&line) {
@@ -72,12 +78,17 @@ pub(super) fn hear(
                 }
             }
         }
-        let join = |handle: std::thread::ScopedJoinHandle<'_, String>| handle.join().unwrap_or_default();
-        let said = (join(out), join(err));
+        let said = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
         drop(done);
         (said.0, said.1, full.join().unwrap_or(false))
     });
     let status = child.wait().or_failed("asset.apt-run", failed)?;
+    let Some(stdout) = stdout else {
+        return Err(Error::failed(
+            "asset.apt-run",
+            format!("{program} prints more than {} MiB, which cannot be right", MOST >> 20),
+        ));
+    };
     let mut complaints = Complaints::from_stderr(&stderr);
     if full {
         complaints.extend(Complaints::from_stderr("E: No space left on device"));
@@ -99,10 +110,22 @@ fn stays_full(dir: &Path, done: &std::sync::mpsc::Receiver<()>) -> bool {
     false
 }
 
-fn drain(mut pipe: impl Read) -> String {
+/// All that a pipe gives, or nothing if it is more than `most`.
+fn whole(pipe: impl Read, most: u64) -> Option<String> {
     let mut bytes = Vec::new();
     // What could be read is what there is to say.
-    let _ = pipe.read_to_end(&mut bytes);
+    let _ = pipe.take(most + 1).read_to_end(&mut bytes);
+    (bytes.len() as u64 <= most).then(|| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The last [`KEPT`] bytes that a pipe gives.
+fn end(mut pipe: impl Read) -> String {
+    let mut bytes = Vec::new();
+    // What could be read is what there is to say.
+    while pipe.by_ref().take(KEPT as u64).read_to_end(&mut bytes).is_ok_and(|read| read > 0) {
+        bytes.drain(..bytes.len().saturating_sub(KEPT));
+    }
+    bytes.drain(..bytes.len().saturating_sub(KEPT));
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -118,5 +141,28 @@ fn die_with_us(command: &mut Command, inherit: Option<RawFd>) {
                 && inherit.is_none_or(|fd| libc::fcntl(fd, libc::F_SETFD, 0) == 0);
             if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_endless_complaints_the_end_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "head -c 5000000 /dev/zero | tr '\\0' x >&2; echo out; echo 'the end' >&2"]);
+        let said = collect(command, "sh", dir.path(), None, &mut |_| ()).unwrap();
+        assert!(said.status.success());
+        assert_eq!((said.stdout.as_str(), said.stderr.len()), ("out\n", KEPT));
+        assert!(said.stderr.ends_with("xthe end\n"));
+        assert_eq!(end(&b"short"[..]), "short");
+    }
+
+    #[test]
+    fn output_is_whole_or_an_error() {
+        assert_eq!(whole(&b"four"[..], 4).as_deref(), Some("four"));
+        assert_eq!(whole(std::io::repeat(b'x'), 4), None);
     }
 }

@@ -7,6 +7,7 @@ use crate::lock::AssetId;
 use crate::packages::PackageSet;
 use crate::store::{Store, TempDir};
 use fs_err as fs;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::{Path, PathBuf};
 
 /// What tests share below `target/`, so that each package is downloaded once.
@@ -225,6 +226,13 @@ fn a_full_system_is_the_same_bytes_twice_and_its_scripts_ran() {
 const ATTACK: &str = r#"#!/bin/sh
 exec >/attack 2>/dev/null
 id -u
+# The session is its own, and it has no terminal that input could be put into.
+cut -d ' ' -f 6,7 /proc/self/stat
+if [ -e /dev/tty ]; then echo 'a terminal'; fi
+# What the caller has open.
+for open in /proc/self/fd/HOSTFD /proc/1/fd/HOSTFD; do
+    if [ -h $open ]; then echo "has $open"; fi
+done
 # Out of the root: chroot within chroot, and back up from outside of it.
 cat > /escape.pl <<'PERL'
 mkdir "/x$$"; opendir(my $out, "/"); chroot "/x$$" or exit 1;
@@ -259,13 +267,14 @@ perl -MSocket -e 'socket(my $s, PF_UNIX, SOCK_STREAM, 0); print "connected by na
 perl -e 'print "traced\n" if syscall(101, 16, HOSTPID, 0, 0) == 0'
 perl -e 'my $k = syscall(250, 10, "user", "firegopher-attack", 0); print "found a key\n" if $k > 0'
 perl -e 'my $b = "\0" x 4096; my $p = "user"; my $d="firegopher-attack"; my $r = syscall(250, 10, -3, $p, $d, 0); print "found a session key\n" if $r > 0'
+perl -e 'print "asked for keyrings: $!\n" unless syscall(250, 0, -4, 1) < 0 && $! == 1'
 grep -E '^Cap(Prm|Eff|Bnd)|^NoNewPrivs' /proc/self/status
 echo done
 exit 0
 "#;
 
-/// All that is left to see of it: its id within, the capabilities over its own files, and that it came to its end.
-const HARMLESS: &str = "0\nCapPrm:\t00000000a00405ff\nCapEff:\t00000000a00405ff\nCapBnd:\t00000000a00405ff\nNoNewPrivs:\t1\ndone\n";
+/// All that is left to see of it: its id within, its session and terminal, the capabilities over its own files, and that it came to its end.
+const HARMLESS: &str = "0\n1 0\nCapPrm:\t00000000a00405ff\nCapEff:\t00000000a00405ff\nCapBnd:\t00000000a00405ff\nNoNewPrivs:\t1\ndone\n";
 
 #[test]
 fn a_package_that_means_ill_reaches_nothing_of_the_hosts() {
@@ -287,13 +296,19 @@ fn a_package_that_means_ill_reaches_nothing_of_the_hosts() {
         <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name)
             .unwrap();
     let _by_name = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+    // And a file that it inherits.
+    let open = fs::File::open(&secret).unwrap();
+    // SAFETY: makes a new descriptor, which is owned from then on.
+    let open =
+        unsafe { std::os::fd::OwnedFd::from_raw_fd(libc::fcntl(open.as_raw_fd(), libc::F_DUPFD, 200)) };
     let mut process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let script = ATTACK
         .replace("SECRET", secret.to_str().unwrap())
         .replace("HOSTFILE", written.to_str().unwrap())
         .replace("HOSTPID", &process.id().to_string())
         .replace("HOSTPORT", &listener.local_addr().unwrap().port().to_string())
-        .replace("HOSTNAME", &name);
+        .replace("HOSTNAME", &name)
+        .replace("HOSTFD", &open.as_raw_fd().to_string());
     debs.push(workshop.package("fg-ill", "", &script, Tar::default().dir("./").end()));
     let installed = workshop.install(&workshop.home(), &debs);
     let alive = process.try_wait().unwrap().is_none();

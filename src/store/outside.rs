@@ -114,7 +114,8 @@ fn end_users(path: &Path) {
     let finder = memchr::memmem::Finder::new(path.as_os_str().as_bytes());
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // What cannot be read is nobody of ours: the groups' leaders, at least, have our ids.
+        // What cannot be read is nobody of ours: the first process of a sandbox, at least, with which all of it ends, is in
+        // a user namespace of ours.
         let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
         if finder.find(&environment).is_none() {
             continue;

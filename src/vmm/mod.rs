@@ -15,7 +15,7 @@ pub mod program;
 mod qemu;
 mod rlimits;
 pub mod room;
-mod seccomp;
+pub(crate) mod seccomp;
 mod spawn;
 pub mod spec;
 pub mod trial;

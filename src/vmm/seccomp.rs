@@ -1,5 +1,5 @@
-//! A filter of system calls for every VMM, beneath those that they set for themselves: none reaches the kernel's
-//! keyrings, neither the session's (which it leaves, too) nor its user's.
+//! A filter of system calls for every VMM, beneath those that they set for themselves, and for programs of packages: none
+//! reaches the kernel's keyrings, neither the session's (which it leaves, too) nor its user's.
 
 use std::io;
 
@@ -39,7 +39,7 @@ const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 
 /// Sets the filter for this thread and all that it starts. Makes a system call and nothing else; without privileges
 /// it may follow `PR_SET_NO_NEW_PRIVS` only.
-pub(super) fn forbid_keyrings() -> io::Result<()> {
+pub(crate) fn forbid_keyrings() -> io::Result<()> {
     // The kernel does not write to it, whatever the type says.
     let program = libc::sock_fprog { len: FILTER.len() as u16, filter: FILTER.as_ptr().cast_mut() };
     // SAFETY: a program of so many instructions that lives as long as the call; the kernel copies it.

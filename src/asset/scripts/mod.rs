@@ -111,8 +111,10 @@ impl Sandbox<'_> {
             .stdout(stdout.unwrap_or_else(Stdio::piped))
             .stderr(Stdio::piped());
         let mut child = sandbox::spawn(command, self.place, view, self.ids)?;
-        let stdin = child.stdin.take();
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         std::thread::scope(|scope| {
+            // Nobody needs it, and there may be any amount of it.
+            scope.spawn(move || stdout.map(|mut stdout| io::copy(&mut stdout, &mut io::sink())));
             let feeder = scope.spawn(move || match stdin {
                 Some(mut stdin) => feed(&mut stdin),
                 None => Ok(()),

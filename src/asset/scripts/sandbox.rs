@@ -3,6 +3,8 @@
 
 use super::ids::Ids;
 use crate::error::{Context, Error, Result};
+use crate::syscall::close_range;
+use crate::{session_keyring, vmm::seccomp};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -30,14 +32,14 @@ pub(super) const ROOT: &str = "root";
 /// And this one, for files that the system installs.
 pub(super) const PACKAGES: &str = "packages";
 
-/// Devices that are the host's, and harmless; and where they are put, while the root lies on /tmp.
-const DEVICES: [(&CStr, &CStr); 6] = [
+/// Devices that are the host's, and harmless; and where they are put, while the root lies on /tmp. Not /dev/tty, by which
+/// one types into the caller's terminal.
+const DEVICES: [(&CStr, &CStr); 5] = [
     (c"/dev/null", c"/tmp/dev/null"),
     (c"/dev/zero", c"/tmp/dev/zero"),
     (c"/dev/full", c"/tmp/dev/full"),
     (c"/dev/random", c"/tmp/dev/random"),
     (c"/dev/urandom", c"/tmp/dev/urandom"),
-    (c"/dev/tty", c"/tmp/dev/tty"),
 ];
 
 /// Links in /dev.
@@ -54,7 +56,7 @@ const LINKS: [(&CStr, &CStr); 5] = [
 const KEPT: u64 = 0b1111_1111 | 1 << 8 | 1 << 10 | 1 << 18 | 1 << 29 | 1 << 31;
 
 /// The steps that can fail, for the error.
-const STEPS: [&str; 9] = [
+const STEPS: [&str; 12] = [
     "leave the session keyring",
     "make namespaces",
     "be given ids",
@@ -64,6 +66,9 @@ const STEPS: [&str; 9] = [
     "mount /dev",
     "mount /proc",
     "give up capabilities",
+    "be kept from keyrings",
+    "be kept from making user namespaces",
+    "close the caller's files",
 ];
 
 /// Starts `command` in a sandbox in the directory `place`. It dies with this thread.
@@ -172,12 +177,8 @@ impl Entry {
     fn steps(&self) -> Step {
         // SAFETY: system calls with constants and prepared strings, each checked.
         unsafe {
-            // A new, empty one: the caller's may hold the keys of disks and file systems.
-            if libc::syscall(libc::SYS_keyctl, 1, 0, 0, 0, 0) < 0
-                && io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
-            {
-                return Err((0, io::Error::last_os_error()));
-            }
+            // The caller's may hold the keys of disks and file systems.
+            session_keyring::leave().map_err(|e| (0, e))?;
             let spaces = libc::CLONE_NEWUSER
                 | libc::CLONE_NEWNS
                 | libc::CLONE_NEWPID
@@ -194,48 +195,49 @@ impl Entry {
             if libc::read(self.go, (&raw mut byte).cast(), 1) != 1 {
                 return Err((2, io::Error::from_raw_os_error(libc::EPERM)));
             }
-            self.die_with(self.parent, 1)?;
+            check(1, libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
+            if libc::getppid() != self.parent {
+                return Err((1, io::Error::from_raw_os_error(libc::ESRCH))); // It died before the line above.
+            }
+            let mut ends: [RawFd; 2] = [0; 2];
+            check(3, libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC).into())?;
+            let [parent, alive] = ends;
             let first = check(3, libc::fork().into())?;
             if first > 0 {
-                wait_for(first as libc::pid_t);
+                wait_for(first as libc::pid_t, alive);
             }
-            self.first_process()
+            libc::close(alive);
+            self.first_process(parent)
         }
     }
 
-    /// The process dies when its parent does, and now if that is gone already.
-    fn die_with(&self, parent: libc::pid_t, step: u8) -> Step {
-        // SAFETY: no pointers.
-        unsafe {
-            check(step, libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
-            // In a new pid namespace, parents have no number.
-            let now = libc::getppid();
-            if now != parent && now != 0 {
-                return Err((step, io::Error::from_raw_os_error(libc::ESRCH)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Process 1 of its namespace, with all capabilities over the namespaces until the end.
-    fn first_process(&self) -> Step {
+    /// Process 1 of its namespace, with all capabilities over the namespaces until the end. Its `parent` holds the only
+    /// other end of that pipe.
+    fn first_process(&self, parent: RawFd) -> Step {
         // SAFETY: system calls with constants and prepared strings, each checked.
         unsafe {
             check(4, libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
             check(4, libc::syscall(libc::SYS_setresgid, 0, 0, 0))?;
             check(4, libc::syscall(libc::SYS_setresuid, 0, 0, 0))?;
-            // The new identity has cleared it.
-            self.die_with(0, 3)?;
+            // Away from the caller's terminal: input can be put into the terminal that a session has.
+            check(3, libc::setsid().into())?;
+            // A new identity clears it, so it comes after.
+            check(3, libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
+            check_alive(parent)?;
             libc::umask(0o022);
             let name = c"localhost";
             check(4, libc::sethostname(name.as_ptr(), name.to_bytes().len()).into())?;
             let private = libc::MS_REC | libc::MS_PRIVATE;
             mount(5, None, c"/", None, private, None)?;
+            // While a /proc is in sight, whatever the view.
+            forbid_user_namespaces()?;
             if matches!(self.view, View::Host | View::Owner) {
                 check(5, libc::chdir(c"root".as_ptr()).into())?;
             } else {
                 self.enter_root()?;
             }
+            // On exec rather than now: by some of them it is told what fails until then.
+            close_range(3, u32::MAX, true).map_err(|e| (11, e))?;
             give_up()
         }
     }
@@ -287,17 +289,32 @@ fn devices() -> Step {
 
 fn processes() -> Step {
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    mount(7, Some(c"proc"), c"/tmp/proc", Some(c"proc"), flags, None)?;
-    // A user namespace of its own would bring back, within it, what is given up below.
+    mount(7, Some(c"proc"), c"/tmp/proc", Some(c"proc"), flags, None)
+}
+
+/// A user namespace of its own would bring back, within it, what is given up below. Whichever /proc it is in, the limit is
+/// that of the user namespace of who opens it.
+fn forbid_user_namespaces() -> Step {
     // SAFETY: constants; the descriptor is closed.
     unsafe {
-        let path = c"/tmp/proc/sys/user/max_user_namespaces";
-        let file = check(7, libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC).into())? as RawFd;
+        let path = c"/proc/sys/user/max_user_namespaces";
+        let file = check(10, libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC).into())? as RawFd;
         let written = libc::write(file, c"0".as_ptr().cast(), 1);
+        let written = check(10, written as libc::c_long);
         libc::close(file);
-        check(7, written as libc::c_long)?;
+        written?;
     }
     Ok(())
+}
+
+/// Fails if the other end of a pipe is gone. Parents have no number in a new pid namespace, so they are known by this.
+fn check_alive(parent: RawFd) -> Step {
+    let mut poll = libc::pollfd { fd: parent, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one structure, which outlives the call.
+    match check(3, unsafe { libc::poll(&raw mut poll, 1, 0) }.into())? {
+        0 => Ok(()),
+        _ => Err((3, io::Error::from_raw_os_error(libc::ESRCH))),
+    }
 }
 
 /// Leaves only what packages need over their own files: nothing that mounts, traces, makes devices or networks.
@@ -320,7 +337,7 @@ fn give_up() -> Step {
         check(8, libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()))?;
         check(8, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into())?;
     }
-    Ok(())
+    seccomp::forbid_keyrings().map_err(|e| (9, e))
 }
 
 fn mount(
@@ -349,12 +366,13 @@ fn file(path: &CStr) -> Step {
     Ok(())
 }
 
-/// Ends as `first`, the first process of the namespace, does.
-fn wait_for(first: libc::pid_t) -> ! {
-    // SAFETY: no pointers but to one integer.
+/// Ends as `first`, the first process of the namespace, does. `alive` stays open until then.
+fn wait_for(first: libc::pid_t, alive: RawFd) -> ! {
+    // SAFETY: no pointers but to one integer; nothing that owns a descriptor is used any more.
     unsafe {
         // Whoever waits for a pipe of ours waits for the namespace.
-        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
+        let _ = close_range(3, alive as u32 - 1, false);
+        let _ = close_range(alive as u32 + 1, u32::MAX, false);
         let mut status = 0;
         while libc::waitpid(first, &raw mut status, 0) != first {
             if io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
@@ -366,5 +384,64 @@ fn wait_for(first: libc::pid_t) -> ! {
         } else {
             128 + libc::WTERMSIG(status)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Stdio;
+
+    /// What a shell of the host's prints in a sandbox, which ends with what is given first.
+    fn started(script: &str) -> Option<((tempfile::TempDir, Ids), Child)> {
+        if !nix::unistd::geteuid().is_root() {
+            crate::testing::skip("scripts run here as root only");
+            return None;
+        }
+        let place = tempfile::tempdir().unwrap();
+        fs_err::create_dir(place.path().join(ROOT)).unwrap();
+        fs_err::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let ids = Ids::of_this_user().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let child = spawn(command, place.path(), View::Host, &ids).unwrap();
+        Some(((place, ids), child))
+    }
+
+    #[test]
+    fn every_view_has_a_session_of_its_own_and_makes_no_user_namespace() {
+        let script = "read -r pid name state parent group session rest < /proc/self/stat\n\
+                      echo $((group - pid)) $((session - pid))\n\
+                      unshare --user true 2>/dev/null && echo made\n";
+        let Some((_place, child)) = started(script) else { return };
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "0 0\n");
+    }
+
+    #[test]
+    fn a_sandbox_ends_with_the_group_of_who_waits_for_it() {
+        let Some((_place, mut child)) = started("echo up; exec sleep 1000") else { return };
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "up\n");
+        let (closed, is_closed) = std::sync::mpsc::channel();
+        std::thread::spawn(move || closed.send(io::copy(&mut stdout, &mut io::sink()).unwrap()));
+        let group = nix::unistd::Pid::from_raw(child.id() as libc::pid_t);
+        nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+        // The program holds the other end as long as it lives.
+        assert_eq!(is_closed.recv_timeout(std::time::Duration::from_secs(60)), Ok(0));
+    }
+
+    #[test]
+    fn a_first_process_knows_that_its_parent_died_before() {
+        let (parent, alive) = io::pipe().unwrap();
+        assert!(check_alive(parent.as_raw_fd()).is_ok());
+        drop(alive);
+        let (step, error) = check_alive(parent.as_raw_fd()).unwrap_err();
+        assert_eq!((step, error.raw_os_error()), (3, Some(libc::ESRCH)));
     }
 }
