@@ -133,6 +133,7 @@ fn assemble_all<'a>(
         packages.iter_mut().map(|package| std::mem::take(&mut package.scripts)).collect();
     let diversions = maintainer::diversions(&taken);
     scripts.extend(taken.drain(..).map(Some));
+    let mut origins = HashMap::with_capacity(scripts.len());
     for Package { name, mut entries, .. } in packages {
         divert(&mut entries, &name, &diversions);
         // Packages of Debian 13 bring the links themselves.
@@ -141,6 +142,7 @@ fn assemble_all<'a>(
             _ => true,
         });
         placer.begin(&name, "/", Meta::root(0o755))?;
+        origins.insert(placer.origin(), name.clone());
         archive::place(entries, &mut placer)?;
         for path in placer.replaced.drain(..) {
             warnings.push(format!("{name} replaces /{path} of another package"));
@@ -151,8 +153,9 @@ fn assemble_all<'a>(
     let scripts: Vec<Scripts> =
         scripts.filter(|scripts| !SUPPLIED.contains(&scripts.package.as_str())).collect();
     let origin = placer.origin();
-    let undone = maintainer::configure(&mut placer.tree, origin, &scripts);
+    let mut undone = maintainer::configure(&mut placer.tree, origin, &scripts);
     maintainer::tmpfiles(&mut placer.tree, origin);
+    maintainer::uncached(&mut placer.tree, &origins, &mut undone);
     placer.replaced.clear();
     Ok((placer, undone))
 }

@@ -6,9 +6,11 @@ mod accounts;
 mod alternatives;
 mod commands;
 mod declared;
+mod libraries;
 mod parse;
 mod root;
 mod run;
+mod search;
 
 use super::tree::{Meta, Tree};
 use alternatives::Alternatives;
@@ -17,6 +19,7 @@ use run::{Runner, Shared};
 use std::collections::{BTreeSet, HashMap};
 
 pub(super) use declared::tmpfiles;
+pub(super) use libraries::uncached;
 
 /// As long as a script of anybody's is; longer ones are named.
 const MOST_TEXT: usize = 256 << 10;

@@ -56,7 +56,7 @@ enum Flow {
 /// What cannot be told, in words.
 pub(super) struct Unknown(pub String);
 
-type Known<T> = Result<T, Unknown>;
+pub(super) type Known<T> = Result<T, Unknown>;
 
 impl<'s, 't> Runner<'s, 't> {
     pub fn new(
@@ -152,26 +152,6 @@ impl<'s, 't> Runner<'s, 't> {
                 Flow::Next(None)
             }
         }
-    }
-
-    /// `... | grep -q TEXT`, where both can be told.
-    fn searched(&mut self, from: &Command, grep: &Simple) -> Option<bool> {
-        let words = self.words(&grep.words).ok()?;
-        let [name, options @ .., text] = words.as_slice() else { return None };
-        let known = |option: &String| {
-            matches!(option.as_str(), "-q" | "-qs" | "--quiet" | "-w" | "-qw" | "-wq" | "-F")
-        };
-        let plain = !text.is_empty() && !text.contains(['*', '[', '\\', '^', '$']);
-        if name != "grep" || !options.iter().all(known) || options.is_empty() || !plain {
-            return None;
-        }
-        let whole = options.iter().any(|option| option.contains('w'));
-        let output = self.output(&vec![from.clone()]).ok()?;
-        let word = |c: char| c.is_alphanumeric() || c == '_';
-        Some(match whole {
-            true => output.split(|c| !word(c)).any(|part| part == text),
-            false => output.contains(text.as_str()),
-        })
     }
 
     fn chain(&mut self, first: &Command, more: &[(After, Command)], asked: bool) -> Flow {
@@ -477,7 +457,7 @@ impl<'s, 't> Runner<'s, 't> {
     }
 
     /// The words of a command: variables that are not quoted come apart.
-    fn words(&mut self, words: &[Word]) -> Known<Vec<String>> {
+    pub(super) fn words(&mut self, words: &[Word]) -> Known<Vec<String>> {
         let mut all = Vec::new();
         for word in words {
             if let [Part::Variable(name, None, true)] = word.as_slice()
@@ -616,7 +596,7 @@ impl<'s, 't> Runner<'s, 't> {
     }
 
     /// What commands print, of the few that are known.
-    fn output(&mut self, list: &List) -> Known<String> {
+    pub(super) fn output(&mut self, list: &List) -> Known<String> {
         let unknown = || Unknown(list.first().map(words_of).unwrap_or_default());
         let [Command::Simple(simple)] = list.as_slice() else { return Err(unknown()) };
         let words = self.words(&simple.words)?;

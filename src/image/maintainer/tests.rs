@@ -328,6 +328,7 @@ fn what_changes_nothing_is_not_named() {
          /usr/bin/python3.11 -E /usr/lib/python3.11/py_compile.py $files\n\
          if grep -sq '^x' /etc/x; then /usr/bin/python3.11 -O /usr/lib/py_compile.py $files; fi\n\
          else echo none >&2; fi\n",
+        "if ! getent group www-data | grep -q '^www-data:[^:]*:33'; then groupmod -g 33 www-data; fi\n",
         "if getcap /etc/passwd | grep -qs \"/etc/passwd\"; then setcap -r /etc/passwd; fi\n",
     ] {
         assert_eq!(follow(&mut tree(&[]), script), NOTHING, "{script}");
@@ -491,4 +492,48 @@ if [ "$(uname -s)" = "Linux" ]; then touch /linux; fi
     assert_eq!(text(&mut tree, "/linux"), "");
     let mut schemas = self::tree(&[("/s/one.xml", "")]);
     assert_eq!(follow(&mut schemas, "glib-compile-schemas /s\n"), ["glib-compile-schemas /s"]);
+}
+
+#[test]
+fn libraries_that_only_a_cache_makes_known_are_named_with_their_package() {
+    let mut tree = tree(&[
+        ("/etc/ld.so.conf.d/atlas.conf", "# a comment\n/usr/lib/atlas  # fast\n/usr/lib/none\n"),
+        ("/usr/lib/atlas/libblas.so.3", ""),
+        ("/etc/ld.so.conf.d/libc.conf", "/usr/local/lib\n/usr/lib\n"),
+        ("/usr/lib/libx.so", ""),
+        ("/usr/local/lib/", ""),
+    ]);
+    let mut undone = Vec::new();
+    uncached(&mut tree, &[(1, "libatlas3-base".to_owned())].into(), &mut undone);
+    let named = Undone { package: "libatlas3-base".into(), what: vec!["ldconfig for /usr/lib/atlas".into()] };
+    assert_eq!(undone, [named]);
+}
+
+#[test]
+fn profiles_of_pam_are_named_as_not_made() {
+    let script = r#"
+. /usr/share/debconf/confmodule
+sum()
+{
+    sed -n -e'1,/# x/p' "$DPKG_ROOT"/etc/pam.d/"$1" | md5sum | awk '{ print $1 }'
+}
+force=
+if [ -z "$2" ] || dpkg --compare-versions "$2" lt 1.0.1-11
+then
+    force=--force
+    for file in common-auth common-account; do
+        if [ -f "$DPKG_ROOT"/etc/pam.d/$file ] && \
+            ! fgrep -q $(sum $file) "$DPKG_ROOT"/usr/share/pam/$file.md5sums 2>/dev/null
+        then
+            force=
+        fi
+    done
+fi
+pam-auth-update --root "$DPKG_ROOT" --package $force
+"#;
+    // The program is perl.
+    for files in [&[][..], &[("/usr/sbin/pam-auth-update", "#!/usr/bin/perl -w\nuse strict;\n")]] {
+        let undone = follow(&mut tree(files), script);
+        assert_eq!(undone, ["pam-auth-update --root --package --force"]);
+    }
 }
