@@ -279,12 +279,77 @@ const HARMLESS: &str = "0\n1 0\nCapPrm:\t00000000a00405ff\nCapEff:\t00000000a004
 #[test]
 fn a_package_that_means_ill_reaches_nothing_of_the_hosts() {
     let Some(workshop) = Workshop::new() else { return };
-    let Some(mut debs) =
+    let Some(debs) =
         Workshop::dpkgs_own(&["perl-base", "grep", "util-linux", "mount", "init-system-helpers"])
     else {
         return;
     };
-    // A file that only root can read, a listener of each kind, a process, and a key of the caller's session.
+    attack(&workshop, debs.clone());
+
+    // Nor of a user's, whose subordinate ids are in a mount namespace of the command's own.
+    let needs = [
+        "/usr/bin/newuidmap",
+        "/usr/bin/newgidmap",
+        "/usr/bin/unshare",
+        "/usr/bin/setpriv",
+        "/etc/subuid",
+        "/etc/subgid",
+    ];
+    if let Some(path) = needs.into_iter().find(|path| !Path::new(path).exists()) {
+        return crate::testing::skip(format!("no {path} to give a user subordinate ids"));
+    }
+    let public = tempfile::tempdir().unwrap();
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(public.path(), 0o755);
+    let [exe, theirs, temp, ids] = ["test", "debs", "tmp", "ids"].map(|name| public.path().join(name));
+    fs::copy(std::env::current_exe().unwrap(), &exe).unwrap();
+    fs::create_dir(&theirs).unwrap();
+    for deb in &debs {
+        let copy = theirs.join(deb.file_name().unwrap());
+        fs::copy(deb, &copy).unwrap();
+        mode(&copy, 0o644);
+    }
+    fs::create_dir(&temp).unwrap();
+    mode(&temp, 0o1777);
+    fs::write(&ids, "nobody:200000:65536\n").unwrap();
+    let script = "mount --bind \"$0\" /etc/subuid && mount --bind \"$0\" /etc/subgid && \
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups -- \"$@\"";
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "--", "sh", "-c", script])
+        .args([&ids, &exe])
+        .args(["--exact", "asset::scripts_tests::a_users_package_means_ill", "--ignored", "--nocapture"])
+        .env(DEBS, &theirs)
+        .env("TMPDIR", &temp)
+        .current_dir(public.path())
+        .output()
+        .unwrap();
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() && said.contains("maintainer scripts cannot run") {
+        return crate::testing::skip(format!("users cannot map ids here: {said}"));
+    }
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    assert_eq!(fs::read_dir(&temp).unwrap().count(), 0, "nothing is left");
+}
+
+/// Where a user's test has the packages.
+const DEBS: &str = "FIREGOPHER_TEST_DEBS";
+
+#[test]
+#[ignore = "other tests run it in a process of its own"]
+fn a_users_package_means_ill() {
+    let dir = std::env::var_os(DEBS).unwrap();
+    let mut debs: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    debs.sort();
+    assert!(!nix::unistd::geteuid().is_root());
+    attack(&Workshop { dir: tempfile::tempdir().unwrap() }, debs);
+}
+
+/// Installs a package that tries to reach what this process has.
+fn attack(workshop: &Workshop, mut debs: Vec<PathBuf>) {
+    // A file, a listener of each kind, a process, and a key of the caller's session.
     let host = tempfile::tempdir().unwrap();
     let secret = host.path().join("secret");
     fs::write(&secret, "secret").unwrap();
