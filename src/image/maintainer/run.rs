@@ -460,7 +460,9 @@ impl<'s, 't> Runner<'s, 't> {
     pub(super) fn words(&mut self, words: &[Word]) -> Known<Vec<String>> {
         let mut all = Vec::new();
         for word in words {
-            if let [Part::Variable(name, None, true)] = word.as_slice()
+            // What is quoted begins with a text, which is empty here.
+            if let [Part::Text(before, true), Part::Variable(name, None, true)] = word.as_slice()
+                && before.is_empty()
                 && name == "@"
             {
                 all.extend(self.args.clone());

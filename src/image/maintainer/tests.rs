@@ -464,6 +464,8 @@ php_invoke enmod 8.2 ALL opcache
 mods=$(phpquery -M -v 8.2)
 for mod in $mods; do php_invoke enmod 8.2 cli $mod; done
 pwconv; grpconv
+each () { for one in "$@"; do if ! [ -d $one ]; then mkdir $one; fi; done; }
+each /one /two
 adduser --system --group late
 if ! id -Gn late | grep -qw adm; then adduser --quiet late adm; fi
 if id -Gn late | grep -qw adm; then mkdir /joined; fi
@@ -488,7 +490,9 @@ if [ "$(uname -s)" = "Linux" ]; then touch /linux; fi
     assert!(shadow.starts_with("root:*:1::::::\n") && shadow.ends_with("late:!:1::::::\n"), "{shadow}");
     assert_eq!(owner(&mut tree, "/etc/shadow").0, 0o640);
     assert_eq!(link(&mut tree, "/etc/alternatives/my.cnf").as_deref(), Some("/etc/my.cnf.high"));
-    assert!(Root { tree: &mut tree, origin: 1 }.is_dir("/joined"));
+    for dir in ["/joined", "/one", "/two"] {
+        assert!(Root { tree: &mut tree, origin: 1 }.is_dir(dir), "{dir}");
+    }
     assert_eq!(text(&mut tree, "/linux"), "");
     let mut schemas = self::tree(&[("/s/one.xml", "")]);
     assert_eq!(follow(&mut schemas, "glib-compile-schemas /s\n"), ["glib-compile-schemas /s"]);
