@@ -33,6 +33,8 @@ struct Guest {
     mounted: Vec<PathBuf>,
     trace: Trace,
     traced: bool,
+    /// Output and the record are waited with for as long as the host does not take them.
+    patient: bool,
 }
 
 /// All of PID 1.
@@ -50,8 +52,13 @@ fn live_and_end(life: impl FnOnce(&mut Guest) -> Result<ExitRecord>) -> ! {
         nix::unistd::sync();
         shutdown::machine(if RESET.load(Ordering::Relaxed) { End::Reset } else { End::PowerOff })
     }));
-    let mut guest =
-        Guest { control: Control::closed(), mounted: Vec::new(), trace: Trace::default(), traced: false };
+    let mut guest = Guest {
+        control: Control::closed(),
+        mounted: Vec::new(),
+        trace: Trace::default(),
+        traced: false,
+        patient: false,
+    };
     guest.trace.mark("init");
     let early = mounts::early();
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -62,7 +69,7 @@ fn live_and_end(life: impl FnOnce(&mut Guest) -> Result<ExitRecord>) -> ! {
         failed: Some(failure.into_message()),
         ..ExitRecord::default()
     });
-    report(&mut guest.control, &record);
+    report(&mut guest.control, &record, (!guest.patient).then_some(ACK_PATIENCE));
     shutdown::now(end, &guest.mounted)
 }
 
@@ -110,8 +117,10 @@ impl Guest {
         }
         let grace = Duration::from_millis(config.grace_ms);
         // The secrets in it have reached the one process that is to have them.
+        self.patient = config.patient;
         drop(config);
-        let mut record = supervise::run(&mut self.control, &signals, workload, grace);
+        let stalled = (!self.patient).then_some(supervise::STALLED);
+        let mut record = supervise::run(&mut self.control, &signals, workload, grace, stalled);
         record.oom = oom::kills() > killed_before;
         Ok(record)
     }
@@ -131,16 +140,18 @@ impl Guest {
     }
 }
 
-/// Sends the record until the host has it: what is written just before power-off may never arrive.
-fn report(control: &mut Control, record: &ExitRecord) {
+/// Sends the record until the host has it: what is written just before power-off may never arrive. It comes behind all
+/// output, so who is patient with that is patient here: without a limit.
+fn report(control: &mut Control, record: &ExitRecord, patience: Option<Duration>) {
     print_record(record);
-    let end = Instant::now() + ACK_PATIENCE;
-    while control.fd().is_some() && Instant::now() < end {
+    let end = patience.map(|patience| Instant::now() + patience);
+    while control.fd().is_some() && end.is_none_or(|end| Instant::now() < end) {
         // One unsent record is enough.
         if !control.pending() {
             control.send(FromGuest::Exit(record.clone()));
         }
-        let repeat = (Instant::now() + ACK_REPEAT).min(end);
+        let repeat = Instant::now() + ACK_REPEAT;
+        let repeat = end.map_or(repeat, |end| repeat.min(end));
         while let Some(incoming) = control.wait(repeat.saturating_duration_since(Instant::now())) {
             if incoming == Incoming::Message(ToGuest::ExitAck) {
                 return;
@@ -219,6 +230,27 @@ pub mod tests {
         }
     }
 
+    #[test]
+    fn the_record_waits_for_its_host_as_long_as_it_may() {
+        use std::io::Write;
+        let report_for = |patience| {
+            let (guest, mut host) = std::os::unix::net::UnixStream::pair().unwrap();
+            let reporter = std::thread::spawn(move || {
+                let mut control = Control::over(guest.into());
+                let begun = Instant::now();
+                report(&mut control, &ExitRecord { code: Some(0), ..ExitRecord::default() }, patience);
+                begun.elapsed()
+            });
+            std::thread::sleep(Duration::from_secs(2));
+            let mut wire = Vec::new();
+            firegopher_protocol::encode_message(&ToGuest::ExitAck, &mut wire).unwrap();
+            let _ = host.write_all(&wire);
+            reporter.join().unwrap()
+        };
+        assert!(report_for(None) >= Duration::from_secs(2));
+        assert!(report_for(Some(Duration::from_millis(100))) < Duration::from_secs(2));
+    }
+
     /// The least a guest can be told.
     pub fn config() -> RunConfig {
         RunConfig {
@@ -241,6 +273,7 @@ pub mod tests {
             grace_ms: 1000,
             clock_ms: 0,
             stdin: false,
+            patient: false,
         }
     }
 }

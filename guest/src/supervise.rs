@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 const LEFTOVER_GRACE: Duration = Duration::from_millis(500);
 /// How long after SIGKILL a process may linger (in the kernel) before the end is reported without it.
 const LINGER: Duration = Duration::from_secs(5);
-/// Longest wait for a host that takes no output.
-const STALLED: Duration = Duration::from_secs(30);
+/// Longest wait for a host that takes no output, where nobody looks at it before it is passed on.
+pub const STALLED: Duration = Duration::from_secs(30);
 /// Longest wait for the end of a pipe that a lingering process holds.
 const HELD: Duration = Duration::from_secs(2);
 
@@ -33,12 +33,20 @@ enum Phase {
 }
 
 /// Runs until the workload ended and its output is sent. `signals` must deliver SIGCHLD without blocking.
-pub fn run(control: &mut Control, signals: &SignalFd, workload: Workload, grace: Duration) -> ExitRecord {
+/// `stalled` is the longest wait for a host that takes no output; without it there is no limit.
+pub fn run(
+    control: &mut Control,
+    signals: &SignalFd,
+    workload: Workload,
+    grace: Duration,
+    stalled: Option<Duration>,
+) -> ExitRecord {
     let mut supervisor = Supervisor {
         control,
         signals,
         workload,
         grace,
+        stalled,
         input: VecDeque::new(),
         input_ends: false,
         phase: Phase::Running(None),
@@ -54,6 +62,8 @@ struct Supervisor<'a> {
     signals: &'a SignalFd,
     workload: Workload,
     grace: Duration,
+    /// Longest wait for a host that takes no output, if there is one.
+    stalled: Option<Duration>,
     /// Standard input the workload has not taken yet.
     input: VecDeque<u8>,
     input_ends: bool,
@@ -85,7 +95,8 @@ impl Supervisor<'_> {
     fn drained(&self) -> bool {
         let read_all = self.workload.stdout.is_none() && self.workload.stderr.is_none();
         let idle = self.moved.elapsed();
-        read_all && !self.control.pending() || idle >= STALLED || idle >= HELD && !self.control.pending()
+        let limit = if self.control.pending() { self.stalled } else { Some(HELD) };
+        read_all && !self.control.pending() || limit.is_some_and(|limit| idle >= limit)
     }
 
     /// Waits for something to do, and moves bytes.
@@ -138,7 +149,8 @@ impl Supervisor<'_> {
         let next = match self.phase {
             Phase::Running(at) => at,
             Phase::Sweeping { kill, give_up } => Some(kill.unwrap_or(give_up)),
-            Phase::Draining => Some(self.moved + if self.control.pending() { STALLED } else { HELD }),
+            Phase::Draining if self.control.pending() => self.stalled.map(|limit| self.moved + limit),
+            Phase::Draining => Some(self.moved + HELD),
         };
         next.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()))
     }

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 /// Bytes in flight in each direction of a connection.
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 16 * 1024;
 /// How long a backend may leave a SYN unanswered. It is one hop away: a live one answers at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors or memory, so as not to spin.

@@ -67,6 +67,8 @@ pub fn supervise_spec(
         .collect::<Result<Vec<_>>>()?;
     let mut run = run_config::template(vm);
     run.stdin = options.stdin;
+    // It ends with its client, who may look at output before taking more.
+    run.patient = options.ephemeral;
     run.secrets = secrets(vm)?;
     let mut tuning = vm.tuning.clone();
     if let Some(file) = &mut tuning.cpu_file {

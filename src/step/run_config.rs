@@ -52,6 +52,7 @@ pub fn template(vm: &Vm) -> RunConfig {
         grace_ms: vm.grace.as_millis() as u64,
         clock_ms: 0,
         stdin: false,
+        patient: false,
     }
 }
 

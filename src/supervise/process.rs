@@ -33,7 +33,8 @@ pub enum Whereabouts {
     Here(i32),
     /// It has ended.
     Gone,
-    /// It was started in a pid namespace that cannot be seen from here: nothing is known of it.
+    /// It was started in a pid namespace that cannot be seen from here, or in another boot of a host, such as a container
+    /// or another host on the same directory may have: nothing is known of it.
     Hidden,
 }
 
@@ -57,7 +58,8 @@ impl Process {
     /// enclosing one the process is found by the pids that the kernel lists for it.
     pub fn find(&self) -> Whereabouts {
         if !boot_id().is_ok_and(|now| now == self.boot_id) {
-            return Whereabouts::Gone;
+            // The host was booted again, or this is another one, or a container with an identifier of its own.
+            return Whereabouts::Hidden;
         }
         let own = own_namespace();
         if self.namespace.is_none_or(|recorded| own == Some(recorded)) && pids_are_ours() {
@@ -211,8 +213,10 @@ mod tests {
         let all_seen = me.namespace == Some(INITIAL_NAMESPACE);
         assert_eq!(seen, if all_seen { Whereabouts::Gone } else { Whereabouts::Hidden });
         assert!(!elsewhere.signal(libc::SIGKILL).unwrap(), "nobody is killed for it");
-        // A boot of the host ends every namespace.
-        assert_eq!(Process { boot_id: "other".into(), ..elsewhere }.find(), Whereabouts::Gone);
+        // Some containers have a boot of their own.
+        let foreign = Process { boot_id: "other".into(), ..me.clone() };
+        assert_eq!(foreign.find(), Whereabouts::Hidden);
+        assert!(!foreign.signal(libc::SIGKILL).unwrap(), "nobody is killed for it");
         assert_eq!(innermost_pid(me.pid), Some(me.pid));
     }
 

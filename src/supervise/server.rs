@@ -26,7 +26,7 @@ const MAX_VISITORS: usize = 32;
 /// How long such a connection may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Pause after a failure for want of descriptors or memory, so as not to spin.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 /// Standard input read ahead of the guest, per client.
 const MAX_STDIN: usize = 256 * 1024;
 
@@ -240,7 +240,7 @@ async fn send(door: &Door, command: Command) {
 }
 
 /// Descriptors or memory have run out, here or on the whole host.
-fn is_shortage(e: &io::Error) -> bool {
+pub(super) fn is_shortage(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 

@@ -45,10 +45,18 @@ pub(super) struct Patience {
     pub boot: Duration,
     /// From asking the workload to end to killing the VMM. The guest itself kills the workload after its grace.
     pub stop: Duration,
-    /// From acknowledging the exit record to killing a VMM that does not end.
+    /// From Ctrl-Alt-Del to killing a VMM whose guest does not end.
     pub power_off: Duration,
     /// From the VMM's end to giving up on what it left in its channels.
     pub drain: Duration,
+}
+
+impl Patience {
+    /// From acknowledging the exit record to killing a VMM that does not end. Its guest writes back what its volumes have
+    /// not got yet, and has as long for that as its workload had to end.
+    fn power_off(&self) -> Duration {
+        self.power_off.max(self.stop)
+    }
 }
 
 /// What may explain a failure.
@@ -326,7 +334,7 @@ impl Session<'_> {
                 self.say(&ToGuest::ExitAck, MAX_LAST);
                 if self.end.exit.is_none() {
                     self.recorder.stamp("exit");
-                    self.deadline = Some(Instant::now() + self.patience.power_off);
+                    self.deadline = Some(Instant::now() + self.patience.power_off());
                 }
                 self.end.exit = Some(record);
             }
@@ -373,6 +381,21 @@ impl Session<'_> {
 
     fn command(&mut self, command: Command) {
         match command {
+            // A guest that waits for its settings runs nothing that could need grace.
+            Command::Stop { kill: false }
+                if self.run.is_some() && self.end.exit.is_none() && !self.end.stopped =>
+            {
+                self.stopping();
+                self.kill();
+            }
+            // A guest that stands still notices none of these, and who sends one of these wants it to end.
+            Command::Signal(libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
+            | Command::Stop { kill: false }
+                if !self.can_be_asked() =>
+            {
+                self.stopping();
+                self.kill_paused();
+            }
             // There is no workload yet, and the guest listens for its settings only.
             Command::Signal(_) if self.run.is_some() => {}
             Command::Signal(signal) => self.say(&ToGuest::Signal { signal }, MAX_SIGNALS),
@@ -383,16 +406,11 @@ impl Session<'_> {
             }
             Command::CloseOutput(stream) => self.close_output(stream),
             Command::Stop { kill: false } if self.end.exit.is_some() || self.end.stopped => {
-                self.end.stopped = true
-            }
-            // A guest that waits for its settings runs nothing that could need grace.
-            Command::Stop { kill: false } if self.run.is_some() => {
-                self.stopping();
-                self.kill();
-            }
-            Command::Stop { kill: false } if !self.can_be_asked() => {
-                self.stopping();
-                self.kill_paused();
+                self.end.stopped = true;
+                if self.end.exit.is_some() {
+                    // It may be gone while the guest stood still.
+                    self.deadline.get_or_insert(Instant::now() + self.patience.power_off());
+                }
             }
             Command::Stop { kill: false } => {
                 self.stopping();
@@ -429,6 +447,11 @@ impl Session<'_> {
         self.deadline = None;
         if self.end.exit.is_some() {
             // It said all it had to say, and only does not switch itself off.
+            let seconds = self.patience.power_off().as_secs_f64();
+            self.tell(format!(
+                "the guest did not switch itself off within {seconds} s after its workload had ended, so its VMM is \
+                 killed: what it had not yet written to its disks is lost"
+            ));
             self.kill();
         } else if let (true, Some(keyboard)) = (self.end.stopped, self.keyboard.take()) {
             // Its init does not answer; its kernel may.

@@ -156,7 +156,7 @@ impl State {
     }
 
     /// Whether its supervisor still runs: it holds the lock in the VM's directory, here `dir`, for its life. From
-    /// another pid namespace nothing but the lock can be seen.
+    /// another pid namespace, container or host nothing but the lock can be seen.
     pub fn is_alive(&self, dir: &Path) -> bool {
         // Whoever cleans up after a dead one holds the lock for a while, too.
         supervisor::is_locked(dir) && self.supervisor.find() != Whereabouts::Gone

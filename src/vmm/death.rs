@@ -46,6 +46,10 @@ impl Circumstances {
     }
 
     fn judge(&self, death: &Death, usage: Usage, host_kills: u64) -> Option<Cause> {
+        // Nobody sends SIGKILL for want of threads, and a refusal may be long past.
+        if death.status.signal() == Some(libc::SIGKILL) {
+            return Some(self.killed(usage, host_kills));
+        }
         if let Some(pids) = usage.pids.filter(|pids| pids.refused > 0 && !death.status.success()) {
             let limit = pids.limit.map_or("its limit".to_owned(), |limit| format!("its limit of {limit}"));
             return Some(Cause {
@@ -65,7 +69,6 @@ impl Circumstances {
             Some(Cause { words, help: help.to_owned() })
         };
         match signal {
-            libc::SIGKILL => Some(self.killed(usage, host_kills)),
             libc::SIGSYS => cause(
                 "it made a system call that its seccomp filter forbids",
                 "another version of the VMM may not need that call; if it is a released one, its guest may have \
@@ -264,6 +267,15 @@ mod tests {
         let pids = Usage { memory: None, pids: Some(Pids { limit: Some(129), refused: 1 }) };
         let cause = circumstances(false).judge(&death(libc::SIGABRT), pids, 0).unwrap();
         assert!(cause.words.ends_with("more threads than its limit of 129"), "{cause:?}");
+    }
+
+    #[test]
+    fn a_kill_for_want_of_memory_outranks_an_earlier_refusal_of_a_thread() {
+        let pids = Some(Pids { limit: Some(129), refused: 1 });
+        let cause = killed(Usage { pids, ..memory(1, 40, LIMIT) }, 1);
+        assert!(cause.words.contains("it ran out of memory"), "{cause:?}");
+        let cause = killed(Usage { pids, ..memory(0, 0, LIMIT) }, 0);
+        assert!(cause.words.contains("killed from outside"), "{cause:?}");
     }
 
     #[test]

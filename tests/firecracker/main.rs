@@ -114,6 +114,7 @@ impl Project {
                 grace_ms: 1000,
                 clock_ms: 0,
                 stdin: false,
+                patient: false,
             },
             ports: Vec::new(),
             restart: Restart::No,

@@ -106,6 +106,7 @@ pub fn bench(vm: &str) -> Option<Bench> {
             grace_ms: 5000,
             clock_ms: 0,
             stdin: false,
+            patient: false,
         },
         ports: Vec::new(),
         restart: Restart::No,

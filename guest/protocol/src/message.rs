@@ -186,6 +186,9 @@ pub struct RunConfig {
     pub clock_ms: u64,
     /// Whether the workload gets a standard input pipe; else /dev/null.
     pub stdin: bool,
+    /// Whether output is waited with for as long as the host does not take it: whoever reads it may look at it first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub patient: bool,
 }
 
 /// Shows everything but the values of secrets.
@@ -212,6 +215,7 @@ impl fmt::Debug for RunConfig {
             .field("grace_ms", &self.grace_ms)
             .field("clock_ms", &self.clock_ms)
             .field("stdin", &self.stdin)
+            .field("patient", &self.patient)
             .finish()
     }
 }
@@ -383,6 +387,7 @@ mod tests {
             grace_ms: 1,
             clock_ms: 2,
             stdin: true,
+            patient: false,
         }
     }
 

@@ -8,6 +8,7 @@ use crate::workload::Launch;
 use firegopher_protocol::{Decoder, RunConfig, encode_frame};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use std::io::{Read, Write};
@@ -25,11 +26,23 @@ struct Seen {
 /// Runs `script` by sh under the supervisor; `host` plays the host's part with the stream. `None` where there is no
 /// right to do so.
 fn supervise(script: &str, stdin: bool, host: impl FnOnce(&mut UnixStream)) -> Option<Seen> {
+    supervise_with(script, stdin, Some(STALLED), host)
+}
+
+/// The same with this much time for a host that takes no output.
+fn supervise_with(
+    script: &str,
+    stdin: bool,
+    stalled: Option<Duration>,
+    host: impl FnOnce(&mut UnixStream),
+) -> Option<Seen> {
     if !root("a PID namespace") {
         return None;
     }
     let _alone = alone();
     let (guest, mut stream) = UnixStream::pair().unwrap();
+    // The kernel doubles it.
+    setsockopt(&guest, sockopt::SndBuf, &(100 * 1024)).unwrap();
     let mut config = boot::tests::config();
     config.argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
     config.stdin = stdin;
@@ -41,7 +54,7 @@ fn supervise(script: &str, stdin: bool, host: impl FnOnce(&mut UnixStream)) -> O
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             close_all_but(guest.as_raw_fd());
-            let code = std::panic::catch_unwind(|| in_namespace(guest, &config)).unwrap_or(99);
+            let code = std::panic::catch_unwind(|| in_namespace(guest, &config, stalled)).unwrap_or(99);
             // SAFETY: _exit runs nothing of the test harness.
             unsafe { libc::_exit(code) }
         }
@@ -75,7 +88,7 @@ fn close_all_but(keep: i32) {
     }
 }
 
-fn in_namespace(guest: UnixStream, config: &RunConfig) -> i32 {
+fn in_namespace(guest: UnixStream, config: &RunConfig, stalled: Option<Duration>) -> i32 {
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
     // SAFETY: this process has one thread.
     match unsafe { fork() }.unwrap() {
@@ -92,9 +105,14 @@ fn in_namespace(guest: UnixStream, config: &RunConfig) -> i32 {
             let mut control = Control::over(guest.into());
             let signals = boot::child_signals().unwrap();
             let workload = Launch::new(config, &account).unwrap().start().unwrap();
-            let record = run(&mut control, &signals, workload, Duration::from_millis(config.grace_ms));
+            let grace = Duration::from_millis(config.grace_ms);
+            let record = run(&mut control, &signals, workload, grace, stalled);
             assert_eq!(processes::reap(), Reaped::Childless);
             control.send(FromGuest::Exit(record));
+            let end = Instant::now() + Duration::from_secs(10);
+            while control.pending() && Instant::now() < end {
+                control.wait(Duration::from_millis(20));
+            }
             assert!(!control.pending());
             // SAFETY: _exit runs nothing of the test harness.
             unsafe { libc::_exit(0) }
@@ -124,6 +142,18 @@ fn code_and_all_output_are_reported() {
     };
     assert_eq!((seen.record.code, seen.record.signal), (Some(7), None));
     assert_eq!((seen.out.len(), seen.err.as_slice()), (3_000_004, b"err\n".as_slice()));
+}
+
+#[test]
+fn output_waits_without_end_only_where_the_host_may_look_at_it_first() {
+    // More than the queue and the socket hold and less than the pipe holds besides: it ends with output unsent.
+    let script = "head -c 500000 /dev/zero; exit 7";
+    let looks = |_: &mut UnixStream| std::thread::sleep(Duration::from_secs(3));
+    let Some(seen) = supervise_with(script, false, None, looks) else { return };
+    assert_eq!((seen.record.code, seen.out.len()), (Some(7), 500_000));
+    let seen = supervise_with(script, false, Some(Duration::from_millis(300)), looks).unwrap();
+    assert_eq!(seen.record.code, Some(7));
+    assert!(seen.out.len() < 500_000, "nothing was given up: {}", seen.out.len());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The streams of one VM as a session waits for them: those that are not there are waited for without end.
 
+use crate::supervise::server::{PAUSE, is_shortage};
 use crate::vmm::Serial;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,10 +22,14 @@ pub(super) async fn read(from: &mut Option<OwnedReadHalf>, buffer: &mut [u8]) ->
     }
 }
 
+/// Who comes waits in the backlog while descriptors or memory are short.
 pub(super) async fn accept(door: &Option<UnixListener>) -> io::Result<UnixStream> {
-    match door {
-        Some(door) => Ok(door.accept().await?.0),
-        None => std::future::pending().await,
+    let Some(door) = door else { return std::future::pending().await };
+    loop {
+        match door.accept().await {
+            Err(e) if is_shortage(&e) => tokio::time::sleep(PAUSE).await,
+            other => return Ok(other?.0),
+        }
     }
 }
 

@@ -124,7 +124,7 @@ impl Session<'_> {
     }
 
     /// To those who follow the VM, and to the supervisor's log.
-    fn tell(&self, text: String) {
+    pub(super) fn tell(&self, text: String) {
         log_line(&text);
         self.hub.warn(text);
     }

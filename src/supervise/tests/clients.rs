@@ -314,3 +314,23 @@ fn a_vm_that_is_asked_to_end_says_that_it_is_ending() {
     listen(&mut client);
     thread.join().unwrap();
 }
+
+#[test]
+fn a_vm_of_another_boot_lives_while_its_lock_is_held_and_no_longer() {
+    let home = tempfile::tempdir().unwrap();
+    let fake = Fake::new(|mut guest| {
+        guest.start();
+        guest.hang();
+    });
+    let (mut client, thread) = start(spec(home.path()), &fake).unwrap();
+    wait_for(&mut client, Phase::Running);
+    let dir = home.path().join("state/test/web");
+    // As a container with a boot_id of its own would have written it.
+    let mut state = State::load(&dir).unwrap().unwrap();
+    state.supervisor.boot_id = "other".into();
+    assert!(state.is_alive(&dir));
+    client.stop(true).unwrap();
+    listen(&mut client);
+    thread.join().unwrap();
+    assert!(!state.is_alive(&dir));
+}

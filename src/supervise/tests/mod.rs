@@ -79,6 +79,7 @@ pub fn run_config() -> RunConfig {
         grace_ms: 500,
         clock_ms: 0,
         stdin: true,
+        patient: false,
     }
 }
 

@@ -115,6 +115,71 @@ fn a_stop_finds_out_that_there_is_space_again_and_asks_the_guest() {
 }
 
 #[test]
+fn a_stop_ends_a_guest_that_stands_still_after_its_workload_has_ended() {
+    let home = tempfile::tempdir().unwrap();
+    let spec = with_scratch(home.path(), home.path());
+    let dir = spec.dir.clone();
+    let fake = Fake::new(|mut guest| {
+        guest.start();
+        guest.say(&FromGuest::Exit(ExitRecord { code: Some(0), ..Default::default() }));
+        while guest.hear().is_some_and(|m| m != ToGuest::ExitAck) {}
+        guest.pause(Pause::Other("io-error".into()));
+        guest.hang();
+    });
+    let (mut client, thread) = start(spec, &fake).unwrap();
+    wait_until("it is never paused", || State::load(&dir).unwrap().unwrap().paused.is_some());
+    let begun = Instant::now();
+    client.stop(false).unwrap();
+    let told = listen(&mut client);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(told.ended.unwrap().reason, Reason::Stopped);
+    assert!(told.warnings.iter().any(|w| w.contains("had not yet written to its disks is lost")));
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_signal_that_asks_for_the_end_ends_a_guest_that_stands_still_and_others_do_not() {
+    let home = tempfile::tempdir().unwrap();
+    let spec = with_scratch(home.path(), home.path());
+    let dir = spec.dir.clone();
+    let fake = Fake::new(|mut guest| {
+        guest.start();
+        guest.pause(Pause::Suspended);
+        guest.hang();
+    });
+    let (mut client, thread) = start(spec, &fake).unwrap();
+    wait_until("it is never paused", || paused(&dir).is_some());
+    client.signal(libc::SIGUSR1).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(State::load(&dir).unwrap().unwrap().status, Status::Running);
+    client.signal(libc::SIGTERM).unwrap();
+    let told = listen(&mut client);
+    assert_eq!(told.ended.unwrap().reason, Reason::Killed);
+    assert!(told.warnings.iter().any(|w| w.contains("cannot be asked to end")), "{:?}", told.warnings);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_guest_that_does_not_switch_itself_off_has_its_grace_and_its_end_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    let mut spec = with_scratch(home.path(), home.path());
+    // Five seconds more for the guest to say so.
+    spec.run.grace_ms = 2_000;
+    let fake = Fake::new(|mut guest| {
+        guest.start();
+        guest.say(&FromGuest::Exit(ExitRecord { code: Some(0), ..Default::default() }));
+        guest.hang();
+    });
+    let begun = Instant::now();
+    let (mut client, thread) = start(spec, &fake).unwrap();
+    let told = listen(&mut client);
+    assert!(begun.elapsed() >= Duration::from_millis(6_900), "{:?}", begun.elapsed());
+    assert_eq!(told.ended.unwrap().exit_code(), 0);
+    assert!(told.warnings.iter().any(|w| w.contains("did not switch itself off")), "{:?}", told.warnings);
+    thread.join().unwrap();
+}
+
+#[test]
 fn the_time_to_boot_stands_still_with_the_guest() {
     let home = tempfile::tempdir().unwrap();
     let mut spec = with_scratch(home.path(), home.path());
