@@ -55,6 +55,8 @@ pub struct Project {
     pub lock: Lock,
     /// VMs of the manifest file whose images are no good, which are not in `manifest`. Empty if those stop the command.
     pub left_out: Vec<LeftOut>,
+    /// `manifest` was narrowed to the VMs that a command names.
+    pub partial: bool,
     /// Whether VMs may be left out.
     lenient: bool,
     /// What this build brings along.
@@ -115,6 +117,7 @@ impl Project {
             store,
             lock,
             left_out,
+            partial: false,
             lenient,
             tools,
             read,
@@ -188,6 +191,7 @@ impl Project {
         Work {
             project: &self.name,
             dir: &self.manifest.dir,
+            manifest: self.manifest.location(),
             home: &self.home,
             store: &self.store,
             lock: &self.lock,

@@ -128,6 +128,7 @@ fn fetch_pinned(anew: bool) -> Result<Artifacts> {
     let (scan, tools) = (Scan::default(), tools());
     let work = Work {
         dir: &manifest.dir,
+        manifest: manifest.location(),
         project: &project,
         home: &home,
         store: &store,

@@ -48,13 +48,41 @@ pub(super) fn answer() {
 /// The manifest that the command line being completed is about: `-C` and `-f` have been typed before.
 fn manifest() -> Option<Manifest> {
     let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-    let after = |options: &[&str]| {
-        let at = words.iter().position(|word| options.contains(&word.as_str()))?;
-        words.get(at + 1).map(PathBuf::from)
-    };
-    let place =
-        Place { dir: after(&["-C"]).unwrap_or_else(|| PathBuf::from(".")), file: after(&["-f", "--file"]) };
-    manifest::load_at(&place.quiet().ok()?).ok()
+    // The shell's words come after `--`, with the program's name first.
+    let typed = words.iter().position(|word| word == "--").map_or(&[][..], |at| &words[at + 1..]);
+    manifest::load_at(&place(typed.get(1..).unwrap_or_default()).quiet().ok()?).ok()
+}
+
+/// What the words before the command say of the place: a command may have options of its own that are called the same.
+fn place(words: &[String]) -> Place {
+    let mut place = Place { dir: PathBuf::from("."), file: None };
+    let mut words = words.iter().map(String::as_str).peekable();
+    while let Some(word) = words.next_if(|word| word.starts_with('-')) {
+        let (option, attached) = match word.split_at_checked(2) {
+            Some(("--", _)) => word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value))),
+            Some((short, value)) if !value.is_empty() => {
+                (short, Some(value.strip_prefix('=').unwrap_or(value)))
+            }
+            _ => (word, None),
+        };
+        if !["-C", "-f", "--file", "--color"].contains(&option) {
+            continue;
+        }
+        // bash makes words of their own of `=`.
+        let _ = attached.is_none().then(|| words.next_if_eq(&"="));
+        let Some(value) = attached.or_else(|| words.next()).map(PathBuf::from) else { break };
+        match option {
+            "-C" => place.dir = value,
+            "-f" | "--file" => place.file = Some(value),
+            _ => {}
+        }
+    }
+    // `-C` means the same to every command.
+    let mut rest = words.take_while(|word| *word != "--").skip_while(|word| *word != "-C");
+    if let Some(dir) = rest.nth(1) {
+        place.dir = dir.into();
+    }
+    place
 }
 
 fn candidates(names: impl IntoIterator<Item = Name>) -> Vec<CompletionCandidate> {
@@ -95,4 +123,28 @@ pub(super) fn assets() -> Vec<CompletionCandidate> {
     }
     words.dedup();
     words.into_iter().map(CompletionCandidate::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_is_what_the_words_before_the_command_say() {
+        for (typed, dir, file) in [
+            ("logs -f web", ".", None),
+            ("logs -C x", "x", None),
+            ("-f a.kdl logs -f web", ".", Some("a.kdl")),
+            ("--file a.kdl -C shop up", "shop", Some("a.kdl")),
+            ("--file=a.kdl up", ".", Some("a.kdl")),
+            ("--file = a.kdl up", ".", Some("a.kdl")),
+            ("-fa.kdl -C=shop up", "shop", Some("a.kdl")),
+            ("--color never -f a.kdl up", ".", Some("a.kdl")),
+            ("-f", ".", None),
+        ] {
+            let words: Vec<String> = typed.split(' ').map(str::to_owned).collect();
+            let found = place(&words);
+            assert_eq!((found.dir, found.file), (dir.into(), file.map(PathBuf::from)), "{typed}");
+        }
+    }
 }

@@ -83,9 +83,10 @@ fn shown(refusal: &Refusal) -> render::Refusal<'_> {
 fn programs(project: &Project, plan: &Plan) -> Vec<Refusal> {
     let graph = Graph::of(&project.manifest);
     let outputs: Vec<_> = plan.steps.iter().take(graph.nodes.len()).map(|step| step.output).collect();
+    let at = project.manifest.location();
     let vms = project.manifest.vms.iter().zip(&graph.vms);
     let refused = vms.filter_map(|(vm, nodes)| {
-        let checked = program::check(vm, nodes, &outputs, &project.store, &project.manifest.dir, false);
+        let checked = program::check(vm, nodes, &outputs, &project.store, &at, false);
         Some(Refusal { vm: Some(vm.name.clone()), error: checked.err()? })
     });
     refused.collect()

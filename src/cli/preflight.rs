@@ -190,7 +190,7 @@ fn check_memory(project: &Project, plan: &Plan, vm: &Vm) -> Result<()> {
         return Ok(());
     };
     let object = |digest| project.store.object_path(digest);
-    step::check_memory(&project.manifest.dir, vm, &object(&kernel), &object(&initramfs)).map(drop)
+    step::check_memory(&project.manifest.location(), vm, &object(&kernel), &object(&initramfs)).map(drop)
 }
 
 fn pages_of(observed: &Observed) -> i64 {

@@ -46,6 +46,7 @@ pub(super) fn run(place: &Place, args: &Args) -> Result<ExitCode> {
     }
     project.left_out.clear();
     let chosen = choose(&mut project, args.vm.as_deref())?;
+    project.partial = true;
     project.manifest.vms = vec![throw_away(chosen.clone(), &args.command)?];
     let host = project::host(&project.manifest);
     // By the name that its user knows it by.

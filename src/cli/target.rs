@@ -26,6 +26,7 @@ pub(super) fn select(project: &mut Project, names: &[String]) -> Result<Selected
     if project.left_out.len() == names.len() {
         return verdict(std::mem::take(&mut project.left_out), Selected { only: None });
     }
+    project.partial = true;
     project.manifest.vms.retain(|vm| names.iter().any(|n| n == vm.name.as_str()));
     Ok(Selected { only: Some(project.manifest.vms.iter().map(|vm| vm.name.clone()).collect()) })
 }

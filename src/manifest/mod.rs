@@ -157,16 +157,15 @@ fn not_utf8(file: &Path, bytes: &[u8], at: usize) -> Error {
 /// A report of something that is wrong with the program of `vm`, at its place in the manifest: at `run`, or where the
 /// image comes from that says what to run. `None` for a VM that the manifest does not have.
 pub fn report_at_run(
-    dir: &Path,
+    at: &Location,
     vm: &Name,
     program: &str,
     code: &'static str,
     message: &str,
     help: &str,
 ) -> Option<String> {
-    let at = Location::in_dir(dir);
     let file = at.path();
-    let text = read(&at).ok()?;
+    let text = read(at).ok()?;
     let document = kdl::KdlDocument::parse_v2(&prescan::prescan(&text).ok()?).ok()?;
     let first = |node: &kdl::KdlNode| {
         node.entries().iter().find(|entry| entry.name().is_none())?.value().as_string().map(str::to_owned)
@@ -174,7 +173,7 @@ pub fn report_at_run(
     let is_vm =
         |node: &&kdl::KdlNode| node.name().value() == "vm" && first(node).as_deref() == Some(vm.as_str());
     let node = document.nodes().iter().find(is_vm)?;
-    let decoder = decode::Decoder::new(&text, dir);
+    let decoder = decode::Decoder::new(&text, at.dir());
     let settings = node.children().map(|block| block.nodes()).unwrap_or_default();
     let run = settings.iter().find(|node| node.name().value() == "run");
     let (span, label) = match run {

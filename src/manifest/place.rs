@@ -5,7 +5,6 @@ use super::{Location, prescan, read, rendered};
 use crate::error::Error;
 use crate::name::Name;
 use kdl::{KdlDocument, KdlNode};
-use std::path::Path;
 
 /// A setting of a VM.
 #[derive(Debug, Clone, Copy)]
@@ -16,9 +15,9 @@ pub struct Place<'a> {
     pub setting: &'a str,
 }
 
-/// A usage error, with an excerpt of the manifest in `dir` if the place is still there.
+/// A usage error, with an excerpt of the manifest if the place is still there.
 pub fn error_at(
-    dir: &Path,
+    at: &Location,
     place: Place<'_>,
     code: &'static str,
     text: &str,
@@ -26,23 +25,22 @@ pub fn error_at(
     help: &str,
 ) -> Error {
     let error = Error::usage(code, text).help(help);
-    match report(dir, place, code, text, label, help) {
+    match report(at, place, code, text, label, help) {
         Some(report) => error.with_report(report),
         None => error,
     }
 }
 
 fn report(
-    dir: &Path,
+    at: &Location,
     place: Place<'_>,
     code: &'static str,
     message: &str,
     label: &str,
     help: &str,
 ) -> Option<String> {
-    let at = Location::in_dir(dir);
     let file = at.path();
-    let text = read(&at).ok()?;
+    let text = read(at).ok()?;
     let clean = prescan::prescan(&text).ok()?;
     let doc = KdlDocument::parse_v2(&clean).ok()?;
     let is_it = |node: &&KdlNode| {

@@ -1,5 +1,6 @@
 //! What the manifest names on this host, hashed and checked.
 
+use super::sensitive::Remember;
 use super::{Project, local_image, sensitive};
 use crate::error::{Error, Result};
 use crate::lock::AssetId;
@@ -225,7 +226,12 @@ impl Project {
                     .extend(sensitive::find(listing, path).into_iter().map(|path| format!("{shown}/{path}")));
             }
         }
-        let new = sensitive::news(&self.home.project(&self.name), found, self.guarded);
+        let remember = match (self.guarded, self.partial || !self.left_out.is_empty()) {
+            (false, _) => Remember::Nothing,
+            (true, true) => Remember::More,
+            (true, false) => Remember::All,
+        };
+        let new = sensitive::news(&self.home.project(&self.name), found, remember);
         if !new.is_empty() {
             ui.warning(&sensitive::warning(&new));
         }

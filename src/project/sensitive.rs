@@ -72,13 +72,30 @@ fn is_environment(name: &str) -> bool {
     name.strip_prefix(".env.").is_some_and(|kind| !SHARED.iter().any(|shared| kind.contains(shared)))
 }
 
-/// What of `found` was not told before. `remember`: it is from now on, and what is gone would be told again.
-pub(super) fn news(state: &Path, found: BTreeSet<String>, remember: bool) -> Vec<String> {
+/// What a command writes down of what it tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remember {
+    /// Nothing: it tells everything, each time.
+    Nothing,
+    /// What it found beside what was found before: it looks at a part of the project.
+    More,
+    /// What it found alone: what is gone would be told again.
+    All,
+}
+
+/// What of `found` is to be told now.
+pub(super) fn news(state: &Path, mut found: BTreeSet<String>, remember: Remember) -> Vec<String> {
+    if remember == Remember::Nothing {
+        return found.into_iter().collect();
+    }
     let path = state.join(TOLD);
     let told = replace::read(&path).ok().flatten().and_then(|text| serde_json::from_slice(&text).ok());
     let told: BTreeSet<String> = told.unwrap_or_default();
     let new = found.difference(&told).cloned().collect();
-    if remember && told != found && state.is_dir() {
+    if remember == Remember::More {
+        found.extend(told.iter().cloned());
+    }
+    if told != found && state.is_dir() {
         // What cannot be remembered is told again.
         let _ = serde_json::to_vec(&found).map(|text| replace::replace(&path, &text));
     }
@@ -147,10 +164,18 @@ mod tests {
     fn each_is_told_once() {
         let dir = tempfile::tempdir().unwrap();
         let set = |paths: &[&str]| paths.iter().map(|p| (*p).to_owned()).collect::<BTreeSet<_>>();
-        let say = |paths: &[&str], remember| news(dir.path(), set(paths), remember);
+        let say = |paths: &[&str], remember| {
+            let remember = if remember { Remember::All } else { Remember::Nothing };
+            news(dir.path(), set(paths), remember)
+        };
         assert_eq!(say(&["a"], false), ["a"]);
         assert_eq!(say(&["a"], true), ["a"], "a plan remembers nothing");
         assert!(say(&["a"], true).is_empty());
+        assert_eq!(say(&["a"], false), ["a"], "a plan tells it each time");
+        // Of one VM, which is not the one that has the first.
+        assert_eq!(news(dir.path(), set(&["c"]), Remember::More), ["c"]);
+        assert!(news(dir.path(), set(&["c"]), Remember::More).is_empty());
+        assert!(say(&["a", "c"], true).is_empty(), "what others have is not forgotten");
         assert_eq!(say(&["a", "b"], true), ["b"]);
         assert!(say(&[], true).is_empty());
         assert_eq!(say(&["a"], true), ["a"], "it came back");

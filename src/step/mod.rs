@@ -20,6 +20,7 @@ pub use sources::resolve;
 
 use crate::home::Home;
 use crate::lock::Lock;
+use crate::manifest::Location;
 use crate::name::Name;
 use crate::plan::{Scan, Tools};
 use crate::store::Store;
@@ -43,6 +44,8 @@ pub struct Work<'a> {
     pub project: &'a Name,
     /// The project's directory.
     pub dir: &'a Path,
+    /// Where its manifest is, for reports.
+    pub manifest: Location,
     /// Paths.
     pub home: &'a Home,
     /// Objects and records.

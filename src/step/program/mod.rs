@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::image::BASE_IMAGE;
 use crate::image::program::Program;
 use crate::image::stacked::{Entry, Found, Stacked};
-use crate::manifest;
 use crate::manifest::model::{Vm, Workdir};
+use crate::manifest::{self, Location};
 use crate::plan::{Graph, Task, VmNodes};
 use crate::store::{Action, Store};
 use firegopher_protocol::DEFAULT_PATH;
@@ -49,7 +49,7 @@ pub(super) fn check_programs(graph: &Graph, done: &Outputs, work: &Work<'_>) -> 
     let outputs: Vec<_> = done.outputs.iter().copied().map(Some).collect();
     graph.vms.iter().try_for_each(|nodes| {
         let Task::Init(vm) = &graph.nodes[nodes.init].task else { return Ok(()) };
-        check(vm, nodes, &outputs, work.store, work.dir, true)
+        check(vm, nodes, &outputs, work.store, &work.manifest, true)
     })
 }
 
@@ -63,7 +63,7 @@ pub fn check(
     nodes: &VmNodes,
     outputs: &[Option<crate::digest::ObjectDigest>],
     store: &Store,
-    dir: &Path,
+    at: &Location,
     remember: bool,
 ) -> Result<()> {
     let there = |node: usize| outputs.get(node).copied().flatten().filter(|digest| store.has(digest));
@@ -86,7 +86,7 @@ pub fn check(
     // What the reader makes nothing of is the guest's kernel's affair.
     let found = Stacked::open(&images).ok().and_then(|stacked| Look::new(vm, &stacked).ok()?.fault().ok());
     if let Some(Some(fault)) = found {
-        return Err(refusal(vm, &fault, dir));
+        return Err(refusal(vm, &fault, at));
     }
     if !remember {
         return Ok(());
@@ -113,12 +113,12 @@ fn key(inputs: &[(String, String)]) -> StepKey {
     hasher.finish().into()
 }
 
-fn refusal(vm: &Vm, Fault { code, why, help }: &Fault, dir: &Path) -> Error {
+fn refusal(vm: &Vm, Fault { code, why, help }: &Fault, at: &Location) -> Error {
     let name = vm.run.first().map(String::as_str).unwrap_or_default();
     let why = why.strip_prefix(name).map_or(why.clone(), |rest| format!("it{rest}"));
     let message = format!("cannot run {name:?}: {why}");
     let error = Error::usage(code, format!("VM {}: {message}", vm.name)).help(help.as_str());
-    let report = manifest::report_at_run(dir, &vm.name, name, code, &message, help);
+    let report = manifest::report_at_run(at, &vm.name, name, code, &message, help);
     match report {
         Some(report) => error.with_report(report),
         // The command line's, in a VM that nobody knows by name.
