@@ -384,17 +384,22 @@ fn order(packages: &[Package]) -> Vec<usize> {
 
 /// Gives files of a package the names that another package has diverted them to.
 fn divert(entries: &mut [Entry], name: &str, diversions: &[Diversion]) {
+    let mut ways: HashMap<String, &str> = HashMap::new();
     for Diversion { from, to, .. } in diversions.iter().filter(|diversion| diversion.holder != name) {
-        let is = |path: &str| merged(path) == merged(from);
-        for entry in entries.iter_mut() {
-            if is(&entry.path) {
-                entry.path = to.as_str().into();
-            }
-            if let EntryKind::HardLink(target) = &mut entry.kind
-                && is(target)
-            {
-                *target = to.as_str().into();
-            }
+        // A path has one diversion.
+        ways.entry(merged(from)).or_insert(to);
+    }
+    if ways.is_empty() {
+        return;
+    }
+    for entry in entries.iter_mut() {
+        if let Some(to) = ways.get(&merged(&entry.path)) {
+            entry.path = (*to).into();
+        }
+        if let EntryKind::HardLink(target) = &mut entry.kind
+            && let Some(to) = ways.get(&merged(target))
+        {
+            *target = (*to).into();
         }
     }
 }

@@ -75,7 +75,9 @@ impl StepKind {
             // 2: what layers must unpack to. 3: where a configuration says it.
             StepKind::FetchImage => 3,
             // 2: names with a prefix in every dialect of tar, signed numbers, links that climb above the root.
-            StepKind::Image | StepKind::Unpack => 2,
+            StepKind::Unpack => 2,
+            // As that, and 3: where scripts change directory, and what `install` and `chown -h` change.
+            StepKind::Image => 3,
             // 2: sysctls, limits, and a working directory that may have to be made.
             StepKind::Init => 2,
             _ => 1,

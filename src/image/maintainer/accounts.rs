@@ -43,17 +43,17 @@ impl Root<'_> {
 
     /// The number of a user that is given by name or number.
     pub fn uid(&mut self, user: &str) -> Option<u32> {
-        user.parse().ok().or_else(|| self.field(PASSWD, user, 2)?.parse().ok())
+        id(user).or_else(|| id(&self.field(PASSWD, user, 2)?))
     }
 
     /// The number of a group.
     pub fn gid(&mut self, group: &str) -> Option<u32> {
-        group.parse().ok().or_else(|| self.field(GROUP, group, 2)?.parse().ok())
+        id(group).or_else(|| id(&self.field(GROUP, group, 2)?))
     }
 
     /// The group of a user.
     pub fn group_of(&mut self, user: &str) -> Option<u32> {
-        self.field(PASSWD, user, 3)?.parse().ok()
+        id(&self.field(PASSWD, user, 3)?)
     }
 
     fn free(&mut self, from_above: bool) -> Option<u32> {
@@ -80,7 +80,7 @@ impl Root<'_> {
 
     /// Adds a system group unless it is there.
     pub fn add_group(&mut self, name: &str, gid: Option<u32>, from_above: bool) -> bool {
-        if !plain(name) {
+        if !plain(name) || gid == Some(NOBODY) {
             return false;
         }
         if self.gid(name).is_some() {
@@ -97,7 +97,10 @@ impl Root<'_> {
             user.home.as_ref().unwrap_or(&user.name),
             user.shell.as_ref().unwrap_or(&user.name),
         ];
-        if !plain(&user.name) || fields.iter().any(|field| field.contains([':', '\n'])) {
+        if !plain(&user.name)
+            || user.uid == Some(NOBODY)
+            || fields.iter().any(|field| field.contains([':', '\n']))
+        {
             return false;
         }
         if self.uid(&user.name).is_some() {
@@ -183,6 +186,14 @@ impl Root<'_> {
         let text = lines.map(|line| line + "\n").collect::<String>();
         found && self.write(GROUP, &text)
     }
+}
+
+/// The number that means none: chown(2) leaves an owner as it is for it.
+const NOBODY: u32 = u32::MAX;
+
+/// A number of a user or group.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != NOBODY)
 }
 
 /// Whether a name can stand in these files.

@@ -100,13 +100,17 @@ impl Runner<'_, '_> {
             return Ok(Some(made));
         }
         let [from, to] = paths.as_slice() else { return Err(wrong()) };
-        Ok(Some(self.root().copy(from, to, false) && self.root().change(to, false, &set)))
+        let to = self.root().target(from, to);
+        Ok(Some(self.root().copy(from, &to, false) && self.root().change(&to, false, &set)))
     }
 
     fn change(&mut self, name: &str, words: &[&str]) -> Done {
         let wrong = || unknown(name, words);
         let plain = |word: &&&str| !word.starts_with('-') || word.len() == 1;
         let deep = words.iter().any(|word| matches!(*word, "-R" | "--recursive" | "-Rf" | "-hR" | "-Rh"));
+        // A tree's links are not followed, and chown(1) changes them themselves.
+        let links = name != "chmod"
+            && (deep || words.iter().any(|word| matches!(*word, "-h" | "--no-dereference" | "-hf" | "-fh")));
         let quiet = words.iter().any(|word| matches!(*word, "-f" | "--silent" | "--quiet"));
         let mut rest = words.iter().filter(plain).copied();
         let what = rest.next().ok_or_else(wrong)?;
@@ -136,7 +140,7 @@ impl Runner<'_, '_> {
             meta.uid = uid.unwrap_or(meta.uid);
             meta.gid = gid.unwrap_or(meta.gid);
         };
-        let all: Vec<bool> = rest.map(|path| self.root().change(path, deep, &set)).collect();
+        let all: Vec<bool> = rest.map(|path| self.root().change_at(path, deep, links, &set)).collect();
         Ok(Some(quiet || all.iter().all(|done| *done)))
     }
 
@@ -196,23 +200,28 @@ impl Runner<'_, '_> {
             if path.trim_matches('/').is_empty() {
                 return Err(unknown("rm", words));
             }
+            if matches!(path.rsplit('/').find(|part| !part.is_empty()), Some("." | "..")) {
+                return Ok(Some(false));
+            }
             self.root().remove(path);
         }
         Ok(Some(true))
     }
 
     fn mv(&mut self, words: &[&str]) -> Done {
-        let (_, paths) = options(words, &[]);
+        let (options, paths) = options(words, &[]);
+        let known = options.iter().all(|(option, _)| matches!(*option, "-f" | "-v" | "-T" | "--force"));
         let [from, to] = paths.as_slice() else { return Err(unknown("mv", words)) };
+        if !known {
+            return Err(unknown("mv", words));
+        }
         if !self.root().has(from) {
             return Ok(Some(false));
         }
         if !self.root().is_file(from) || self.root().is_dir(to) || self.root().link_at(from).is_some() {
             return Err(unknown("mv", words));
         }
-        let moved = self.root().copy(from, to, true);
-        self.root().remove(from);
-        Ok(Some(moved))
+        Ok(Some(self.root().rename(from, to)))
     }
 
     /// Whatever is not there needs no change, and empty directories hurt nobody.
@@ -263,6 +272,9 @@ impl Runner<'_, '_> {
     /// dpkg-divert(1): other packages' files of a name go elsewhere.
     fn divert(&mut self, words: &[&str]) -> Done {
         let (options, paths) = options(words, &["--package", "--divert"]);
+        if !self.work(self.shared.diversions.len() * (words.len() + 16)) {
+            return Err(unknown("dpkg-divert", words));
+        }
         let of = |wanted: &str| options.iter().find(|(option, _)| *option == wanted);
         if of("--list").is_some() || of("--truename").is_some() {
             return Ok(Some(true));

@@ -49,7 +49,7 @@ pub(super) fn sysusers(root: &mut Root<'_>) {
 /// Makes the directories, links and files that packages declare, where nothing has their names. In /run, too: what a
 /// service manager would make at each boot is in the image.
 pub(in crate::image) fn tmpfiles(tree: &mut Tree, origin: u32) {
-    let mut root = Root { tree, origin };
+    let mut root = Root::new(tree, origin);
     for line in lines(&mut root, "/usr/lib/tmpfiles.d") {
         let fields = fields(&line);
         let field = |at: usize| fields.get(at).map(String::as_str).filter(|field| *field != "-");

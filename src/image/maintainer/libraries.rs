@@ -25,7 +25,7 @@ const DEFAULTS: [&str; 10] = [
 
 /// Names the packages that count on a cache of libraries. `packages` are their names by origin.
 pub(in crate::image) fn uncached(tree: &mut Tree, packages: &HashMap<u32, String>, undone: &mut Vec<Undone>) {
-    let mut root = Root { tree, origin: 0 };
+    let mut root = Root::new(tree, 0);
     for name in root.names(LISTS).into_iter().filter(|name| name.ends_with(".conf")) {
         let path = format!("{LISTS}/{name}");
         let Some(text) = root.text(&path) else { continue };

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod alternatives;
+mod budget;
 mod commands;
 mod declared;
 mod libraries;
@@ -12,6 +13,7 @@ mod root;
 mod run;
 mod search;
 
+use super::archive::clean;
 use super::tree::{Meta, Tree};
 use alternatives::Alternatives;
 use root::Root;
@@ -62,9 +64,12 @@ pub(super) fn diversions(all: &[Scripts]) -> Vec<Diversion> {
     for scripts in all.iter().filter(|scripts| scripts.preinst.contains("dpkg-divert")) {
         Runner::new(&mut shared, &scripts.package, None).follow(&bounded(&scripts.preinst), &["install"]);
     }
-    let plain = |path: &str| path.trim_start_matches('/').to_owned();
+    // As the names of an archive's members are read: what could lead elsewhere diverts nothing.
+    let plain = |path: &str| clean("a diversion", path.trim_start_matches('/').as_bytes()).ok();
+    let plain = |path: &str| plain(path).filter(|path| !path.is_empty());
     let all = shared.diversions.into_iter();
-    all.map(|(from, to, holder)| Diversion { from: plain(&from), to: plain(&to), holder }).collect()
+    all.filter_map(|(from, to, holder)| Some(Diversion { from: plain(&from)?, to: plain(&to)?, holder }))
+        .collect()
 }
 
 /// Does to the tree what the scripts would, in this order: needed packages come before those that need them. What is
@@ -83,7 +88,7 @@ pub(super) fn configure(tree: &mut Tree, origin: u32, all: &[Scripts]) -> Vec<Un
         if !scripts.postinst.is_empty() {
             runner.follow(&bounded(&scripts.postinst), &["configure", ""]);
         }
-        note(&mut undone, &scripts.package, runner.undone);
+        note(&mut undone, &scripts.package, runner.undone.into_set());
     }
     // What others have brought by now.
     for scripts in all.iter().filter(|scripts| !scripts.postinst.is_empty()) {
@@ -94,14 +99,14 @@ pub(super) fn configure(tree: &mut Tree, origin: u32, all: &[Scripts]) -> Vec<Un
         }
         let mut runner = Runner::new(&mut shared, &scripts.package, None);
         runner.follow(&bounded(&scripts.postinst), &["triggered", &interests.join(" ")]);
-        note(&mut undone, &scripts.package, runner.undone);
+        note(&mut undone, &scripts.package, runner.undone.into_set());
     }
     undone.sort_by(|a, b| a.package.cmp(&b.package));
     undone
 }
 
 fn shared(tree: &mut Tree, origin: u32) -> Shared<'_> {
-    Shared { root: Root { tree, origin }, alternatives: Alternatives::default(), diversions: Vec::new() }
+    Shared { root: Root::new(tree, origin), alternatives: Alternatives::default(), diversions: Vec::new() }
 }
 
 fn bounded(script: &str) -> String {
@@ -127,7 +132,7 @@ fn note(undone: &mut Vec<Undone>, package: &str, what: BTreeSet<String>) {
 /// without their files, so they are followed in a tree that has none.
 fn users_before(tree: &mut Tree, all: &[Scripts]) -> Vec<(String, String)> {
     const FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
-    let mut real = Root { tree, origin: 1 };
+    let mut real = Root::new(tree, 1);
     let lists: Vec<(&str, String)> =
         FILES.iter().filter_map(|file| Some((*file, real.text(file)?))).collect();
     let mut empty = Tree::new(Meta::root(0o755), 1);

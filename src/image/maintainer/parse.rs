@@ -60,7 +60,7 @@ pub(super) enum Part {
 
 /// The commands of a script; `Err` says where it cannot be read.
 pub(super) fn parse(text: &str) -> Result<List, String> {
-    let mut parser = Parser { text: text.chars().collect(), at: 0, heredocs: Vec::new(), depth: 0 };
+    let mut parser = Parser { text: text.chars().collect(), at: 0, heredocs: 0, depth: 0 };
     let list = parser.list(&[])?;
     match parser.peek() {
         None => Ok(list),
@@ -71,13 +71,16 @@ pub(super) fn parse(text: &str) -> Result<List, String> {
 struct Parser {
     text: Vec<char>,
     at: usize,
-    /// Ends of here-documents that begin on the next line: the word, whether tabs go, whether it is literal.
-    heredocs: Vec<(String, bool, bool)>,
+    /// How many here-documents were taken out of the text.
+    heredocs: u32,
     depth: u32,
 }
 
 /// Scripts are strangers' text: nesting is bounded.
 const DEEPEST: u32 = 60;
+
+/// Each is cut out of the text, which moves all that follows.
+const MOST_HEREDOCS: u32 = 100;
 
 impl Parser {
     fn peek(&self) -> Option<char> {
@@ -132,8 +135,6 @@ impl Parser {
 
     fn newline(&mut self) {
         self.at += 1;
-        // Bodies were taken when their words were read.
-        self.heredocs.clear();
     }
 
     /// Whether one of these reserved words is next, which is not taken.
@@ -451,6 +452,10 @@ impl Parser {
 
     /// Cuts the text of a here-document out of what follows the line.
     fn heredoc(&mut self, end: &str, tabs: bool, literal: bool) -> Result<Word, String> {
+        self.heredocs += 1;
+        if self.heredocs > MOST_HEREDOCS {
+            return Err(self.wrong("it has too many here-documents"));
+        }
         let rest = self.text[self.at..].iter().position(|c| *c == '\n').map(|n| self.at + n + 1);
         let Some(start) = rest else { return Err(self.wrong("a here-document has no text")) };
         let (mut at, mut body) = (start, String::new());
@@ -473,7 +478,7 @@ impl Parser {
             return Ok(vec![Part::Text(body, true)]);
         }
         let mut inner =
-            Parser { text: body.chars().collect(), at: 0, heredocs: Vec::new(), depth: self.depth };
+            Parser { text: body.chars().collect(), at: 0, heredocs: self.heredocs, depth: self.depth };
         let mut parts = Word::new();
         inner.quoted(&mut parts, None)?;
         Ok(parts)

@@ -1,5 +1,6 @@
 //! The image's tree as scripts see it: paths through links, files, owners.
 
+use super::budget::Budget;
 use crate::image::content::Content;
 use crate::image::place::{MOST_LINKS, parts};
 use crate::image::tree::{Kind, Meta, Node, NodeId, Tree};
@@ -9,11 +10,19 @@ use std::io::Read as _;
 /// As much as is read of a file for its words.
 const MOST_TEXT: u64 = 1 << 20;
 
+/// NAME_MAX and PATH_MAX of linux/limits.h.
+const NAME_MAX: usize = 255;
+const PATH_MAX: usize = 4096;
+
 /// The tree.
 pub(super) struct Root<'t> {
     pub tree: &'t mut Tree,
     /// What is made belongs to this item.
     pub origin: u32,
+    /// What is still granted to whoever works on the tree.
+    pub budget: Budget,
+    /// Where relative paths begin.
+    pub cwd: String,
 }
 
 /// Where a path leads.
@@ -24,14 +33,28 @@ struct Found {
     node: Option<NodeId>,
 }
 
-impl Root<'_> {
+impl<'t> Root<'t> {
+    pub fn new(tree: &'t mut Tree, origin: u32) -> Self {
+        Root { tree, origin, budget: Budget::unbounded(), cwd: String::new() }
+    }
+
     /// Follows a path; its last name only if `through`. `make` makes missing directories on the way.
     fn find(&mut self, path: &str, through: bool, make: bool) -> Option<Found> {
+        // As Linux refuses them.
+        if path.is_empty() || path.len() >= PATH_MAX || path.contains('\0') {
+            return None;
+        }
         let mut chain = vec![Tree::ROOT];
-        let mut pending: VecDeque<String> = parts(path);
+        let mut pending: VecDeque<String> = match path.starts_with('/') {
+            true => parts(path),
+            false => parts(&format!("{}/{path}", self.cwd)),
+        };
         let mut links = 0;
         let mut last = Found { dir: Tree::ROOT, name: String::new(), node: Some(Tree::ROOT) };
         while let Some(name) = pending.pop_front() {
+            if name.len() > NAME_MAX || !self.budget.take(1) {
+                return None;
+            }
             if name == ".." {
                 if chain.len() > 1 {
                     chain.pop();
@@ -70,7 +93,7 @@ impl Root<'_> {
                 }
                 None if end => last = Found { dir, name, node: None },
                 None if make => {
-                    let id = self.add(dir, &name, Meta::root(0o755), Kind::Dir(Default::default()));
+                    let id = self.add(dir, &name, Meta::root(0o755), Kind::Dir(Default::default()))?;
                     chain.push(id);
                 }
                 None => return None,
@@ -79,10 +102,13 @@ impl Root<'_> {
         Some(last)
     }
 
-    fn add(&mut self, dir: NodeId, name: &str, meta: Meta, kind: Kind) -> NodeId {
+    fn add(&mut self, dir: NodeId, name: &str, meta: Meta, kind: Kind) -> Option<NodeId> {
+        if !self.budget.take_entry() {
+            return None;
+        }
         let id = self.tree.add(Node { meta, kind, origin: self.origin });
         self.tree.link(dir, name, id);
-        id
+        Some(id)
     }
 
     /// What is at a path, links followed.
@@ -100,6 +126,11 @@ impl Root<'_> {
 
     pub fn is_file(&mut self, path: &str) -> bool {
         self.at(path).is_some_and(|id| matches!(self.tree.node(id).kind, Kind::File { .. }))
+    }
+
+    /// Whether a file has anything in it.
+    pub fn is_full(&mut self, path: &str) -> bool {
+        self.at(path).is_some_and(|id| matches!(self.tree.node(id).kind, Kind::File { size: 1.., .. }))
     }
 
     /// Where a link leads, as it says.
@@ -124,14 +155,22 @@ impl Root<'_> {
             return None;
         }
         let mut bytes = Vec::new();
-        content.open(*size).ok()?.read_to_end(&mut bytes).ok()?;
+        let mut reader = content.open(*size).ok()?;
+        // Programs are no text, which their first bytes tell.
+        reader.by_ref().take(512).read_to_end(&mut bytes).ok()?;
+        if bytes.contains(&0) || !self.budget.take(*size as usize) {
+            return None;
+        }
+        reader.read_to_end(&mut bytes).ok()?;
         String::from_utf8(bytes).ok()
     }
 
     /// The names in a directory.
     pub fn names(&mut self, path: &str) -> Vec<String> {
         let Some(id) = self.at(path) else { return Vec::new() };
-        self.tree.children(id).map(|(name, _)| name.to_owned()).collect()
+        let names: Vec<String> = self.tree.children(id).map(|(name, _)| name.to_owned()).collect();
+        let bytes = names.iter().map(|name| name.len() + size_of::<String>()).sum();
+        if self.budget.take(bytes) { names } else { Vec::new() }
     }
 
     /// Makes a directory and those above it; one that is there stays as it is. `false` if something else is there.
@@ -139,15 +178,16 @@ impl Root<'_> {
         let Some(found) = self.find(path, true, true) else { return false };
         match found.node {
             Some(id) => self.tree.node(id).kind.is_dir(),
-            None => {
-                self.add(found.dir, &found.name, meta, Kind::Dir(Default::default()));
-                true
-            }
+            None => self.add(found.dir, &found.name, meta, Kind::Dir(Default::default())).is_some(),
         }
     }
 
     /// Writes a file, as `>` does: one that is there keeps its owner and mode.
     pub fn write(&mut self, path: &str, text: &str) -> bool {
+        // Of what is written over, the tree keeps the bytes.
+        if !self.budget.take(text.len()) {
+            return false;
+        }
         let content = Content::Bytes(text.as_bytes().into());
         self.put(path, text.len() as u64, content, None)
     }
@@ -160,12 +200,11 @@ impl Root<'_> {
             Some(id) => {
                 let meta = meta.unwrap_or_else(|| self.tree.node(id).meta.clone());
                 // A hard link's other names keep what they have.
-                self.add(found.dir, &found.name, meta, kind);
-                true
+                self.add(found.dir, &found.name, meta, kind).is_some()
             }
             None => {
-                self.add(found.dir, &found.name, meta.unwrap_or_else(|| Meta::root(0o644)), kind);
-                true
+                let meta = meta.unwrap_or_else(|| Meta::root(0o644));
+                self.add(found.dir, &found.name, meta, kind).is_some()
             }
         }
     }
@@ -177,22 +216,49 @@ impl Root<'_> {
         let Kind::File { size, content } = &node.kind else { return false };
         let meta = if keep { node.meta.clone() } else { Meta::root(node.meta.mode & 0o777) };
         let (size, content) = (*size, content.clone());
-        let to = if self.is_dir(to) {
-            format!("{to}/{}", from.rsplit('/').next().unwrap_or_default())
-        } else {
-            to.to_owned()
-        };
+        let to = self.target(from, to);
         self.put(&to, size, content, Some(meta))
+    }
+
+    /// Where a copy goes: into `to` if that is a directory.
+    pub fn target(&mut self, from: &str, to: &str) -> String {
+        match self.is_dir(to) {
+            true => format!("{to}/{}", from.rsplit('/').next().unwrap_or_default()),
+            false => to.to_owned(),
+        }
+    }
+
+    /// Gives a file another name, in place of what has that, be it a link. `false` if it has it already.
+    pub fn rename(&mut self, from: &str, to: &str) -> bool {
+        let Some(Found { dir, name, node: Some(id) }) = self.find(from, false, false) else { return false };
+        let Some(found) = self.find(to, false, false) else { return false };
+        let node = self.tree.node(id);
+        let Kind::File { size, content } = &node.kind else { return false };
+        let (meta, kind) = (node.meta.clone(), Kind::File { size: *size, content: content.clone() });
+        if (dir, &name) == (found.dir, &found.name)
+            || found.node.is_some_and(|id| self.tree.node(id).kind.is_dir())
+        {
+            return false;
+        }
+        let done = self.add(found.dir, &found.name, meta, kind).is_some();
+        if done {
+            self.remove(from);
+        }
+        done
     }
 
     /// Makes a link in place of a link that may be there.
     pub fn make_link(&mut self, path: &str, target: &str) -> bool {
+        if target.is_empty() || target.len() >= PATH_MAX || target.contains('\0') {
+            return false;
+        }
         let Some(found) = self.find(path, false, true) else { return false };
         match found.node {
             Some(id) if !matches!(self.tree.node(id).kind, Kind::Symlink(_)) => false,
             _ => {
-                self.add(found.dir, &found.name, Meta::root(0o777), Kind::Symlink(target.into()));
-                true
+                let kind = Kind::Symlink(target.into());
+                self.budget.take(target.len())
+                    && self.add(found.dir, &found.name, Meta::root(0o777), kind).is_some()
             }
         }
     }
@@ -207,12 +273,27 @@ impl Root<'_> {
 
     /// Changes owner, group or mode of what is at a path and, if `deep`, beneath it. Nothing there: `false`.
     pub fn change(&mut self, path: &str, deep: bool, change: &dyn Fn(&mut Meta, bool)) -> bool {
-        let Some(top) = self.at(path) else { return false };
+        self.change_at(path, deep, false, change)
+    }
+
+    /// As [`Root::change`], with links changed themselves if `links`, and not what they lead to.
+    pub fn change_at(
+        &mut self,
+        path: &str,
+        deep: bool,
+        links: bool,
+        change: &dyn Fn(&mut Meta, bool),
+    ) -> bool {
+        let through = !links || path.ends_with('/');
+        let Some(top) = self.find(path, through, false).and_then(|found| found.node) else { return false };
         let mut pending = vec![top];
         while let Some(id) = pending.pop() {
+            if !self.budget.take(size_of::<NodeId>()) {
+                return false;
+            }
             let node = self.tree.node_mut(id);
             let is_dir = node.kind.is_dir();
-            if !matches!(node.kind, Kind::Symlink(_)) {
+            if links || !matches!(node.kind, Kind::Symlink(_)) {
                 change(&mut node.meta, is_dir);
             }
             if deep {

@@ -1,19 +1,35 @@
 //! Follows a maintainer script over the image's tree, without running anything. What it cannot follow it names.
 
 use super::alternatives::Alternatives;
+use super::budget::{Budget, Notes};
 use super::parse::{After, Command, List, Part, Simple, Word, parse};
 use super::root::Root;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 /// A script that takes more steps does something else than installing.
 const MOST_STEPS: u32 = 20_000;
+
+/// As much work as one step stands for: characters compared, words moved.
+const STEP: usize = 4096;
 
 /// What a variable may hold.
 const LONGEST: usize = 64 << 10;
 
 /// Scripts call scripts.
 const DEEPEST: u32 = 16;
+
+/// Commands in commands, through all functions and scripts.
+const MOST_NESTED: u32 = 128;
+
+/// What test(1) is asked in one command.
+const MOST_TESTED: usize = 64;
+
+/// The bytes of a pattern.
+const LONGEST_PATTERN: usize = 4096;
+
+const TOO_MUCH: &str = "it makes too much text or too many files";
+const TOO_LONG: &str = "it takes too many steps";
 
 /// What is shared by all scripts of an image.
 pub(super) struct Shared<'t> {
@@ -34,9 +50,10 @@ pub(super) struct Runner<'s, 't> {
     args: Vec<String>,
     functions: HashMap<String, Rc<List>>,
     /// What was not followed, in words.
-    pub undone: BTreeSet<String>,
+    pub undone: Notes,
     steps: u32,
     depth: u32,
+    nested: u32,
     /// Whether a failure ends the script (`set -e`).
     strict: bool,
 }
@@ -70,6 +87,7 @@ impl<'s, 't> Runner<'s, 't> {
             ("DPKG_MAINTSCRIPT_ARCH", "amd64"),
             ("DEBIAN_FRONTEND", "noninteractive"),
             ("HOME", "/root"),
+            ("PWD", "/"),
             ("IFS", " \t\n"),
         ];
         Runner {
@@ -79,15 +97,17 @@ impl<'s, 't> Runner<'s, 't> {
             vars: vars.map(|(name, value)| (name.to_owned(), Some(value.to_owned()))).into(),
             args: Vec::new(),
             functions: HashMap::new(),
-            undone: BTreeSet::new(),
+            undone: Notes::default(),
             steps: 0,
             depth: 0,
+            nested: 0,
             strict: false,
         }
     }
 
     /// Follows a script with its arguments.
     pub fn follow(&mut self, text: &str, args: &[&str]) {
+        self.root().budget = Budget::of_a_script();
         match script(text) {
             Ok(list) => {
                 self.args = args.iter().map(|arg| (*arg).to_owned()).collect();
@@ -97,6 +117,34 @@ impl<'s, 't> Runner<'s, 't> {
                 self.undone.insert(why);
             }
         }
+        self.is_over();
+        let root = self.root();
+        root.budget = Budget::unbounded();
+        root.cwd.clear();
+    }
+
+    /// Whether a script has used up what it may, which is noted.
+    fn is_over(&mut self) -> bool {
+        let why = match self.root().budget.is_spent() {
+            true => TOO_MUCH,
+            false if self.steps > MOST_STEPS => TOO_LONG,
+            false if self.nested > MOST_NESTED => "it is nested too deeply",
+            false => return false,
+        };
+        self.undone.insert(why.to_owned());
+        true
+    }
+
+    /// Counts what takes longer than a step; whether it may still be done.
+    pub fn work(&mut self, amount: usize) -> bool {
+        let steps = u32::try_from(amount / STEP).unwrap_or(u32::MAX);
+        self.steps = self.steps.saturating_add(steps);
+        self.steps <= MOST_STEPS
+    }
+
+    /// Takes so many bytes of what the script may use.
+    fn take(&mut self, bytes: usize) -> Known<()> {
+        if self.root().budget.take(bytes) { Ok(()) } else { Err(Unknown(TOO_MUCH.to_owned())) }
     }
 
     pub fn root(&mut self) -> &mut Root<'t> {
@@ -116,11 +164,14 @@ impl<'s, 't> Runner<'s, 't> {
 
     /// Follows a command; `asked` if its status decides something.
     fn command(&mut self, command: &Command, asked: bool) -> Flow {
-        self.steps += 1;
-        if self.steps > MOST_STEPS {
-            self.undone.insert("it takes too many steps".to_owned());
-            return Flow::Exit;
-        }
+        self.steps = self.steps.saturating_add(1);
+        self.nested += 1;
+        let flow = if self.is_over() { Flow::Exit } else { self.any(command, asked) };
+        self.nested -= 1;
+        flow
+    }
+
+    fn any(&mut self, command: &Command, asked: bool) -> Flow {
         match command {
             Command::Simple(simple) => self.statement(simple, asked),
             Command::Chain(first, more) => self.chain(first, more, asked),
@@ -161,6 +212,9 @@ impl<'s, 't> Runner<'s, 't> {
         };
         for (at, (after, command)) in more.iter().enumerate() {
             let wanted = *after == After::Success;
+            if status.is_none() && !self.work(weight(command)) {
+                return Flow::Exit;
+            }
             match status {
                 Some(status) if status != wanted => continue,
                 // Whether it runs cannot be told. What only speaks, or fails on purpose, is no loss.
@@ -170,7 +224,7 @@ impl<'s, 't> Runner<'s, 't> {
                 }
                 None => {
                     self.undone.insert(words_of(if more.len() == 1 { first } else { command }));
-                    return Flow::Next(None);
+                    return after_unknown(more[at..].iter().any(|(_, command)| moves(command)));
                 }
                 Some(_) => {}
             }
@@ -190,6 +244,10 @@ impl<'s, 't> Runner<'s, 't> {
                 Ok(Some(true)) => return self.list(body),
                 Ok(Some(false)) => {}
                 Ok(None) => {
+                    let lists = || branches[at..].iter().map(|(_, body)| body).chain([rest]);
+                    if !self.work(lists().flatten().map(weight).sum()) {
+                        return Flow::Exit;
+                    }
                     let harmless = |list: &List| list.iter().all(is_harmless);
                     if branches[at..].iter().all(|(_, body)| harmless(body)) && harmless(rest) {
                         self.undone = before;
@@ -197,7 +255,7 @@ impl<'s, 't> Runner<'s, 't> {
                         let what = condition.last().map(words_of).unwrap_or_default();
                         self.undone.insert(what);
                     }
-                    return Flow::Next(None);
+                    return after_unknown(lists().flatten().any(moves));
                 }
                 Err(flow) => return flow,
             }
@@ -220,10 +278,13 @@ impl<'s, 't> Runner<'s, 't> {
         let words = match self.words(words) {
             Ok(words) => words,
             Err(Unknown(why)) => {
+                if !self.work(body.iter().map(weight).sum()) {
+                    return Flow::Exit;
+                }
                 if !body.iter().all(is_harmless) {
                     self.undone.insert(why);
                 }
-                return Flow::Next(None);
+                return after_unknown(body.iter().any(moves));
             }
         };
         for word in words {
@@ -238,17 +299,27 @@ impl<'s, 't> Runner<'s, 't> {
     }
 
     fn case(&mut self, subject: &Word, arms: &[(Vec<Word>, List)]) -> Flow {
+        let mut bodies = arms.iter().flat_map(|(_, body)| body);
         let Ok(subject) = self.joined(subject) else {
+            if !self.work(bodies.clone().map(weight).sum()) {
+                return Flow::Exit;
+            }
             if !arms.iter().all(|(_, body)| body.iter().all(is_harmless)) {
                 self.undone.insert("case".to_owned());
             }
-            return Flow::Next(None);
+            return after_unknown(bodies.any(moves));
         };
         for (patterns, body) in arms {
             for pattern in patterns {
                 match self.pattern(pattern) {
+                    Ok(pattern) if !self.work(pattern.len() * subject.len()) => return Flow::Exit,
                     Ok(pattern) if matches(&pattern, &subject) => return self.list(body),
-                    _ => {}
+                    Ok(_) => {}
+                    // Which of the rest it is cannot be told.
+                    Err(Unknown(why)) => {
+                        self.undone.insert(why);
+                        return after_unknown(bodies.any(moves));
+                    }
                 }
             }
         }
@@ -272,7 +343,11 @@ impl<'s, 't> Runner<'s, 't> {
             Err(Unknown(_)) if name_of(simple).is_some_and(|name| is_silent(&name) || reads(&name)) => {
                 return Flow::Next(None);
             }
-            Err(_) => return self.unfollowed(&words_of(&Command::Simple(simple.clone())), asked),
+            Err(_) if name_of(simple).is_some_and(|name| name == "cd") => {
+                self.undone.insert(words_of_simple(simple));
+                return Flow::Exit;
+            }
+            Err(_) => return self.unfollowed(&words_of_simple(simple), asked),
         };
         let flow = self.invoke(&words, simple, asked);
         if let Flow::Next(Some(false)) = flow
@@ -294,6 +369,15 @@ impl<'s, 't> Runner<'s, 't> {
     }
 
     fn invoke(&mut self, words: &[String], simple: &Simple, asked: bool) -> Flow {
+        // In a loop: a stranger may write thousands of them.
+        let leads = |words: &[String]| match words {
+            [name, next, ..] => matches!(name.as_str(), "command" | "exec") && !next.starts_with('-'),
+            _ => false,
+        };
+        let mut words = words;
+        while leads(words) && !self.functions.contains_key(&words[0]) {
+            words = &words[1..];
+        }
         let (name, args) = (words[0].as_str(), &words[1..]);
         // Programs of the system, wherever they are called.
         let base = name.rsplit('/').next().unwrap_or(name);
@@ -326,7 +410,7 @@ impl<'s, 't> Runner<'s, 't> {
                 return Flow::Next(Some(true));
             }
             "shift" => {
-                if !self.args.is_empty() {
+                if !self.args.is_empty() && self.work(self.args.len()) {
                     self.args.remove(0);
                 }
                 return Flow::Next(Some(true));
@@ -334,7 +418,8 @@ impl<'s, 't> Runner<'s, 't> {
             "export" | "local" | "readonly" | "declare" => {
                 for arg in args {
                     if let Some((name, value)) = arg.split_once('=') {
-                        self.vars.insert(name.to_owned(), Some(value.to_owned()));
+                        let value = (value.len() <= LONGEST).then(|| value.to_owned());
+                        self.vars.insert(name.to_owned(), value);
                     }
                 }
                 return Flow::Next(Some(true));
@@ -346,9 +431,7 @@ impl<'s, 't> Runner<'s, 't> {
                 return Flow::Next(Some(true));
             }
             "." | "source" => return self.source(args),
-            "command" | "exec" if args.first().is_some_and(|arg| !arg.starts_with('-')) => {
-                return self.invoke(args, simple, asked);
-            }
+            "cd" => return self.cd(args, asked),
             "test" => return Flow::Next(self.test(args)),
             "[" => return Flow::Next(self.test(&args[..args.len().saturating_sub(1)])),
             "db_get" => {
@@ -401,6 +484,43 @@ impl<'s, 't> Runner<'s, 't> {
         self.program(words, asked)
     }
 
+    /// Relative paths begin there from now on. Where that is no directory they cannot be told.
+    fn cd(&mut self, args: &[String], asked: bool) -> Flow {
+        let to = match args {
+            [] => Some("/root"),
+            [to] if !to.is_empty() && !to.starts_with('-') => Some(to.as_str()),
+            _ => None,
+        };
+        let path = to.map(|to| match to.starts_with('/') {
+            true => to.to_owned(),
+            false => format!("{}/{to}", self.root().cwd),
+        });
+        // As shells have it: ".." takes away the name before it, be that a link's.
+        let path = path.map(|path| {
+            let mut parts: Vec<&str> = Vec::new();
+            for part in path.split('/') {
+                match part {
+                    "" | "." => {}
+                    ".." => _ = parts.pop(),
+                    part => parts.push(part),
+                }
+            }
+            format!("/{}", parts.join("/"))
+        });
+        match path {
+            Some(path) if self.root().is_dir(&path) => {
+                self.vars.insert("PWD".to_owned(), Some(path.clone()));
+                self.root().cwd = path;
+                Flow::Next(Some(true))
+            }
+            Some(_) if asked => Flow::Next(Some(false)),
+            _ => {
+                self.undone.insert(format!("cd {}", args.join(" ")));
+                Flow::Exit
+            }
+        }
+    }
+
     /// A program of the image that is a script, too.
     fn program(&mut self, words: &[String], asked: bool) -> Flow {
         let name = &words[0];
@@ -411,6 +531,12 @@ impl<'s, 't> Runner<'s, 't> {
         let text = path.and_then(|path| self.root().text(&path));
         let list = text.filter(|_| self.depth < DEEPEST).and_then(|text| script(&text).ok());
         let Some(list) = list else { return self.unfollowed(&words.join(" "), asked) };
+        let held = self.vars.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, String::len));
+        let held = held.sum();
+        if self.take(held).is_err() {
+            return Flow::Exit;
+        }
+        let cwd = self.root().cwd.clone();
         self.depth += 1;
         let args = std::mem::replace(&mut self.args, words[1..].to_vec());
         let vars = self.vars.clone();
@@ -418,6 +544,7 @@ impl<'s, 't> Runner<'s, 't> {
         let strict = std::mem::replace(&mut self.strict, false);
         self.list(&list);
         (self.args, self.vars, self.functions, self.strict) = (args, vars, functions, strict);
+        self.root().cwd = cwd;
         self.depth -= 1;
         Flow::Next(Some(true))
     }
@@ -465,6 +592,7 @@ impl<'s, 't> Runner<'s, 't> {
                 && before.is_empty()
                 && name == "@"
             {
+                self.take(self.args.iter().map(|arg| arg.len() + size_of::<String>()).sum())?;
                 all.extend(self.args.clone());
                 continue;
             }
@@ -493,6 +621,7 @@ impl<'s, 't> Runner<'s, 't> {
                     all.push(std::mem::take(&mut current));
                 }
                 while let Some(piece) = pieces.next() {
+                    self.take(size_of::<String>())?;
                     any = true;
                     current.push_str(piece);
                     if pieces.peek().is_some() || text.ends_with(char::is_whitespace) {
@@ -501,8 +630,9 @@ impl<'s, 't> Runner<'s, 't> {
                     }
                 }
             }
+            self.take(size_of::<String>())?;
             if glob {
-                all.extend(self.glob(&current));
+                all.extend(self.glob(&current)?);
             } else if any || !current.is_empty() {
                 all.push(current);
             }
@@ -511,18 +641,27 @@ impl<'s, 't> Runner<'s, 't> {
     }
 
     /// The files that a pattern names, which is itself if there are none. Only its last name may be a pattern.
-    fn glob(&mut self, pattern: &str) -> Vec<String> {
-        let Some((dir, last)) = pattern.rsplit_once('/') else { return vec![pattern.to_owned()] };
-        if dir.contains(['*', '?', '[']) {
-            return vec![pattern.to_owned()];
+    fn glob(&mut self, pattern: &str) -> Known<Vec<String>> {
+        let (dir, last) = pattern.rsplit_once('/').map_or((None, pattern), |(dir, last)| (Some(dir), last));
+        if dir.is_some_and(|dir| dir.contains(['*', '?', '['])) {
+            return Ok(vec![pattern.to_owned()]);
         }
-        let names = self.root().names(dir);
+        let names = self.root().names(match dir {
+            None => ".",
+            Some("") => "/",
+            Some(dir) => dir,
+        });
+        let all: usize = names.iter().map(|name| name.len() + 1).sum();
+        if last.len() > LONGEST_PATTERN || !self.work(all.saturating_mul(last.len())) {
+            return Err(Unknown(TOO_LONG.to_owned()));
+        }
+        self.take(names.len().saturating_mul(dir.map_or(0, str::len)))?;
         let found: Vec<String> = names
             .into_iter()
             .filter(|name| !name.starts_with('.') && matches(last, name))
-            .map(|name| format!("{dir}/{name}"))
+            .map(|name| dir.map_or_else(|| name.clone(), |dir| format!("{dir}/{name}")))
             .collect();
-        if found.is_empty() { vec![pattern.to_owned()] } else { found }
+        Ok(if found.is_empty() { vec![pattern.to_owned()] } else { found })
     }
 
     /// A word as one, as in an assignment.
@@ -548,11 +687,20 @@ impl<'s, 't> Runner<'s, 't> {
                 }
                 pattern.push(c);
             }
+            if pattern.len() > LONGEST_PATTERN {
+                return Err(Unknown("a pattern that is too long".to_owned()));
+            }
         }
         Ok(pattern)
     }
 
     fn part(&mut self, part: &Part) -> Known<String> {
+        let text = self.expanded(part)?;
+        self.take(text.len())?;
+        Ok(text)
+    }
+
+    fn expanded(&mut self, part: &Part) -> Known<String> {
         match part {
             Part::Text(text, _) => Ok(text.clone()),
             Part::Foreign(what) => Err(Unknown(what.clone())),
@@ -563,6 +711,7 @@ impl<'s, 't> Runner<'s, 't> {
                     return value.map(Option::unwrap_or_default);
                 };
                 let value = value?;
+                self.take(value.as_ref().map_or(0, String::len))?;
                 let empty =
                     value.as_deref().is_none_or(|value| value.is_empty() && operator.starts_with(':'));
                 match operator.trim_start_matches(':') {
@@ -572,7 +721,13 @@ impl<'s, 't> Runner<'s, 't> {
                     "+" => self.joined(word),
                     cut => {
                         let pattern = self.pattern(word)?;
-                        Ok(cut_off(&value.unwrap_or_default(), cut, &pattern))
+                        let value = value.unwrap_or_default();
+                        // Each place of the value may be compared with the whole pattern.
+                        let places = value.len().saturating_mul(value.len());
+                        match self.work(places.saturating_mul(pattern.len() + 1)) {
+                            true => Ok(cut_off(&value, cut, &pattern)),
+                            false => Err(Unknown(TOO_LONG.to_owned())),
+                        }
                     }
                 }
             }
@@ -598,9 +753,9 @@ impl<'s, 't> Runner<'s, 't> {
     }
 
     /// What commands print, of the few that are known.
-    pub(super) fn output(&mut self, list: &List) -> Known<String> {
+    pub(super) fn output(&mut self, list: &[Command]) -> Known<String> {
         let unknown = || Unknown(list.first().map(words_of).unwrap_or_default());
-        let [Command::Simple(simple)] = list.as_slice() else { return Err(unknown()) };
+        let [Command::Simple(simple)] = list else { return Err(unknown()) };
         let words = self.words(&simple.words)?;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words.as_slice() {
@@ -648,6 +803,10 @@ impl<'s, 't> Runner<'s, 't> {
 
     /// test(1).
     fn test(&mut self, args: &[String]) -> Status {
+        // Each `!` and `-o` goes deeper.
+        if args.len() > MOST_TESTED {
+            return None;
+        }
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         self.expression(&args)
     }
@@ -682,7 +841,7 @@ impl<'s, 't> Runner<'s, 't> {
                     "-f" => Some(root.is_file(path)),
                     "-d" => Some(root.is_dir(path)),
                     "-L" | "-h" => Some(root.link_at(path).is_some()),
-                    "-s" => Some(root.is_file(path) && root.text(path).is_none_or(|text| !text.is_empty())),
+                    "-s" => Some(root.is_full(path)),
                     "-x" => {
                         let id = root.at(path);
                         Some(id.is_some_and(|id| root.tree.node(id).meta.mode & 0o111 != 0))
@@ -739,7 +898,6 @@ fn is_silent(name: &str) -> bool {
         "sleep",
         "sync",
         "logger",
-        "cd",
         "type",
         "update-rc.d",
         "invoke-rc.d",
@@ -888,31 +1046,75 @@ fn is_harmless(command: &Command) -> bool {
 
 /// A command as a person knows it again: its first words.
 fn words_of(command: &Command) -> String {
-    fn word(word: &Word) -> String {
-        word.iter()
-            .map(|part| match part {
-                Part::Text(text, _) => text.clone(),
-                Part::Variable(name, _, _) => format!("${name}"),
-                Part::Output(..) => "$(...)".to_owned(),
-                Part::Foreign(text) => format!("$({text})"),
-            })
-            .collect()
-    }
     match command {
-        Command::Simple(simple) => {
-            let words: Vec<String> = simple.words.iter().take(4).map(word).collect();
-            words.join(" ")
-        }
+        Command::Simple(simple) => words_of_simple(simple),
         Command::Chain(first, _) | Command::Not(first) => words_of(first),
         Command::Pipe(all) => all.first().map(words_of).unwrap_or_default(),
         Command::If(branches, _) => {
             branches.first().and_then(|(condition, _)| condition.first()).map(words_of).unwrap_or_default()
         }
         Command::For(..) => "a loop".to_owned(),
-        Command::Case(subject, _) => format!("case {}", word(subject)),
+        Command::Case(subject, _) => format!("case {}", as_written(subject)),
         Command::Function(name, _) => name.clone(),
         Command::Group(list) => list.first().map(words_of).unwrap_or_default(),
         Command::Foreign(what) => what.clone(),
+    }
+}
+
+fn words_of_simple(simple: &Simple) -> String {
+    let words: Vec<String> = simple.words.iter().take(4).map(as_written).collect();
+    words.join(" ")
+}
+
+fn as_written(word: &Word) -> String {
+    word.iter()
+        .map(|part| match part {
+            Part::Text(text, _) => text.clone(),
+            Part::Variable(name, _, _) => format!("${name}"),
+            Part::Output(..) => "$(...)".to_owned(),
+            Part::Foreign(text) => format!("$({text})"),
+        })
+        .collect()
+}
+
+/// What follows a command of which cannot be told whether it ran: if it would go to another directory, no path can be
+/// told any more.
+fn after_unknown(moves: bool) -> Flow {
+    if moves { Flow::Exit } else { Flow::Next(None) }
+}
+
+/// Whether relative paths mean something else after a command.
+fn moves(command: &Command) -> bool {
+    match command {
+        Command::Simple(simple) => name_of(simple).is_some_and(|name| name == "cd"),
+        Command::Chain(first, more) => moves(first) || more.iter().any(|(_, command)| moves(command)),
+        Command::Not(inner) => moves(inner),
+        Command::If(branches, rest) => {
+            branches.iter().flat_map(|(condition, body)| condition.iter().chain(body)).any(moves)
+                || rest.iter().any(moves)
+        }
+        Command::Group(list) | Command::For(_, _, list) => list.iter().any(moves),
+        Command::Case(_, arms) => arms.iter().flat_map(|(_, list)| list).any(moves),
+        Command::Pipe(_) | Command::Function(..) | Command::Foreign(_) => false,
+    }
+}
+
+/// The work of looking at a command and all in it.
+fn weight(command: &Command) -> usize {
+    const ONE: usize = 64;
+    let all = |list: &[Command]| list.iter().map(weight).sum::<usize>();
+    ONE + match command {
+        Command::Simple(simple) => simple.words.len() * ONE,
+        Command::Chain(first, more) => {
+            weight(first) + more.iter().map(|(_, command)| weight(command)).sum::<usize>()
+        }
+        Command::Not(inner) => weight(inner),
+        Command::Pipe(list) | Command::Group(list) | Command::For(_, _, list) => all(list),
+        Command::If(branches, rest) => {
+            branches.iter().map(|(condition, body)| all(condition) + all(body)).sum::<usize>() + all(rest)
+        }
+        Command::Case(_, arms) => arms.iter().map(|(_, list)| all(list)).sum(),
+        Command::Function(..) | Command::Foreign(_) => 0,
     }
 }
 

@@ -21,7 +21,10 @@ impl Runner<'_, '_> {
             false if has('w') => return None,
             false => Some(Pattern::parse(text)?),
         };
-        let output = self.output(&vec![from.clone()]).ok()?;
+        let output = self.output(std::slice::from_ref(from)).ok()?;
+        if !self.work(output.len().saturating_mul(text.len())) {
+            return None;
+        }
         let word = |c: char| c.is_alphanumeric() || c == '_';
         Some(output.lines().any(|line| match &pattern {
             Some(pattern) => pattern.is_in(line),

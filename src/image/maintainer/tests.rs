@@ -7,7 +7,7 @@ use crate::image::tree::Kind;
 /// A tree with some files, of which those that end in `/` are directories, and lists of users.
 fn tree(files: &[(&str, &str)]) -> Tree {
     let mut tree = Tree::new(Meta::root(0o755), 1);
-    let mut root = Root { tree: &mut tree, origin: 1 };
+    let mut root = Root::new(&mut tree, 1);
     let base = [
         ("/etc/passwd", "root:*:0:0:root:/root:/bin/bash\nwww-data:*:33:33::/var/www:/usr/sbin/nologin\n"),
         ("/etc/group", "root:*:0:\nadm:*:4:\nwww-data:*:33:\nnogroup:*:65534:\n"),
@@ -41,16 +41,16 @@ fn follow(tree: &mut Tree, postinst: &str) -> Vec<String> {
 }
 
 fn text(tree: &mut Tree, path: &str) -> String {
-    Root { tree, origin: 1 }.text(path).unwrap_or_else(|| panic!("no {path}"))
+    Root::new(tree, 1).text(path).unwrap_or_else(|| panic!("no {path}"))
 }
 
 fn link(tree: &mut Tree, path: &str) -> Option<String> {
-    Root { tree, origin: 1 }.link_at(path)
+    Root::new(tree, 1).link_at(path)
 }
 
 /// Mode and owner.
 fn owner(tree: &mut Tree, path: &str) -> (u16, u32, u32) {
-    let id = Root { tree, origin: 1 }.at(path).unwrap_or_else(|| panic!("no {path}"));
+    let id = Root::new(tree, 1).at(path).unwrap_or_else(|| panic!("no {path}"));
     let meta = &tree.node(id).meta;
     (meta.mode, meta.uid, meta.gid)
 }
@@ -300,7 +300,7 @@ fn what_cannot_be_followed_is_named_and_the_rest_is_done() {
         let undone = follow(&mut tree, &format!("mkdir -p /first\n{script}mkdir -p /last\n"));
         assert_eq!(undone, [named], "{script}");
         for dir in ["/first", "/last"] {
-            assert!(Root { tree: &mut tree, origin: 1 }.is_dir(dir), "{script}");
+            assert!(Root::new(&mut tree, 1).is_dir(dir), "{script}");
         }
     }
     let mut tree = tree(&[]);
@@ -357,6 +357,62 @@ fn hostile_scripts_end_and_stay_in_the_tree() {
         let passwd = text(&mut tree, "/etc/passwd");
         assert_eq!(passwd.lines().count(), 2, "{passwd}");
     }
+    let sixteen = "x".repeat(16 << 10);
+    let hundred = "1 2 3 4 5 6 7 8 9 0 ".repeat(10);
+    for (script, why) in [
+        // Deep where it stands in a line.
+        (format!("{}x\n", "exec ".repeat(40_000)), "x"),
+        (format!("{}x\n", "command ".repeat(30_000)), "x"),
+        (format!("test {}x && migrate\n", "! ".repeat(100_000)), "test ! ! !"),
+        (format!("[ {}x {}] && migrate\n", "'(' ".repeat(30_000), "')' ".repeat(30_000)), "[ ( ( ("),
+        (format!("[ x {}] && migrate\n", "-o x ".repeat(40_000)), "[ x -o x"),
+        ("f() { if true; then { f; }; fi; }\nf\n".to_owned(), "functions that call each other"),
+        // Large where it is followed.
+        (format!("set -- a\nfor i in {hundred}; do set -- \"$@\" \"$@\"; done\n"), "it makes too much text"),
+        (format!("x=a\nfor i in {hundred}; do export x=$x$x; done\n"), "$x"),
+        (
+            format!("for i in {hundred}; do for j in {hundred}; do y=\"a${{i:+{sixteen}}}\"; done; done\n"),
+            "it makes too much text",
+        ),
+        (format!("cat {}> /o\n", "/large ".repeat(100)), "it makes too much text"),
+        (format!("for i in {hundred}; do cat /large > /o; done\n"), "it makes too much text"),
+        (format!("for i in {hundred}; do . /large; done\n"), "it makes too much text"),
+        (
+            format!(
+                "for i in {hundred}; do for j in {hundred}; do for k in {hundred}; do touch /$i$j$k; rm -f /$i$j$k; done; done; done\n"
+            ),
+            "it takes too many steps",
+        ),
+        (
+            format!(
+                "ln -s {} /x\nfor i in {hundred}; do for j in {hundred}; do mkdir -p /x/$i/$j/{}; done; done\n",
+                "a/".repeat(40),
+                "a/".repeat(200)
+            ),
+            "it makes too much text",
+        ),
+        (format!("mkdir -p /{}\n", "a/".repeat(32_000)), "mkdir -p"),
+        // Slow where it compares.
+        (format!("x={sixteen}\ny=${{x#*y}}\nrm -f $y\n"), "it takes too many steps"),
+        (
+            format!(
+                "x={sixteen}\nfor i in {hundred}; do case $x in {}y) :;; esac; done\n",
+                "*x".repeat(1_000)
+            ),
+            "it takes too many steps",
+        ),
+        (format!("case x in {}y) migrate;; esac\n", "*x".repeat(4_000)), "a pattern that is too long"),
+        ("cat > /x <<e\ne\n".repeat(10_000), "it cannot be read"),
+    ] {
+        let mut tree = tree(&[("/large", &"# nothing\n".repeat(100_000))]);
+        let begun = std::time::Instant::now();
+        let undone = follow(&mut tree, &script).join(" | ");
+        let shown: String = script.chars().take(80).collect();
+        assert!(undone.contains(why), "{shown}: {undone}");
+        // Entries that were replaced are counted, too.
+        assert!(tree.slots() < 20_000, "{shown}: {}", tree.slots());
+        assert!(begun.elapsed().as_secs() < 60, "{shown}: {:?}", begun.elapsed());
+    }
     let huge = format!("#!/bin/sh\n{}", ":\n".repeat(MOST_TEXT));
     let huge = Scripts { package: "p".into(), postinst: huge, ..Scripts::default() };
     assert_eq!(configure(&mut tree(&[]), 2, &[huge])[0].what.len(), 1);
@@ -387,7 +443,7 @@ fn declared_users_and_files_are_made_where_nothing_has_their_names() {
     assert_eq!(owner(&mut tree, "/run/db"), (0o700, 140, 150));
     assert_eq!(link(&mut tree, "/etc/link").as_deref(), Some("../usr/x"));
     assert_eq!(owner(&mut tree, "/etc/file"), (0o600, 140, 0));
-    let names = Root { tree: &mut tree, origin: 1 }.names("/run");
+    let names = Root::new(&mut tree, 1).names("/run");
     assert_eq!(names, ["db"]);
 }
 
@@ -435,7 +491,7 @@ fn a_package_hears_what_others_brought_where_it_is_interested() {
 #[test]
 fn a_file_that_is_written_anew_leaves_its_other_names_alone() {
     let mut tree = tree(&[("/a", "one")]);
-    let id = Root { tree: &mut tree, origin: 1 }.at("/a").unwrap();
+    let id = Root::new(&mut tree, 1).at("/a").unwrap();
     tree.link(Tree::ROOT, "b", id);
     assert_eq!(follow(&mut tree, "echo two > /a\n"), NOTHING);
     assert_eq!((text(&mut tree, "/a"), text(&mut tree, "/b")), ("two\n".into(), "one".into()));
@@ -491,7 +547,7 @@ if [ "$(uname -s)" = "Linux" ]; then touch /linux; fi
     assert_eq!(owner(&mut tree, "/etc/shadow").0, 0o640);
     assert_eq!(link(&mut tree, "/etc/alternatives/my.cnf").as_deref(), Some("/etc/my.cnf.high"));
     for dir in ["/joined", "/one", "/two"] {
-        assert!(Root { tree: &mut tree, origin: 1 }.is_dir(dir), "{dir}");
+        assert!(Root::new(&mut tree, 1).is_dir(dir), "{dir}");
     }
     assert_eq!(text(&mut tree, "/linux"), "");
     let mut schemas = self::tree(&[("/s/one.xml", "")]);
@@ -540,4 +596,76 @@ pam-auth-update --root "$DPKG_ROOT" --package $force
         let undone = follow(&mut tree(files), script);
         assert_eq!(undone, ["pam-auth-update --root --package --force"]);
     }
+}
+
+#[test]
+fn relative_paths_begin_where_a_script_has_gone() {
+    let mut tree =
+        tree(&[("/srv/app/old", "x"), ("/app", "kept"), ("/srv/enter", "#!/bin/sh\ncd /etc\ntouch here\n")]);
+    let script = "cd /srv\ntouch made\nmkdir -p app/sub && cd app/sub\ncd ../../app\nrm -f old\nln -s ../made link\n\
+                  /srv/enter\nfor f in *; do touch /found-$f; done\ntouch $PWD/here\ncd nowhere || touch stayed\n";
+    assert_eq!(follow(&mut tree, script), NOTHING);
+    let mut root = Root::new(&mut tree, 1);
+    for path in ["/srv/made", "/srv/app/sub", "/srv/app/here", "/srv/app/stayed", "/etc/here", "/found-link"]
+    {
+        assert!(root.exists(path), "{path}");
+    }
+    assert!(!root.exists("/made") && !root.exists("/srv/app/old"));
+    assert_eq!(root.text("/app").as_deref(), Some("kept"));
+    // Where it cannot be told, nothing goes on.
+    for (script, named) in [
+        ("cd /absent\nrm -f app\n", "cd /absent"),
+        ("cd $(somewhere)\nrm -f app\n", "cd $(...)"),
+        ("cd -\nrm -f app\n", "cd -"),
+        ("if frobnicate; then cd /srv; fi\nrm -f app\n", "frobnicate"),
+        ("frobnicate && cd /srv\nrm -f app\n", "frobnicate"),
+    ] {
+        assert_eq!(follow(&mut tree, script), [named], "{script}");
+        assert_eq!(text(&mut tree, "/app"), "kept", "{script}");
+    }
+}
+
+#[test]
+fn commands_change_what_they_name_and_nothing_else() {
+    let mut tree =
+        tree(&[("/srv/dir/", ""), ("/srv/file", "file"), ("/srv/other", "other"), ("/srv/target", "")]);
+    let script = "chmod 2770 /srv/dir\ninstall -m 600 -o www-data /srv/file /srv/dir/\n\
+                  ln -s target /srv/link\nchown -h www-data /srv/link\n\
+                  ln -s other /srv/alias\nmv /srv/file /srv/alias\n";
+    assert_eq!(follow(&mut tree, script), NOTHING);
+    assert_eq!(owner(&mut tree, "/srv/dir"), (0o2770, 0, 0));
+    assert_eq!(owner(&mut tree, "/srv/dir/file"), (0o600, 33, 0));
+    assert_eq!(owner(&mut tree, "/srv/target"), (0o644, 0, 0));
+    let id = tree.lookup("srv/link").unwrap();
+    assert_eq!(tree.node(id).meta.uid, 33);
+    // A rename takes the link's name, and not what it leads to.
+    assert_eq!(text(&mut tree, "/srv/other"), "other");
+    assert_eq!(text(&mut tree, "/srv/alias"), "file");
+    for script in ["mv /srv/other /srv/other\n", "mv /srv/other /srv/../srv/other\n"] {
+        assert_eq!(follow(&mut tree, script).len(), 1, "{script}");
+        assert_eq!(text(&mut tree, "/srv/other"), "other");
+    }
+    for script in [
+        "chown 4294967295 /srv/other\n",
+        "chgrp 4294967295 /srv/other\n",
+        "adduser --system --uid 4294967295 x\n",
+    ] {
+        assert_eq!(follow(&mut tree, script).len(), 1, "{script}");
+    }
+    assert_eq!(owner(&mut tree, "/srv/other"), (0o644, 0, 0));
+}
+
+#[test]
+fn a_diversion_that_leads_out_is_none() {
+    let pre = |line: &str| Scripts {
+        package: "p".into(),
+        preinst: format!("#!/bin/sh\ndpkg-divert --add --divert {line}\n"),
+        ..Scripts::default()
+    };
+    let long = format!("/usr/{} /bin/x", "a".repeat(300));
+    for line in ["/usr/../../etc/x /bin/x", "/ /bin/x", "/usr/x /usr/../bin/x", &long] {
+        assert_eq!(diversions(&[pre(line)]), [], "{line}");
+    }
+    let cleaned = Diversion { from: "bin/x".into(), to: "usr/x".into(), holder: "p".into() };
+    assert_eq!(diversions(&[pre("//usr/./x /bin//x")]), [cleaned]);
 }
