@@ -4,8 +4,9 @@
 
 use crate::store::Store;
 use nix::sys::eventfd::EventFd;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Pid, getpgid, getpgrp, getppid, getsid};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,10 +55,43 @@ pub(super) fn yield_to_the_end() {
     }
 }
 
-/// Stops this process as a terminal's Ctrl-Z does, until it is continued.
+/// Stops this process as a terminal's Ctrl-Z does, until it is continued. The kernel does not stop a process that nobody
+/// could continue: one in an orphaned process group, as `ssh -t host firegopher run` makes it.
 pub(super) fn suspend() {
-    // SAFETY: takes plain numbers. SIGSTOP, as SIGTSTP is blocked.
-    unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+    // Only where the caller does not ignore it is it blocked, and nothing here handles it: its action is the default.
+    let set: SigSet = [Signal::SIGTSTP].into_iter().collect();
+    // It is this thread's own, and comes as soon as it is no longer blocked.
+    if nix::sys::signal::raise(Signal::SIGTSTP).is_ok()
+        && let Ok(old) = set.thread_swap_mask(SigmaskHow::SIG_UNBLOCK)
+    {
+        let _ = old.thread_set_mask();
+    }
+}
+
+/// Whether somebody could continue this process: a shell of its session that put it, or what started it, into a process
+/// group of its own.
+pub(super) fn is_a_job() -> bool {
+    let Ok(session) = getsid(None) else { return false };
+    let group = getpgrp();
+    let mut parent = getppid();
+    // Zero is beyond this PID namespace.
+    while parent.as_raw() > 0 {
+        if getsid(Some(parent)) != Ok(session) {
+            return false;
+        }
+        if getpgid(Some(parent)) != Ok(group) {
+            return true;
+        }
+        let Some(next) = parent_of(parent) else { return false };
+        parent = next;
+    }
+    false
+}
+
+fn parent_of(process: Pid) -> Option<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok().map(Pid::from_raw)
 }
 
 /// Blocks the signals until dropped and handles them on a thread of its own.
@@ -82,7 +116,7 @@ impl Signals {
     fn block_these(store: &Store, signals: impl Iterator<Item = Signal>) -> Option<Signals> {
         // `nohup`, and a shell for its background jobs, have some ignored; they stay so.
         let set: SigSet = signals.filter(|signal| !is_ignored(*signal)).collect();
-        let old = set.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK).ok()?;
+        let old = set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).ok()?;
         let stop = Arc::new(EventFd::new().ok()?);
         let mode = Arc::new(Mutex::new(Mode::default()));
@@ -208,6 +242,11 @@ mod tests {
     fn what_was_ignored_from_the_start_is_known() {
         // Rust's runtime ignores SIGPIPE; nothing here touches SIGUSR2.
         assert!(is_ignored(Signal::SIGPIPE) && !is_ignored(Signal::SIGUSR2));
+    }
+
+    #[test]
+    fn the_parent_of_a_process_is_known() {
+        assert_eq!(parent_of(Pid::this()), Some(getppid()));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::harness::{Project, guests};
 use crate::traces::assert_clean;
+use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -19,13 +20,25 @@ struct Piped {
 
 impl Piped {
     fn start(project: &Project, args: &[&str], stdin: Stdio) -> Piped {
+        // As a shell starts its jobs: it can continue them.
+        Piped::start_in(project, args, stdin, || nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0)))
+    }
+
+    /// In a process group that nobody could continue.
+    fn start_orphaned(project: &Project, args: &[&str], stdin: Stdio) -> Piped {
+        Piped::start_in(project, args, stdin, || nix::unistd::setsid().map(drop))
+    }
+
+    fn start_in(project: &Project, args: &[&str], stdin: Stdio, group: fn() -> nix::Result<()>) -> Piped {
         let mut command = project.command(args);
         let command = command.inner();
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         // As at a terminal, whatever starts these tests ignores.
-        // SAFETY: signal(2) is async-signal-safe, and nothing else happens between fork and exec.
+        // SAFETY: signal(2), setpgid(2) and setsid(2) are async-signal-safe, and nothing else happens between fork and
+        // exec.
         unsafe {
-            std::os::unix::process::CommandExt::pre_exec(command, || {
+            std::os::unix::process::CommandExt::pre_exec(command, move || {
+                group()?;
                 for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
                     libc::signal(signal, libc::SIG_DFL);
                 }
@@ -228,8 +241,12 @@ fn signals_reach_the_workload_as_they_are() {
     assert_clean(&project);
     for (signal, code, name) in [(libc::SIGINT, 130, "SIGINT"), (libc::SIGHUP, 129, "SIGHUP")] {
         let script = "echo ready; exec sleep 1000";
-        let mut run = Piped::start(&project, &["run", "--", "sh", "-c", script], Stdio::null());
+        let mut run = Piped::start_orphaned(&project, &["run", "--", "sh", "-c", script], Stdio::null());
         run.read_until("ready\n");
+        // Ctrl-Z stops neither the command nor its workload where nobody could continue them.
+        run.signal(libc::SIGTSTP);
+        std::thread::sleep(Duration::from_secs(1));
+        assert_ne!(state_of(run.pid()), 'T');
         run.signal(signal);
         let (status, stderr) = run.end();
         assert_eq!(status.code(), Some(code), "{stderr}");

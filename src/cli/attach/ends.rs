@@ -149,6 +149,10 @@ impl Follower {
         }
         if signal == Signal::SIGTSTP {
             signals::suspend();
+            // This process went on; nobody would continue its workload.
+            if runs && !signals::is_a_job() {
+                self.commands.iter().try_for_each(|vm| vm.signal(Signal::SIGCONT as i32))?;
+            }
         }
         Ok(())
     }
