@@ -1,9 +1,13 @@
 //! What a fresh volume takes over from the image, and what a guest pays for holes.
 
 use crate::bases::busybox;
-use crate::harness::{Project, guests};
+use crate::harness::{Project, guests, lacks_packages, skip_for_want_of_packages};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
+
+/// Fetching and unpacking a database takes minutes where other machines are busy.
+const LIMIT: Duration = Duration::from_secs(900);
 
 const LOOK: &str = r##"b=/bin/busybox
 echo "root: $($b ls -A / | $b grep lost)"
@@ -120,5 +124,29 @@ fn a_volume_that_is_too_small_for_what_the_image_has_fails_the_boot_and_says_so(
     // It is begun anew once the image has less there.
     image(b"little");
     project.up(&[]).prints("little");
+    project.ok(&["down", "--volumes"]);
+}
+
+/// It wants an empty directory of its own user's, and makes one of some thousand files.
+#[test]
+fn initdb_makes_a_database_in_a_fresh_volume() {
+    let Some(_turn) = guests(1) else { return };
+    let project = Project::new(
+        r#"vm "a" {
+            memory "512MiB"
+            image { debian "postgresql-15" }
+            user "postgres"
+            run "/usr/lib/postgresql/15/bin/initdb" "-D" "/var/lib/postgresql/data"
+            volume "data" at="/var/lib/postgresql/data" size="256MiB"
+        }"#,
+    );
+    let built = project.command(&["build"]).limit(LIMIT).output();
+    if built.code != Some(0) && lacks_packages(&built.stderr) {
+        return skip_for_want_of_packages(&built.stderr);
+    }
+    built.expect(0);
+    let up = project.command(&["up"]).limit(LIMIT).output().expect(0);
+    assert!(up.stdout.contains("owned by user \"postgres\""), "{up:?}");
+    assert!(up.stdout.contains("\nSuccess. You can now start the database server"), "{up:?}");
     project.ok(&["down", "--volumes"]);
 }
