@@ -27,12 +27,12 @@ vm "compiler" {
     memory "1GiB"
     cpus 2
     image { debian "bash" "coreutils" "gcc" "libc6-dev" "python3" }
-    workload "./work" to="/work"
+    workload "./src" to="/src"
     run "sh" "-c" #"""
         until=$(($(cut -d. -f1 /proc/uptime) + SECONDS_OF_WORK)); i=0
         while [ $(cut -d. -f1 /proc/uptime) -lt $until ]; do
-            gcc -O1 -o /tmp/program /work/program.c && /tmp/program || exit 3
-            python3 /work/spawn.py || exit 4
+            gcc -O1 -o /tmp/program /src/program.c && /tmp/program || exit 3
+            python3 /src/spawn.py || exit 4
             i=$((i+1))
         done
         echo "compiler: $i rounds"
@@ -55,8 +55,8 @@ fn fork_heavy_work_does_not_get_an_emulated_vm_killed() {
     };
     let Some(_turns) = guests(2) else { return };
     let project = Project::new(&FOR_LONG.replace("SECONDS_OF_WORK", &seconds.to_string()));
-    project.write("work/program.c", PROGRAM);
-    project.write("work/spawn.py", SPAWN);
+    project.write("src/program.c", PROGRAM);
+    project.write("src/spawn.py", SPAWN);
     project.ok(&["build"]);
     let limit = Duration::from_secs(seconds) * 3 + PATIENCE * 2;
     let told = project.command(&["up"]).limit(limit).output().expect(0);
