@@ -181,7 +181,7 @@ fn a_kernel_by_url_is_pinned_and_becomes_the_same_tree_as_a_file() {
         project.run(&["build"]).expect(64).says("has no `sha256`");
         project.ok(&["lock"]);
         assert!(project.read("firegopher.lock").contains("[[asset]]\nkind = \"kernel\"\nurl = "));
-        project.ok(&["plan"]).prints("fetch kernel");
+        project.ok(&["plan", "--verbose"]).prints("fetch kernel");
         let built = project.ok(&["build", "--locked", "--json"]).json();
         let fetch = built["steps"].as_array().unwrap().iter().find(|step| step["kind"] == "fetch-kernel");
         PathBuf::from(fetch.unwrap()["path"].as_str().unwrap())
