@@ -57,7 +57,7 @@ pub(super) fn check_programs(graph: &Graph, done: &Outputs, work: &Work<'_>) -> 
 /// again.
 ///
 /// # Errors
-/// As [`check_programs`].
+/// As `check_programs`.
 pub fn check(
     vm: &Vm,
     nodes: &VmNodes,
