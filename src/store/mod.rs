@@ -37,7 +37,7 @@ pub use inventory::{Area, Inventory, Object, Other, Record, allocated};
 pub use lock::{Exclusive, KeyLock};
 pub use outside::Outside;
 pub use partial::{Partial, PartialInfo, STALE};
-pub use record::{Action, Last, LastStep};
+pub use record::{Action, Last, LastStep, VERDICT};
 pub use temp::TempDir;
 pub use tree::tree_digest;
 

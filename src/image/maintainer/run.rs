@@ -475,6 +475,11 @@ impl<'s, 't> Runner<'s, 't> {
                 Err(Unknown(what)) => self.unfollowed(&what, asked),
             };
         }
+        if name == "grep"
+            && let Some(found) = self.searched_file(args)
+        {
+            return Flow::Next(Some(found));
+        }
         if reads(name) {
             return Flow::Next(None);
         }

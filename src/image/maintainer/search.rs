@@ -1,4 +1,5 @@
-//! Searches of scripts: `... | grep -q PATTERN`, where what is searched and what for can be told.
+//! Searches of scripts: `... | grep -q PATTERN` and `grep -q PATTERN FILE`, where what is searched and what for can be
+//! told.
 
 use super::parse::{Command, Simple};
 use super::run::Runner;
@@ -7,30 +8,63 @@ impl Runner<'_, '_> {
     /// Whether `... | grep -q PATTERN` finds it; `None` if that cannot be told.
     pub(super) fn searched(&mut self, from: &Command, grep: &Simple) -> Option<bool> {
         let words = self.words(&grep.words).ok()?;
-        let [name, options @ .., text] = words.as_slice() else { return None };
-        let known = |option: &String| {
-            matches!(option.as_str(), "-q" | "-qs" | "-sq" | "--quiet" | "-w" | "-qw" | "-wq" | "-F")
-        };
-        if name != "grep" || text.is_empty() || !options.iter().all(known) || options.is_empty() {
-            return None;
-        }
-        let has = |c| options.iter().any(|option| !option.starts_with("--") && option.contains(c));
-        let plain = has('F') || !text.contains(['*', '[', '\\', '^', '$', '.']);
-        let pattern = match plain {
-            true => None,
-            false if has('w') => return None,
-            false => Some(Pattern::parse(text)?),
-        };
+        let [name, options @ .., pattern] = words.as_slice() else { return None };
+        let search = Search::parse(options, pattern).filter(|_| name == "grep")?;
         let output = self.output(std::slice::from_ref(from)).ok()?;
-        if !self.work(output.len().saturating_mul(text.len())) {
+        self.finds(&search, &output)
+    }
+
+    /// Whether `grep -q PATTERN FILE` finds it, by its arguments; `None` if that cannot be told.
+    pub(super) fn searched_file(&mut self, args: &[String]) -> Option<bool> {
+        let [options @ .., pattern, file] = args else { return None };
+        let search = Search::parse(options, pattern)?;
+        if !self.root().exists(file) {
+            return Some(false);
+        }
+        let text = self.root().text(file)?;
+        self.finds(&search, &text)
+    }
+
+    fn finds(&mut self, search: &Search, text: &str) -> Option<bool> {
+        if !self.work(text.len().saturating_mul(search.text.len())) {
             return None;
         }
         let word = |c: char| c.is_alphanumeric() || c == '_';
-        Some(output.lines().any(|line| match &pattern {
+        Some(text.lines().any(|line| match &search.pattern {
             Some(pattern) => pattern.is_in(line),
-            None if has('w') => line.split(|c| !word(c)).any(|part| part == text),
-            None => line.contains(text.as_str()),
+            None if search.whole_word => line.split(|c| !word(c)).any(|part| part == search.text),
+            None => line.contains(search.text.as_str()),
         }))
+    }
+}
+
+/// What grep(1) is to look for.
+struct Search {
+    text: String,
+    /// Absent where the text means itself.
+    pattern: Option<Pattern>,
+    whole_word: bool,
+}
+
+impl Search {
+    /// `None` for what is not known here.
+    fn parse(options: &[String], text: &str) -> Option<Search> {
+        let known = |option: &String| {
+            matches!(option.as_str(), "-q" | "-qs" | "-sq" | "--quiet" | "-w" | "-qw" | "-wq" | "-F" | "-s")
+        };
+        let quiet = |option: &String| option == "--quiet" || option.contains('q');
+        if text.is_empty() || !options.iter().all(known) || !options.iter().any(quiet) {
+            return None;
+        }
+        let has = |c| options.iter().any(|option| !option.starts_with("--") && option.contains(c));
+        let whole_word = has('w');
+        let plain = has('F') || !text.contains(['*', '[', '\\', '^', '$', '.']);
+        let pattern = match plain {
+            true => None,
+            false if whole_word => return None,
+            false => Some(Pattern::parse(text)?),
+        };
+        Some(Search { text: text.to_owned(), pattern, whole_word })
     }
 }
 

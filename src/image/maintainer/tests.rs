@@ -329,6 +329,8 @@ fn what_changes_nothing_is_not_named() {
          if grep -sq '^x' /etc/x; then /usr/bin/python3.11 -O /usr/lib/py_compile.py $files; fi\n\
          else echo none >&2; fi\n",
         "if ! getent group www-data | grep -q '^www-data:[^:]*:33'; then groupmod -g 33 www-data; fi\n",
+        "if ! grep -sq '^root[^#]*0' /etc/passwd; then migrate; fi\n",
+        "if grep -q '^x$' /etc/absent; then migrate; fi\n",
         "if getcap /etc/passwd | grep -qs \"/etc/passwd\"; then setcap -r /etc/passwd; fi\n",
     ] {
         assert_eq!(follow(&mut tree(&[]), script), NOTHING, "{script}");

@@ -15,7 +15,7 @@ use crate::image::stacked::{Entry, Found, Stacked};
 use crate::manifest::model::{Vm, Workdir};
 use crate::manifest::{self, Location};
 use crate::plan::{Graph, Task, VmNodes};
-use crate::store::{Action, Store};
+use crate::store::{Action, Store, VERDICT};
 use firegopher_protocol::DEFAULT_PATH;
 use std::path::{Path, PathBuf};
 
@@ -94,7 +94,7 @@ pub fn check(
     let output = store.publish_bytes(b"nothing speaks against running it\n")?;
     let millis = begun.elapsed().as_millis() as u64;
     let subject = vm.run.first().cloned().unwrap_or_default();
-    store.record(&key, &Action { kind: "program check".to_owned(), subject, output, inputs, millis })
+    store.record(&key, &Action { kind: VERDICT.to_owned(), subject, output, inputs, millis })
 }
 
 /// All of a VM's settings that the answer depends on.

@@ -2,6 +2,7 @@
 
 use crate::digest::{ObjectDigest, StepKey};
 use crate::name::Name;
+use crate::store::VERDICT;
 use crate::store::describe::digests;
 use crate::store::inventory::Inventory;
 use serde::Serialize;
@@ -103,6 +104,24 @@ impl Needed {
             .collect();
         for (part, users) in parts {
             self.objects.entry(part).or_default().extend(users);
+        }
+        self.verdicts(inventory);
+    }
+
+    /// What was found out about objects that stay, stays: it would be found out again by the next command.
+    fn verdicts(&mut self, inventory: &Inventory) {
+        for record in &inventory.records {
+            let Some(action) = record.action.as_ref().filter(|action| action.kind == VERDICT) else {
+                continue;
+            };
+            let named = action.inputs.iter().flat_map(|(_, value)| digests(value));
+            let about: Vec<_> = named.filter_map(|digest| digest.parse::<ObjectDigest>().ok()).collect();
+            if about.is_empty() || !about.iter().all(|object| self.objects.contains_key(object)) {
+                continue;
+            }
+            self.keys.insert(record.key);
+            let users = self.objects[&about[0]].clone();
+            self.objects.entry(action.output).or_default().extend(users);
         }
     }
 }
