@@ -53,9 +53,10 @@ pub(super) struct Patience {
 
 impl Patience {
     /// From acknowledging the exit record to killing a VMM that does not end. Its guest writes back what its volumes have
-    /// not got yet, and has as long for that as its workload had to end.
+    /// not got yet, and has as long for that as its workload had to end, within a bound: one that hangs ends, too.
     fn power_off(&self) -> Duration {
-        self.power_off.max(self.stop)
+        const MOST: Duration = Duration::from_secs(20);
+        self.power_off.max(self.stop.min(MOST))
     }
 }
 

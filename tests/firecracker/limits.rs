@@ -47,8 +47,8 @@ fn a_jailed_vmm_has_the_limits_of_its_machine() {
 
     let group = format!("{}-{}", spec.vm_spec.id.as_str(), state(&spec).uid.unwrap());
     let expected = [
-        ("memory", "memory.limit_in_bytes", ((128_u64 + 64) << 20).to_string()),
-        ("memory", "memory.max", ((128_u64 + 64) << 20).to_string()),
+        ("memory", "memory.limit_in_bytes", ((128_u64 + 49) << 20).to_string()),
+        ("memory", "memory.max", ((128_u64 + 49) << 20).to_string()),
         ("pids", "pids.max", "18".to_owned()),
         ("cpu", "cpu.cfs_period_us", "100000".to_owned()),
         ("cpu", "cpu.cfs_quota_us", "300000".to_owned()),

@@ -313,7 +313,7 @@ fn a_killed_vmm_and_a_killed_supervisor_leave_nothing_while_a_neighbour_runs() {
     let before = state(&spec);
     assert!(before.vmm.as_ref().unwrap().signal(libc::SIGKILL).unwrap());
     let outcome = end_of(&mut client);
-    assert!(outcome.message.unwrap().contains("signal: 9"));
+    assert!(outcome.message.unwrap().contains("killed from outside (SIGKILL)"));
     project.assert_clean(&spec);
 
     let _client = project.up(&spec);
