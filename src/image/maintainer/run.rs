@@ -480,6 +480,11 @@ impl<'s, 't> Runner<'s, 't> {
         {
             return Flow::Next(Some(found));
         }
+        if let ("ls", [path] | [_, path]) = (name, args)
+            && args.len() == 1 + args.iter().filter(|arg| arg.starts_with('-')).count()
+        {
+            return Flow::Next(Some(self.root().exists(path)));
+        }
         if reads(name) {
             return Flow::Next(None);
         }

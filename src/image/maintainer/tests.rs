@@ -331,6 +331,7 @@ fn what_changes_nothing_is_not_named() {
         "if ! getent group www-data | grep -q '^www-data:[^:]*:33'; then groupmod -g 33 www-data; fi\n",
         "if ! grep -sq '^root[^#]*0' /etc/passwd; then migrate; fi\n",
         "if grep -q '^x$' /etc/absent; then migrate; fi\n",
+        "if ls -L /etc/absent >/dev/null 2>&1; then migrate; fi\n",
         "if getcap /etc/passwd | grep -qs \"/etc/passwd\"; then setcap -r /etc/passwd; fi\n",
     ] {
         assert_eq!(follow(&mut tree(&[]), script), NOTHING, "{script}");
